@@ -1,0 +1,250 @@
+"""Camera: one projection matrix and an image size, which always change together.
+
+Image coordinates are continuous: pixel column ``i`` covers ``[i, i + 1)``, its centre is ``i + 0.5``. So a resize is
+``u' = s u`` (METHOD 3, ``P' = diag(sx, sy, 1) P`` [peer]), a flip ``u' = W - u``, a crop ``u' = u - x0``, and
+``roi_align(..., aligned=True)`` samples where we mean. Calibrations are taken as they are; KITTI's and OpenCV's put
+pixel centres on whole numbers, half a pixel away, which is far below the noise of a 2D box.
+
+The camera frame is the optical one of REP 103: x right, y down, z forward, metres.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from skd_core.errors import UserError
+
+
+def project(P: Tensor, xyz: Tensor) -> Tensor:
+    """Project points to the image.
+
+    Args:
+        P: shape (..., 3, 4), projection matrices; leading dimensions broadcast against those of ``xyz``.
+        xyz: shape (..., N, 3), points in the camera frame, metres.
+
+    Returns:
+        shape (..., N, 2), pixels (u, v). Meaningless where a point lies behind the image plane.
+    """
+    P = P.to(xyz)
+    uvw = xyz @ P[..., :3].transpose(-1, -2) + P[..., None, :, 3]
+    return uvw[..., :2] / uvw[..., 2:]
+
+
+def unproject(P: Tensor, uv: Tensor, z: Tensor) -> Tensor:
+    """Points of given depth that project to given pixels: the inverse of :func:`project` for any P.
+
+    For KITTI's P this is METHOD 4's ``x = ((u - cx) z - P[0,3]) / fx`` [peer], with P[2,3] honoured too.
+
+    Args:
+        P: shape (..., 3, 4).
+        uv: shape (..., N, 2), pixels.
+        z: shape (..., N), depth along the optical axis, metres.
+
+    Returns:
+        shape (..., N, 3), points in the camera frame, metres.
+    """
+    P = P.to(uv)[..., None, :, :]
+    u, v = uv.unbind(-1)
+    w = P[..., 2, 2] * z + P[..., 2, 3]  # homogeneous scale, but for its x and y parts
+    a, b = P[..., 0, 0] - u * P[..., 2, 0], P[..., 0, 1] - u * P[..., 2, 1]
+    c, d = P[..., 1, 0] - v * P[..., 2, 0], P[..., 1, 1] - v * P[..., 2, 1]
+    r = u * w - P[..., 0, 2] * z - P[..., 0, 3]
+    s = v * w - P[..., 1, 2] * z - P[..., 1, 3]
+    det = a * d - b * c
+    return torch.stack([(d * r - b * s) / det, (a * s - c * r) / det, z.expand_as(u)], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """A rectified pinhole camera.
+
+    Attributes:
+        P: shape (3, 4), float64, projection matrix from the camera frame to pixels, KITTI's P2 or CameraInfo's P.
+        width: image width in pixels.
+        height: image height in pixels.
+
+    Raises:
+        UserError: P is not a finite 3x4 matrix with positive focal lengths, or the size is not positive.
+    """
+
+    P: Tensor
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        P = torch.as_tensor(self.P, dtype=torch.float64)
+        if P.shape != (3, 4):
+            raise UserError(f"camera: P must be 3x4, got {tuple(P.shape)}")
+        if not bool(P.isfinite().all()):
+            raise UserError("camera: P holds NaN or infinity; check the calibration")
+        if not (P[0, 0] > 0 and P[1, 1] > 0):
+            raise UserError(f"camera: focal lengths must be positive, got fx={P[0, 0]:g}, fy={P[1, 1]:g} (uncalibrated?)")
+        if self.width <= 0 or self.height <= 0:
+            raise UserError(f"camera: image size must be positive, got {self.width}x{self.height}")
+        object.__setattr__(self, "P", P)
+
+    # -- intrinsics -------------------------------------------------------------------------------------------------
+    @property
+    def K(self) -> Tensor:
+        """shape (3, 3), the left part of P."""
+        return self.P[:, :3]
+
+    @property
+    def fx(self) -> float:
+        return float(self.P[0, 0])
+
+    @property
+    def fy(self) -> float:
+        return float(self.P[1, 1])
+
+    @property
+    def cx(self) -> float:
+        return float(self.P[0, 2])
+
+    @property
+    def cy(self) -> float:
+        return float(self.P[1, 2])
+
+    # -- geometry ---------------------------------------------------------------------------------------------------
+    def project(self, xyz: Tensor) -> Tensor:
+        """(N, 3) metres -> (N, 2) pixels; see :func:`project`."""
+        return project(self.P, xyz)
+
+    def unproject(self, uv: Tensor, z: Tensor) -> Tensor:
+        """(N, 2) pixels and (N,) depths -> (N, 3) metres; see :func:`unproject`."""
+        return unproject(self.P, uv, z)
+
+    # -- what happens to the image happens to P ------------------------------------------------------------------------
+    def crop(self, x0: int, y0: int, width: int, height: int) -> Camera:
+        """Camera of the image's window whose top left pixel is (x0, y0); the window may reach outside (padding)."""
+        M = torch.tensor([[1, 0, -x0], [0, 1, -y0], [0, 0, 1]], dtype=torch.float64)
+        return Camera(M @ self.P, width, height)
+
+    def resize(self, width: int, height: int) -> Camera:
+        """Camera of the image scaled to width x height; fx and fy scale apart."""
+        M = torch.diag(torch.tensor([width / self.width, height / self.height, 1.0], dtype=torch.float64))
+        return Camera(M @ self.P, width, height)
+
+    def flip(self) -> Camera:
+        """Camera of the image mirrored left to right, in a world mirrored too (x -> -x), so that fx stays positive."""
+        M = torch.tensor([[-1, 0, self.width], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+        N = torch.diag(torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64))
+        return Camera(M @ self.P @ N, self.width, self.height)
+
+    # -- where cameras come from --------------------------------------------------------------------------------------
+    @staticmethod
+    def from_kitti(path: str | Path, width: int, height: int, key: str = "P2") -> Camera:
+        """Read one ``P`` line of a KITTI calibration file (object, tracking or raw: ``P2`` or ``P_rect_02``).
+
+        Raises:
+            UserError: missing file, missing line, or not 12 numbers; the message names the line.
+        """
+        wanted = {key, key.replace("P", "P_rect_0")}
+        for number, line in enumerate(_read_text(path).splitlines(), 1):
+            name, _, rest = line.partition(":")
+            if name.strip() not in wanted:
+                continue
+            try:
+                values = [float(v) for v in rest.split()]
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: {name} must be 12 numbers ({error})") from None
+            if len(values) != 12:
+                raise UserError(f"{path}:{number}: {name} must be 12 numbers, got {len(values)}")
+            return Camera(torch.tensor(values, dtype=torch.float64).reshape(3, 4), width, height)
+        raise UserError(f"{path}: no line '{key}:'; is this a KITTI calibration file?")
+
+    @staticmethod
+    def from_ros(info: Mapping[str, Any], name: str = "camera_info") -> Camera:
+        """From the fields of ``sensor_msgs/CameraInfo`` or of a ROS calibration YAML, for the **rectified** image.
+
+        Takes ``p``/``P``/``projection_matrix`` where it is filled, else K with no distortion. ROI offset and binning
+        are applied in that order, as the CameraInfo documentation has it.
+
+        Args:
+            info: mapping with width, height and either P or K (lists of 12 or 9, or ``{"data": [...]}``).
+            name: what to call it in an error.
+
+        Raises:
+            UserError: no usable matrix (K[0] = 0 means uncalibrated), or missing size.
+        """
+
+        def matrix(*keys: str) -> list[float]:
+            for key in keys:
+                value = info.get(key)
+                if value is not None:
+                    data = value["data"] if isinstance(value, Mapping) else value
+                    return [float(v) for v in data]
+            return []
+
+        try:
+            width, height = int(info.get("width", info.get("image_width"))), int(info.get("height", info.get("image_height")))  # type: ignore[arg-type]
+            p, k = matrix("p", "P", "projection_matrix"), matrix("k", "K", "camera_matrix")
+            d = matrix("d", "D", "distortion_coefficients")
+        except (TypeError, ValueError, KeyError, AttributeError):
+            raise UserError(f"{name}: needs width, height and P (12 numbers) or K (9 numbers)") from None
+        if len(p) == 12 and p[0] > 0:
+            P = torch.tensor(p, dtype=torch.float64).reshape(3, 4)
+        elif len(k) == 9 and k[0] > 0:
+            if any(d):
+                raise UserError(f"{name}: has distortion but no P; rectify the images first (image_proc) and give P")
+            P = torch.cat([torch.tensor(k, dtype=torch.float64).reshape(3, 3), torch.zeros(3, 1, dtype=torch.float64)], 1)
+        else:
+            raise UserError(f"{name}: uncalibrated (K[0] and P[0] are 0 or missing); publish a calibrated camera_info")
+        camera = Camera(P, width, height)
+        roi = info.get("roi") or {}
+        if roi.get("width") and roi.get("height"):
+            camera = camera.crop(int(roi["x_offset"]), int(roi["y_offset"]), int(roi["width"]), int(roi["height"]))
+        bx, by = max(int(info.get("binning_x") or 1), 1), max(int(info.get("binning_y") or 1), 1)
+        return camera.resize(camera.width // bx, camera.height // by) if (bx, by) != (1, 1) else camera
+
+    @staticmethod
+    def from_file(path: str | Path, width: int | None = None, height: int | None = None) -> Camera:
+        """From a KITTI calibration text, a ROS calibration YAML or a CameraInfo YAML (``ros2 topic echo --once``).
+
+        A KITTI file does not hold the image size, so width and height are needed for it. Where both the file and the
+        arguments give a size, they must agree.
+        """
+        text = _read_text(path)
+        if any(line.startswith(("P2:", "P_rect_02:")) for line in text.splitlines()):
+            if width is None or height is None:
+                raise UserError(f"{path}: a KITTI calibration holds no image size; pass width and height")
+            return Camera.from_kitti(path, width, height)
+        try:
+            info = next(iter(yaml.safe_load_all(text)))
+        except (yaml.YAMLError, StopIteration) as error:
+            raise UserError(f"{path}: neither a KITTI calibration (no 'P2:' line) nor YAML ({str(error).splitlines()[0] if str(error) else 'empty'})") from None
+        if not isinstance(info, Mapping):
+            raise UserError(f"{path}: neither a KITTI calibration (no 'P2:' line) nor a camera YAML")
+        camera = Camera.from_ros(info, str(path))
+        if width is not None and height is not None and (camera.width, camera.height) != (width, height):
+            raise UserError(f"{path}: is for {camera.width}x{camera.height} images, but the image is {width}x{height}")
+        return camera
+
+    def replace_size(self, width: int, height: int) -> Camera:
+        """The same matrix for another image size (a KITTI crop from the top left keeps its P)."""
+        return dataclasses.replace(self, width=width, height=height)
+
+    def __repr__(self) -> str:
+        return f"Camera({self.width}x{self.height}, fx={self.fx:.1f}, fy={self.fy:.1f}, cx={self.cx:.1f}, cy={self.cy:.1f}, hfov={self.hfov_degrees:.0f} deg)"
+
+    @property
+    def hfov_degrees(self) -> float:
+        """Horizontal field of view in degrees."""
+        return math.degrees(math.atan(self.cx / self.fx) + math.atan((self.width - self.cx) / self.fx))
+
+
+def _read_text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UserError(f"{path}: cannot read camera file: {reason}") from None

@@ -1,0 +1,1 @@
+"""The losses of METHOD 6, one a file."""

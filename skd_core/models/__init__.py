@@ -1,0 +1,1 @@
+"""Backbone, heads, the student (MDN), the teacher (DSN) and the decoding of boxes."""
