@@ -1,0 +1,219 @@
+"""KITTI object files: labels, results, and the standard folder tree.
+
+One line of a label file has 15 columns, one of a result file 16::
+
+    0     1          2         3      4..7             8..10    11..13        14          15
+    type  truncated  occluded  alpha  x1 y1 x2 y2 px   h w l m  x y z m       rotation_y  score
+                                                                bottom centre
+
+Training reads columns 0 and 4..7 only (:func:`read_boxes2d`): no 3D label can reach it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skd_core.boxes import Boxes2D, Boxes3D
+from skd_core.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+LABEL_COLUMNS, RESULT_COLUMNS = 15, 16
+
+
+@dataclass(eq=False)
+class KittiObjects:
+    """The lines of one label or result file, column by column, in KITTI's own units and axes; all float64.
+
+    Attributes:
+        type: N class names, "DontCare" among them.
+        truncated: shape (N,), share outside the image in labels (-1 where unknown).
+        occluded: shape (N,), 0 none, 1 part, 2 large, 3 unknown (-1 in results).
+        alpha: shape (N,), observation angle, radians (-10 where unknown).
+        xyxy: shape (N, 4), pixels.
+        dimensions: shape (N, 3), (h, w, l), metres (-1 where unknown).
+        location: shape (N, 3), centre of the bottom face in the camera frame, metres (-1000 where unknown).
+        rotation_y: shape (N,), radians (-10 where unknown).
+        score: shape (N,), ones for labels; any range in results, as the file has it.
+    """
+
+    type: list[str]
+    truncated: Floats
+    occluded: Floats
+    alpha: Floats
+    xyxy: Floats
+    dimensions: Floats
+    location: Floats
+    rotation_y: Floats
+    score: Floats
+
+    def __len__(self) -> int:
+        return len(self.type)
+
+    def __getitem__(self, index: npt.ArrayLike | slice) -> KittiObjects:
+        """Lines by a boolean mask, indices or a slice."""
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            index = index if index.size else index.astype(np.intp)
+        picked = np.arange(len(self))[index].reshape(-1)
+        columns = (getattr(self, f.name)[picked] for f in fields(self)[1:])
+        return KittiObjects([self.type[i] for i in picked], *columns)
+
+    def is_class(self, classes: Iterable[str]) -> npt.NDArray[np.bool_]:
+        """shape (N,), which lines are of the given classes."""
+        wanted = set(classes)
+        return np.array([name in wanted for name in self.type], dtype=bool)
+
+    def boxes2d(self, classes: Iterable[str] | None = None) -> Boxes2D:
+        """The 2D boxes (float64) of the given classes; of all lines, "DontCare" too, without."""
+        chosen = self if classes is None else self[self.is_class(classes)]
+        return Boxes2D(torch.from_numpy(chosen.xyxy.copy()), tuple(chosen.type), torch.from_numpy(chosen.score.copy()))
+
+    def boxes3d(self, classes: Iterable[str] | None = None) -> Boxes3D:
+        """The 3D boxes (float64) of the given classes; of all lines but "DontCare", which has none, without."""
+        chosen = self[~self.is_class(["DontCare"]) if classes is None else self.is_class(classes)]
+        return Boxes3D.from_kitti(
+            torch.from_numpy(chosen.location),
+            torch.from_numpy(chosen.dimensions),
+            torch.from_numpy(chosen.rotation_y),
+            chosen.type,
+            scores=torch.from_numpy(chosen.score),
+            xyxy=torch.from_numpy(chosen.xyxy),
+        )
+
+
+def read_objects(path: str | Path, results: bool = False) -> KittiObjects:
+    """Read a label file (15 columns) or a result file (16 columns, the last one the score).
+
+    Blank lines, CRLF and trailing spaces are fine, and so is an empty file (no objects).
+
+    Raises:
+        UserError: unreadable file; a line with another number of columns, a value that is no finite number, or a 2D
+            box with x2 < x1 or y2 < y1. The message starts with ``path:line:``.
+    """
+    width = RESULT_COLUMNS if results else LABEL_COLUMNS
+    lines = _read_lines(path)
+    rows: list[list[float]] = []
+    try:
+        for line in lines:
+            rows.append([float(value) for value in line[1:]])
+        table = np.array(rows, dtype=np.float64).reshape(len(rows), width - 1)
+        valid = bool(np.isfinite(table).all() and (table[:, 5:7] >= table[:, 3:5]).all())
+    except ValueError:
+        valid = False
+    if not valid:
+        raise _explain(path, width, range(1, width))
+    return KittiObjects(
+        type=[line[0] for line in lines],
+        truncated=table[:, 0],
+        occluded=table[:, 1],
+        alpha=table[:, 2],
+        xyxy=table[:, 3:7],
+        dimensions=table[:, 7:10],
+        location=table[:, 10:13],
+        rotation_y=table[:, 13],
+        score=table[:, 14] if results else np.ones(len(lines)),
+    )
+
+
+def read_boxes2d(path: str | Path) -> Boxes2D:
+    """Read only the class names and 2D boxes (float64) of a label file: all that weakly supervised training may see.
+
+    Every other column stays unread; the last ones may be missing.
+
+    Raises:
+        UserError: unreadable file, fewer than 8 columns, or an invalid 2D box. The message starts with ``path:line:``.
+    """
+    lines = _read_lines(path)
+    try:
+        xyxy = np.array([[float(value) for value in line[4:8]] for line in lines]).reshape(len(lines), 4)
+        valid = bool(np.isfinite(xyxy).all() and (xyxy[:, 2:] >= xyxy[:, :2]).all())
+    except ValueError:
+        valid = False
+    if not valid:
+        raise _explain(path, None, range(4, 8))
+    return Boxes2D(torch.from_numpy(xyxy), tuple(line[0] for line in lines))
+
+
+def write_results(path: str | Path, boxes: Boxes3D) -> None:
+    """Write detections as a KITTI result file that reads back to the same float64 values.
+
+    Truncation and occlusion are written as -1 and the location as the centre of the bottom face, computed in float64.
+    Where ``boxes.xyxy`` is unknown (NaN), project the boxes first: the format has no word for it.
+
+    Raises:
+        UserError: a value is not finite, or a class name is empty or holds a space.
+    """
+    exact = boxes.to("cpu", torch.float64)
+    xyxy = exact.xyxy
+    table = torch.cat(
+        [exact.alpha[:, None], xyxy, exact.dimensions_hwl, exact.bottom, exact.yaw[:, None], exact.scores[:, None]], -1
+    ).detach()
+    lines = []
+    for label, row in zip(boxes.labels, table.tolist(), strict=True):
+        if len(label.split()) != 1 or label != label.strip():
+            raise UserError(f"{path}: class name {label!r} cannot be written: KITTI names are one word")
+        lines.append(f"{label} -1 -1 {' '.join(map(repr, row))}\n")
+    if not bool(table.isfinite().all()):
+        row_number = int((~table.isfinite()).any(-1).nonzero()[0])
+        raise UserError(f"{path}: detection {row_number} holds NaN or infinity: {lines[row_number].strip()}")
+    write_atomic(path, "".join(lines))
+
+
+def write_atomic(path: str | Path, text: str) -> None:
+    """Write a text file under a temporary name in the same folder, then move it into place."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def _read_lines(path: str | Path) -> list[list[str]]:
+    """The lines of a file that are not blank, split into columns."""
+    return [columns for line in _read_text(path).splitlines() if (columns := line.split())]
+
+
+def _read_text(path: str | Path) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from None
+
+
+def _explain(path: str | Path, width: int | None, numeric: Sequence[int]) -> UserError:
+    """The error for the first malformed line: the slow path, so that reading thousands of good files stays fast."""
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        columns = line.split()
+        where = f"{path}:{number}"
+        if not columns:
+            continue
+        if width is not None and len(columns) != width:
+            kinds = {LABEL_COLUMNS: "a label", RESULT_COLUMNS: "a result"}
+            hint = f" (this looks like {kinds[len(columns)]} line)" if len(columns) in kinds else ""
+            return UserError(f"{where}: expected {width} columns, as {kinds[width]} line has, got {len(columns)}{hint}")
+        if len(columns) <= numeric[-1]:
+            return UserError(f"{where}: expected at least {numeric[-1] + 1} columns, got {len(columns)}")
+        for i in numeric:
+            try:
+                finite = np.isfinite(float(columns[i]))
+            except ValueError:
+                return UserError(f"{where}: column {i + 1} must be a number, got {columns[i]!r}")
+            if not finite:
+                return UserError(f"{where}: column {i + 1} must be finite, got {columns[i]!r}")
+        x1, y1, x2, y2 = map(float, columns[4:8])
+        if x2 < x1 or y2 < y1:
+            return UserError(f"{where}: 2D box needs x1 <= x2 and y1 <= y2, got {x1:g} {y1:g} {x2:g} {y2:g}")
+    return UserError(f"{path}: changed while it was read")
