@@ -1,0 +1,174 @@
+"""Typed, strict configuration: an unknown or ill-typed key is an error that names it and the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from skd_core.errors import UserError
+from skd_core.supervision.priors import prior_of
+
+
+class Strict(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Strict):
+    """What rebuilds the network; travels with every checkpoint and weights file."""
+
+    classes: tuple[str, ...] = ("Car", "Pedestrian", "Cyclist")
+    backbone: str = "dla34"
+    neck_channels: int = Field(64, ge=8)
+    head_channels: int = Field(256, ge=8)
+    roi_size: int = Field(7, ge=1)
+    input_size: tuple[int, int] = (1280, 384)  # width, height, pixels
+    direction: bool = False  # front and rear are told apart; only 3D labels can teach it
+    center_offset: bool = True  # False: no way from the surface to the centre (ablation)
+
+    @field_validator("classes")
+    @classmethod
+    def _known(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if not classes or len(set(classes)) != len(classes):
+            raise ValueError("needs at least one class, each once")
+        for name in classes:
+            prior_of(name)
+        return classes
+
+    @field_validator("input_size")
+    @classmethod
+    def _size(cls, size: tuple[int, int]) -> tuple[int, int]:
+        if min(size) < 32:
+            raise ValueError("width and height must be at least 32 pixels")
+        return size
+
+
+class SetConfig(Strict):
+    """One data set in the KITTI layout."""
+
+    root: str
+    split: str | None = None  # a name in ImageSets/; all images if none
+
+
+class DataConfig(Strict):
+    """Where images, 2D boxes and depth maps come from."""
+
+    train: SetConfig
+    val: SetConfig | None = None  # 3D labels are read here only, and only to report
+    depth_dir: str | None = None  # folder beside image_2 with estimated depth, training only
+    workers: int = Field(0, ge=0)
+    cache: bool = True  # keep the resized images in memory
+
+
+class AugmentConfig(Strict):
+    """What is done to a training image; camera, boxes and depth follow."""
+
+    flip: float = Field(0.5, ge=0, le=1)  # probability
+    photometric: float = Field(0.3, ge=0, lt=1)  # largest relative change of brightness, contrast, saturation
+    box_jitter: float = Field(0.03, ge=0, lt=0.3)  # sd of a RoI's edges, share of its size
+
+
+class MethodConfig(Strict):
+    """Which parts of METHOD 6 take part; the rows of the ablation differ here only."""
+
+    teacher: bool = True  # DSN
+    distillation: Literal["none", "l1", "uad"] = "uad"
+    modulation: bool = True  # GTM
+    mode: Literal["paper", "best"] = "best"  # best: the student also sees the pseudo-targets
+    supervised: bool = False  # 3D labels instead of everything weak: the upper bound, never the product
+    direct_targets: bool = False  # pseudo-targets on the student without a teacher
+
+    depth_map_weight: float = 0.5
+    dimension_weight: float = 0.5
+    points_weight: float = 0.1
+    student_depth_weight: float = Field(0.3, ge=0)  # L_z on the student in best mode
+    gtm_alpha: float = Field(4.0, ge=0)
+    gtm_beta: float = Field(0.05, ge=0)
+
+
+class ScheduleConfig(Strict):
+    """METHOD 6, Schedule [peer]. The 3D losses' ramps scale with the number of epochs [ours]."""
+
+    epochs: int = Field(140, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(1.25e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    warmup_epochs: float = Field(5, ge=0)
+    decay: tuple[float, ...] = (90 / 140, 120 / 140)  # shares of the run after which the rate falls tenfold
+    gradient_clip: float = Field(35.0, gt=0)
+    ema: float = Field(0.998, ge=0, lt=1)
+    start_3d: tuple[float, float] = (5 / 140, 10 / 140)  # shares of the run over which the 3D losses rise to 1
+    start_distillation: tuple[float, float] = (10 / 140, 20 / 140)
+    eval_every: int = Field(10, ge=1)  # epochs
+
+
+class TrainConfig(Strict):
+    """All of `skd_core train`."""
+
+    seed: int = 0
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    method: MethodConfig = MethodConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a training config.
+
+    Args:
+        path: YAML file.
+        overrides: "section.key=value" each, value in YAML; later ones win.
+
+    Raises:
+        UserError: unreadable file, unknown key (with the nearest valid one), ill-typed value.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read config: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config is a mapping with at least 'data'")
+    for item in overrides or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"override '{item}': write section.key=value")
+        *parents, last = key.strip().split(".")
+        section = raw
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise UserError(f"override '{item}': '{parent}' is not a section")
+        section[last] = yaml.safe_load(value)
+    return parse_config(TrainConfig, raw, str(path))
+
+
+def parse_config(kind: type[Any], raw: object, name: str) -> Any:
+    """Validate a mapping; the first fault becomes a one-line :class:`UserError` that starts with ``name``."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(path[-1], _keys(kind, path[:-1]), 1, 0.5)
+            hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; valid here: {', '.join(_keys(kind, path[:-1]))}"
+            raise UserError(f"{name}: unknown key '{'.'.join(path)}'{hint}") from None
+        raise UserError(f"{name}: '{'.'.join(path)}': {first['msg']}, got {first['input']!r}"[:400]) from None
+
+
+def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """Valid keys of a nested section."""
+    for part in path:
+        annotation: Any = kind.model_fields[part].annotation if part in kind.model_fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        kind = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), kind)
+    return list(kind.model_fields)

@@ -1,0 +1,98 @@
+"""Self-describing weights: safetensors with everything in the metadata that rebuilds and explains the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from skd_core.config import ModelConfig, parse_config
+from skd_core.errors import UserError
+from skd_core.models.student import MEAN, STD, Student
+
+FORMAT = "skd_core.student.v1"
+BUNDLED = Path(__file__).resolve().parents[1] / "weights"
+
+
+def resolve(path: str | Path) -> Path:
+    """A path, or the name of bundled weights ("default").
+
+    Raises:
+        UserError: no such file; the message names it.
+    """
+    bundled = BUNDLED / f"{path}.safetensors"
+    found = bundled if bundled.is_file() else Path(path).expanduser()
+    if not found.is_file():
+        have = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors"))) or "none"
+        raise UserError(f"weights '{path}': no such file (bundled ones: {have})")
+    return found
+
+
+def digest(state: dict[str, torch.Tensor]) -> str:
+    """sha256 over names and bytes of all tensors, in the order of names."""
+    h = hashlib.sha256()
+    for name in sorted(state):
+        h.update(name.encode())
+        h.update(state[name].contiguous().cpu().numpy().tobytes())
+    return h.hexdigest()
+
+
+def save_weights(path: str | Path, student: Student, focal: tuple[float, float], **more: Any) -> None:
+    """Write a student, atomically.
+
+    Args:
+        path: file to write, .safetensors.
+        student: the network.
+        focal: median (fx, fy) of the training cameras, in pixels of the network's input.
+        more: what else to keep, JSON-able (training command, seed, licence ...).
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "model": student.config.model_dump(mode="json"),
+        "focal": list(focal),
+        "normalisation": {"mean": list(MEAN), "std": list(STD), "of": "RGB in [0, 1]"},
+        "camera_convention": "P of the rectified image; pixel i covers [i, i+1); resized with the image",
+        "sha256": digest(state),
+        **more,
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(to_bytes(state, {"skd_core": json.dumps(metadata)}))
+    os.replace(partial, path)
+
+
+def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
+    """Rebuild a student from its file alone.
+
+    Returns:
+        the student in eval mode on the CPU, and the metadata.
+
+    Raises:
+        UserError: missing, damaged, foreign or altered file.
+    """
+    path = resolve(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get("skd_core")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"weights '{path}': not a safetensors file, or damaged ({error})") from None
+    metadata = json.loads(text) if text else {}
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"weights '{path}': not written by skd_core (format {metadata.get('format')!r}, not {FORMAT!r})")
+    if digest(state) != metadata["sha256"]:
+        raise UserError(f"weights '{path}': the tensors do not match their sha256; copy the file again")
+    student = Student(parse_config(ModelConfig, metadata["model"], f"weights '{path}'"))
+    try:
+        student.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"weights '{path}': {' '.join(str(error).split())[:300]}") from None
+    return student.eval(), metadata

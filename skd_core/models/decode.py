@@ -1,0 +1,129 @@
+"""From raw outputs to boxes: 2D peaks, and the 3D box of METHOD 4 [ours unless noted]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skd_core.boxes import project_boxes, wrap_angle
+from skd_core.camera import unproject
+from skd_core.models.backbone import STRIDE
+from skd_core.models.heads import Maps2D, Raw3D
+
+BORDER = 3.0
+"""Pixels from the image border within which an edge of a 2D box counts as cut off."""
+
+
+@dataclass
+class Prediction3D:
+    """Decoded 3D boxes, one a RoI, camera frame.
+
+    Attributes:
+        center: shape (N, 3), volume centre, metres.
+        size: shape (N, 3), (l, w, h), metres.
+        yaw: shape (N,), radians, modulo pi unless the direction is trained.
+        log_z: shape (N,), log of the centre's depth.
+        log_scale: shape (N,), log b_z, b_z the relative Laplace scale of the depth.
+        center_uv: shape (N, 2), projected centre as a share of the RoI, in (0, 1).
+        yaw_vector: shape (N, 2), t before normalisation.
+        alpha: shape (N,), observation angle in (-pi/2, pi/2], with gradient even where yaw has none.
+        direction: shape (N, 2), logits.
+    """
+
+    center: Tensor
+    size: Tensor
+    yaw: Tensor
+    log_z: Tensor
+    log_scale: Tensor
+    center_uv: Tensor
+    yaw_vector: Tensor
+    alpha: Tensor
+    direction: Tensor
+
+    def project(self, P: Tensor) -> Tensor:
+        """shape (N, 4), 2D boxes around the projected corners, not clipped; P: shape (N, 3, 4)."""
+        return project_boxes(P, self.center, self.size, self.yaw, min_depth=0.5)
+
+
+def half_extent(size: Tensor, yaw: Tensor) -> Tensor:
+    """e of METHOD 4: from the centre to the nearest face along the optical axis, ``(l |sin| + w |cos|) / 2``.
+
+    Args:
+        size: shape (N, 3), (l, w, h); yaw: shape (N,), radians.
+    """
+    return 0.5 * (size[..., 0] * torch.sin(yaw).abs() + size[..., 1] * torch.cos(yaw).abs())
+
+
+def cut_vertically(boxes: Tensor, height: Tensor | float) -> Tensor:
+    """shape (N,), bool: the top or the bottom of the box touches the image border, so its height means nothing."""
+    return (boxes[:, 1] < BORDER) | (boxes[:, 3] > height - BORDER)
+
+
+def decode_3d(
+    raw: Raw3D,
+    boxes: Tensor,
+    P: Tensor,
+    prior: Tensor,
+    cut: Tensor,
+    detach_yaw: bool = False,
+    use_direction: bool = False,
+    center_offset: bool = True,
+) -> Prediction3D:
+    """METHOD 4.
+
+    Args:
+        raw: the 3D head's output.
+        boxes: shape (N, 4), the 2D boxes that made the RoIs, pixels of the network's input.
+        P: shape (N, 3, 4), cameras of the network's input.
+        prior: shape (N, 3), class sizes (l, w, h).
+        cut: shape (N,), bool, see :func:`cut_vertically`.
+        detach_yaw: let no gradient through yaw into corners, e and depth (METHOD 6, L_proj).
+        use_direction: let the direction logits choose between a and a + pi.
+        center_offset: False drops e, the way from the surface to the centre (an ablation; METHOD 2 (a)).
+    """
+    size = prior * torch.exp(0.25 * torch.tanh(raw.size))  # (N, 3)
+    alpha = 0.5 * torch.atan2(raw.yaw[:, 1], raw.yaw[:, 0] + 1e-9)  # (N,), in (-pi/2, pi/2]
+    turned = alpha.detach() if detach_yaw else alpha
+    if use_direction:
+        turned = turned + math.pi * (raw.direction[:, 1] > raw.direction[:, 0])
+
+    wh = boxes[:, 2:] - boxes[:, :2]  # (N, 2)
+    share = torch.sigmoid(raw.center)  # [peer: WeakM3D]
+    uv = boxes[:, :2] + share * wh
+
+    ray = torch.atan2(uv[:, 0].detach() - P[:, 0, 2], P[:, 0, 0])
+    offset = half_extent(size, turned + ray) if center_offset else torch.zeros_like(ray)
+    geometric = P[:, 1, 1] * size[:, 2] / wh[:, 1].clamp(min=1.0) + offset
+    log_z = torch.where(cut, -raw.depth[:, 2], torch.log(geometric) + 0.3 * torch.tanh(raw.depth[:, 0]))
+    log_z = log_z.clamp(math.log(0.5), math.log(200.0))
+
+    center = unproject(P, uv[:, None], torch.exp(log_z)[:, None])[:, 0]  # (N, 3)
+    yaw = wrap_angle(turned + torch.atan2(center[:, 0], center[:, 2]).detach())
+    return Prediction3D(center, size, yaw, log_z, raw.depth[:, 1], share, raw.yaw, alpha, raw.direction)
+
+
+def decode_2d(maps: Maps2D, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Peaks of the heatmap after a 3x3 max-pool NMS (METHOD 6, inference).
+
+    Args:
+        maps: of B images.
+        limit: peaks kept per image (50).
+
+    Returns:
+        boxes (B, K, 4) in pixels of the network's input, scores (B, K), classes (B, K); K <= limit, best first.
+    """
+    heat = torch.sigmoid(maps.heatmap.float())
+    heat = heat * (F.max_pool2d(heat, 3, 1, 1) == heat)
+    B, C, H, W = heat.shape
+    scores, index = heat.flatten(1).topk(min(limit, C * H * W))  # (B, K)
+    cell = index % (H * W)
+    box = torch.cat([maps.offset, maps.size], 1).float().flatten(2)  # (B, 4, HW)
+    box = box.gather(2, cell[:, None].expand(-1, 4, -1)).transpose(1, 2)  # (B, K, 4)
+    corner = torch.stack([cell % W, cell // W], -1)
+    center = (corner + box[..., :2].clamp(-1, 2)) * STRIDE
+    half = 0.5 * torch.exp(box[..., 2:].clamp(-2, 7)) * STRIDE
+    return torch.cat([center - half, center + half], -1), scores, index // (H * W)

@@ -1,0 +1,141 @@
+"""MDN, the monocular student: the whole of what runs at inference (METHOD 3).
+
+image (B, 3, H, W) -> backbone, neck -> F_G (B, C_g, H/4, W/4) -> 2D heads -> RoIs -> 3D head -> boxes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skd_core.config import ModelConfig
+from skd_core.models.backbone import Backbone, roi_features
+from skd_core.models.decode import Prediction3D, cut_vertically, decode_2d, decode_3d
+from skd_core.models.heads import Head3D, Heads2D, Maps2D, one_hot_maps, roi_rays
+from skd_core.supervision.priors import prior_sizes
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's RGB in [0, 1]: what timm backbones expect."""
+
+
+@dataclass
+class Rois:
+    """Regions of interest of a batch.
+
+    Attributes:
+        batch_index: shape (N,), long, the image of each.
+        boxes: shape (N, 4), pixels of the network's input.
+        classes: shape (N,), long.
+        P: shape (N, 3, 4), camera of each one's image at the network's input size.
+        height: shape (N,), height of each one's image without padding, pixels.
+    """
+
+    batch_index: Tensor
+    boxes: Tensor
+    classes: Tensor
+    P: Tensor
+    height: Tensor
+
+    def conditions(self, count: int, size: int) -> Tensor:
+        """shape (N, 2 + C, R, R): rays and one-hot class, what both 3D heads are told besides features."""
+        return torch.cat([roi_rays(self.boxes, self.P, size), one_hot_maps(self.classes, count, size)], 1)
+
+
+@dataclass
+class Detections:
+    """What the student finds in one image, best first.
+
+    Attributes:
+        boxes: shape (K, 4), pixels of the network's input, clipped to the image.
+        scores: shape (K,), heat x exp(-b_z), in [0, 1].
+        classes: shape (K,), long.
+        boxes3d: K decoded boxes.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    boxes3d: Prediction3D
+
+
+class Student(nn.Module):
+    """MDN."""
+
+    mean: Tensor
+    std: Tensor
+    prior: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone, config.neck_channels)
+        self.heads_2d = Heads2D(config.neck_channels, len(config.classes))
+        self.head_3d = Head3D(config.neck_channels + 2 + len(config.classes), config.head_channels)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("prior", prior_sizes(config.classes), persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 or float images in 0..255, (B, 3, H, W) -> F_G (B, C_g, H/4, W/4)."""
+        features: Tensor = self.backbone((images.to(self.mean) - self.mean) / self.std)
+        return features
+
+    def maps_2d(self, features: Tensor) -> Maps2D:
+        """F_G -> heatmap, offset, size maps."""
+        maps: Maps2D = self.heads_2d(features)
+        return maps
+
+    def boxes_3d(self, features: Tensor, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
+        """F_G and RoIs -> 3D boxes."""
+        size = self.config.roi_size
+        pooled = roi_features(features, rois.batch_index, rois.boxes, size)
+        raw = self.head_3d(torch.cat([pooled, rois.conditions(len(self.config.classes), size)], 1))
+        return self.decode(raw, rois, detach_yaw)
+
+    def decode(self, raw: object, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
+        """Raw outputs of a 3D head (the student's or the teacher's) -> boxes."""
+        return decode_3d(
+            raw,  # type: ignore[arg-type]
+            rois.boxes,
+            rois.P,
+            self.prior[rois.classes],
+            cut_vertically(rois.boxes, rois.height),
+            detach_yaw,
+            self.config.direction,
+            self.config.center_offset,
+        )
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, P: Tensor, limit: int = 50, threshold: float = 0.0) -> list[Detections]:
+        """Inference.
+
+        Args:
+            images: shape (B, 3, H, W), 0..255.
+            P: shape (B, 3, 4), cameras at this size.
+            limit: most boxes per image.
+            threshold: least heat; the 3D head runs only on what passes.
+        """
+        features = self.features(images)
+        boxes, heat, classes = decode_2d(self.maps_2d(features), limit)
+        height, width = images.shape[-2:]
+        bound = boxes.new_tensor([width, height, width, height])
+        boxes = torch.minimum(boxes.clamp(min=0), bound)
+        size = boxes[..., 2:] - boxes[..., :2]
+        keep = (heat > threshold) & (size.amin(-1) > 1)  # (B, K)
+        index, _ = keep.nonzero(as_tuple=True)
+        rois = Rois(index, boxes[keep], classes[keep], P[index].to(boxes), boxes.new_full((len(index),), height))
+        found = self.boxes_3d(features, rois)
+        scores = heat[keep] * torch.exp(-torch.exp(found.log_scale))
+        result = []
+        for b in range(len(images)):
+            at = (index == b).nonzero()[:, 0]
+            at = at[scores[at].argsort(descending=True)]
+            result.append(Detections(rois.boxes[at], scores[at], rois.classes[at], select(found, at)))
+        return result
+
+
+def select(boxes: Prediction3D, index: Tensor) -> Prediction3D:
+    """The predictions at an index or mask."""
+    return Prediction3D(**{name: value[index] for name, value in vars(boxes).items()})
