@@ -1,0 +1,147 @@
+"""ROS message fields to and from the project's types, by attribute access only: no ROS and no bag library is imported.
+
+The node (rclpy's message classes) and the bag reader (rosbags' dataclasses) share these, so that a frame means the same
+in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skd_core.boxes import Boxes3D
+from skd_core.camera import Camera
+from skd_core.errors import UserError
+
+LATERAL_FRACTION = 0.01
+"""Standard deviation of the centre across the viewing ray, as a fraction of the distance: 7 px at f = 720 px. [ours]"""
+DEPTH_FRACTION = 0.10
+"""Standard deviation of the depth where the network gives none, as a fraction of the depth. [ours]"""
+YAW_STD = 0.2
+"""Standard deviation of the yaw, radians: the network does not estimate it. [ours]"""
+TILT_STD = 0.05
+"""Standard deviation of roll and pitch, radians: boxes are upright by assumption, roads and mounts are not. [ours]"""
+
+_TO_RGB = {
+    "rgb8": (3, None),
+    "8UC3": (3, cv2.COLOR_BGR2RGB),  # cv_bridge's name of an OpenCV colour image
+    "bgr8": (3, cv2.COLOR_BGR2RGB),
+    "rgba8": (4, cv2.COLOR_RGBA2RGB),
+    "bgra8": (4, cv2.COLOR_BGRA2RGB),
+    "mono8": (1, cv2.COLOR_GRAY2RGB),
+    "8UC1": (1, cv2.COLOR_GRAY2RGB),
+    "bayer_rggb8": (1, cv2.COLOR_BayerRGGB2RGB),
+    "bayer_bggr8": (1, cv2.COLOR_BayerBGGR2RGB),
+    "bayer_gbrg8": (1, cv2.COLOR_BayerGBRG2RGB),
+    "bayer_grbg8": (1, cv2.COLOR_BayerGRBG2RGB),
+}
+
+
+def stamp_nanoseconds(header: Any) -> int:
+    """Time stamp of a std_msgs/Header in nanoseconds."""
+    return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
+
+
+def camera_from_info(info: Any, name: str = "camera_info") -> Camera:
+    """The rectified camera of a sensor_msgs/CameraInfo.
+
+    Raises:
+        UserError: uncalibrated (K[0] = 0) or unusable; the message begins with ``name``.
+    """
+    if info.k[0] == 0:
+        raise UserError(f"{name}: uncalibrated (K[0] = 0); calibrate the camera or publish its calibration")
+    roi = {key: getattr(info.roi, key) for key in ("x_offset", "y_offset", "width", "height")}
+    names = ("width", "height", "k", "p", "d", "binning_x", "binning_y")
+    return Camera.from_ros({key: getattr(info, key) for key in names} | {"roi": roi}, name)
+
+
+def decode_raw(image: Any, name: str = "image") -> NDArray[np.uint8]:
+    """A sensor_msgs/Image as RGB, shape (H, W, 3); ``step`` may be padded.
+
+    Raises:
+        UserError: an encoding that is not supported, or fewer bytes than height x step.
+    """
+    if image.encoding not in _TO_RGB:
+        raise UserError(f"{name}: encoding '{image.encoding}' is not one of {', '.join(_TO_RGB)}")
+    channels, conversion = _TO_RGB[image.encoding]
+    height, width, step, size = image.height, image.width, image.step, len(image.data)
+    if height <= 0 or width <= 0 or step < width * channels or size < height * step:
+        raise UserError(f"{name}: {size} bytes are no {width}x{height} {image.encoding} image with a step of {step}")
+    rows = np.frombuffer(image.data, np.uint8, height * step).reshape(height, step)[:, : width * channels]
+    pixels = np.ascontiguousarray(rows).reshape((height, width) if channels == 1 else (height, width, channels))
+    return pixels if conversion is None else cv2.cvtColor(pixels, conversion).astype(np.uint8, copy=False)
+
+
+def decode_compressed(image: Any, name: str = "image") -> NDArray[np.uint8]:
+    """A sensor_msgs/CompressedImage (jpeg, png) as RGB, shape (H, W, 3).
+
+    Raises:
+        UserError: the data is no complete picture.
+    """
+    data = np.frombuffer(image.data, np.uint8)
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    if pixels is None:
+        raise UserError(f"{name}: {len(data)} bytes of format '{image.format}' are no picture")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def pose_covariance(boxes: Boxes3D) -> Tensor:
+    """Covariance of (x, y, z, rotX, rotY, rotZ) in the camera frame [ours].
+
+    With c the centre, r = c/z and n = c/|c|: ``s_z^2 r r^T + s_lat^2 (I - n n^T)``. A wrong depth moves the centre
+    along the viewing ray, a wrong pixel moves it across. Yaw is the rotation about the camera's y axis.
+
+    Returns:
+        shape (N, 6, 6), float64, metres and radians, symmetric and positive definite.
+    """
+    center, depth_std = boxes.center.double(), boxes.depth_std.double()
+    z = center[:, 2].abs().clamp(min=0.1)
+    depth_std = torch.where(depth_std.isfinite(), depth_std, DEPTH_FRACTION * z).clamp(min=1e-3)
+    distance = center.norm(dim=-1).clamp(min=0.1)
+    along, unit = center / z[:, None], center / distance[:, None]
+    outer = torch.einsum("ni,nj->nij", unit, unit)
+    lateral = (LATERAL_FRACTION * distance)[:, None, None] ** 2 * (torch.eye(3, dtype=torch.float64) - outer)
+    covariance = torch.zeros(len(boxes), 6, 6, dtype=torch.float64)
+    covariance[:, :3, :3] = depth_std[:, None, None] ** 2 * torch.einsum("ni,nj->nij", along, along) + lateral
+    covariance[:, 3:, 3:] = torch.diag(torch.tensor([TILT_STD, YAW_STD, TILT_STD], dtype=torch.float64) ** 2)
+    return covariance
+
+
+def boxes_from_detections(array: Any, classes: Sequence[str] = ()) -> Boxes3D:
+    """A vision_msgs/Detection3DArray in a camera's optical frame as boxes, float64; the first result of each counts.
+
+    Args:
+        array: the message.
+        classes: names as the data set spells them; a class_id that equals one but for its case gets that name.
+
+    Returns:
+        The boxes; ``depth_std`` from the covariance along the viewing ray, ``xyxy`` unknown.
+    """
+    spelling = {name.lower(): name for name in classes}
+    center, size, quaternion, scores, depth_std, labels = [], [], [], [], [], []
+    for detection in array.detections:
+        result, pose = detection.results[0], detection.bbox.center
+        c = np.array([pose.position.x, pose.position.y, pose.position.z])
+        n = c / max(float(np.linalg.norm(c)), 1e-9)
+        covariance = np.asarray(result.pose.covariance, dtype=np.float64).reshape(6, 6)[:3, :3]
+        depth_std.append(float(np.sqrt(max(n @ covariance @ n, 0.0)) * n[2]))  # n^T S n = (s_z |c| / z)^2
+        center.append(c.tolist())
+        size.append([detection.bbox.size.x, detection.bbox.size.y, detection.bbox.size.z])
+        q = pose.orientation
+        quaternion.append([q.x, q.y, q.z, q.w])
+        scores.append(float(result.hypothesis.score))
+        labels.append(spelling.get(result.hypothesis.class_id, result.hypothesis.class_id))
+
+    def column(values: list[Any], width: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64).reshape(-1, width)
+
+    yaw = Boxes3D.yaw_from_quaternion(column(quaternion, 4))
+    boxes = Boxes3D(column(center, 3), column(size, 3), yaw, tuple(labels), column(scores, 1))
+    return replace(boxes, depth_std=column(depth_std, 1))
