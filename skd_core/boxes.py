@@ -120,13 +120,24 @@ class Boxes2D:
     scores: Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        self.xyxy = torch.as_tensor(self.xyxy).reshape(-1, 4)
+        self.xyxy = _floats(self.xyxy, -1, 4)
         self.labels = tuple(self.labels)
-        self.scores = self.xyxy.new_ones(len(self.xyxy)) if self.scores is None else torch.as_tensor(self.scores)
+        self.scores = self.xyxy.new_ones(len(self.xyxy)) if self.scores is None else _floats(self.scores, -1)
         _check_lengths(self, ("xyxy", "labels", "scores"))
+
+    @staticmethod
+    def empty() -> Boxes2D:
+        """No boxes."""
+        return Boxes2D(torch.zeros(0, 4), ())
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: Tensor | Sequence[int] | Sequence[bool] | slice) -> Boxes2D:
+        """Boxes by a boolean mask, indices or a slice."""
+        picked = _pick(len(self), index)
+        at = picked.to(self.xyxy.device)
+        return Boxes2D(self.xyxy[at], tuple(self.labels[i] for i in picked.tolist()), self.scores[at])
 
     def crop(self, x0: float, y0: float) -> Boxes2D:
         """In the window whose top left corner is (x0, y0); not clipped."""
@@ -145,6 +156,10 @@ class Boxes2D:
         """Clipped to the image."""
         limit = self.xyxy.new_tensor([width, height, width, height])
         return replace(self, xyxy=torch.minimum(self.xyxy.clamp(min=0), limit))
+
+    def to(self, *args: object, **kwargs: object) -> Boxes2D:
+        """As :meth:`torch.Tensor.to`, for every tensor."""
+        return replace(self, xyxy=self.xyxy.to(*args, **kwargs), scores=self.scores.to(*args, **kwargs))  # type: ignore[call-overload]
 
 
 @dataclass(eq=False)
@@ -170,14 +185,14 @@ class Boxes3D:
     depth_std: Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        self.center = torch.as_tensor(self.center).reshape(-1, 3)
-        self.size = torch.as_tensor(self.size).reshape(-1, 3)
-        self.yaw = torch.as_tensor(self.yaw).reshape(-1)
+        self.center = _floats(self.center, -1, 3)
+        self.size = _floats(self.size, -1, 3)
+        self.yaw = _floats(self.yaw, -1)
         self.labels = tuple(self.labels)
-        n = len(self.center)
-        self.scores = self.center.new_ones(n) if self.scores is None else torch.as_tensor(self.scores).reshape(-1)
-        self.xyxy = self.center.new_full((n, 4), math.nan) if self.xyxy is None else torch.as_tensor(self.xyxy).reshape(-1, 4)
-        self.depth_std = self.center.new_full((n,), math.nan) if self.depth_std is None else torch.as_tensor(self.depth_std).reshape(-1)
+        unknown = self.center.new_full((len(self.center), 4), math.nan)
+        self.scores = torch.ones_like(unknown[:, 0]) if self.scores is None else _floats(self.scores, -1)
+        self.xyxy = unknown if self.xyxy is None else _floats(self.xyxy, -1, 4)
+        self.depth_std = unknown[:, 0] if self.depth_std is None else _floats(self.depth_std, -1)
         _check_lengths(self, ("center", "size", "yaw", "labels", "scores", "xyxy", "depth_std"))
 
     @staticmethod
@@ -190,7 +205,7 @@ class Boxes3D:
         location: Tensor, dimensions: Tensor, rotation_y: Tensor, labels: Sequence[str], **more: Tensor
     ) -> Boxes3D:
         """From KITTI's columns: location = bottom centre (x, y, z), dimensions = (h, w, l)."""
-        location, dimensions = torch.as_tensor(location).reshape(-1, 3), torch.as_tensor(dimensions).reshape(-1, 3)
+        location, dimensions = _floats(location, -1, 3), _floats(dimensions, -1, 3)
         half_height = torch.zeros_like(location)
         half_height[:, 1] = 0.5 * dimensions[:, 0]
         return Boxes3D(location - half_height, dimensions.flip(-1), rotation_y, tuple(labels), **more)
@@ -198,9 +213,9 @@ class Boxes3D:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Tensor | Sequence[int] | slice) -> Boxes3D:
+    def __getitem__(self, index: Tensor | Sequence[int] | Sequence[bool] | slice) -> Boxes3D:
         """Boxes by a boolean mask, indices or a slice."""
-        picked = torch.arange(len(self))[index if isinstance(index, slice) else torch.as_tensor(index)].reshape(-1)
+        picked = _pick(len(self), index)
         at = picked.to(self.center.device)
         return Boxes3D(
             self.center[at], self.size[at], self.yaw[at], tuple(self.labels[i] for i in picked.tolist()),
@@ -259,13 +274,28 @@ class Boxes3D:
     def flip(self, width: float | None = None) -> Boxes3D:
         """In the world mirrored with :meth:`Camera.flip`; the 2D boxes follow if the image's width is given."""
         mirror = self.center.new_tensor([-1, 1, 1])
-        xyxy = torch.full_like(self.xyxy, math.nan) if width is None else Boxes2D(self.xyxy, self.labels).flip(width).xyxy
-        return replace(self, center=self.center * mirror, yaw=wrap_angle(math.pi - self.yaw), xyxy=xyxy)
+        unknown = torch.full_like(self.xyxy, math.nan)
+        mirrored = unknown if width is None else Boxes2D(self.xyxy, self.labels).flip(width).xyxy
+        return replace(self, center=self.center * mirror, yaw=wrap_angle(math.pi - self.yaw), xyxy=mirrored)
 
     def to(self, *args: object, **kwargs: object) -> Boxes3D:
         """As :meth:`torch.Tensor.to`, for every tensor."""
         names = ("center", "size", "yaw", "scores", "xyxy", "depth_std")
         return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in names})
+
+
+def _floats(values: object, *shape: int) -> Tensor:
+    """A floating tensor of the shape: whole numbers would be truncated by every later change."""
+    tensor = torch.as_tensor(values).reshape(shape)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def _pick(n: int, index: Tensor | Sequence[int] | Sequence[bool] | slice) -> Tensor:
+    """Indices (on the CPU) into n boxes, of a mask, indices or a slice."""
+    if isinstance(index, slice):
+        return torch.arange(n)[index]
+    at = torch.as_tensor(index).cpu()
+    return torch.arange(n)[at if at.numel() else at.long()].reshape(-1)
 
 
 def _check_lengths(boxes: object, names: Sequence[str]) -> None:

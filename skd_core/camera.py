@@ -87,7 +87,9 @@ class Camera:
         if not bool(P.isfinite().all()):
             raise UserError("camera: P holds NaN or infinity; check the calibration")
         if not (P[0, 0] > 0 and P[1, 1] > 0):
-            raise UserError(f"camera: focal lengths must be positive, got fx={P[0, 0]:g}, fy={P[1, 1]:g} (uncalibrated?)")
+            raise UserError(f"camera: focal lengths must be positive, got fx={P[0, 0]:g} fy={P[1, 1]:g}; uncalibrated?")
+        if not torch.allclose(P[2, :3], P.new_tensor([0, 0, 1])):
+            raise UserError(f"camera: P's last row must be 0 0 1 t, got {' '.join(f'{v:g}' for v in P[2].tolist())}")
         if self.width <= 0 or self.height <= 0:
             raise UserError(f"camera: image size must be positive, got {self.width}x{self.height}")
         object.__setattr__(self, "P", P)
@@ -151,23 +153,17 @@ class Camera:
         wanted = {key, key.replace("P", "P_rect_0")}
         for number, line in enumerate(_read_text(path).splitlines(), 1):
             name, _, rest = line.partition(":")
-            if name.strip() not in wanted:
-                continue
-            try:
-                values = [float(v) for v in rest.split()]
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: {name} must be 12 numbers ({error})") from None
-            if len(values) != 12:
-                raise UserError(f"{path}:{number}: {name} must be 12 numbers, got {len(values)}")
-            return Camera(torch.tensor(values, dtype=torch.float64).reshape(3, 4), width, height)
+            if name.strip() in wanted:
+                where = f"{path}:{number}"
+                return _named(where, _matrix(f"{where}: {name.strip()}", rest.split(), 3, 4), width, height)
         raise UserError(f"{path}: no line '{key}:'; is this a KITTI calibration file?")
 
     @staticmethod
     def from_ros(info: Mapping[str, Any], name: str = "camera_info") -> Camera:
         """From the fields of ``sensor_msgs/CameraInfo`` or of a ROS calibration YAML, for the **rectified** image.
 
-        Takes ``p``/``P``/``projection_matrix`` where it is filled, else K with no distortion. ROI offset and binning
-        are applied in that order, as the CameraInfo documentation has it.
+        Takes ``p``/``P``/``projection_matrix`` where it is filled, else K with no distortion. The ROI offset is
+        subtracted, then binning divides, as the CameraInfo documentation has it.
 
         Args:
             info: mapping with width, height and either P or K (lists of 12 or 9, or ``{"data": [...]}``).
@@ -176,35 +172,30 @@ class Camera:
         Raises:
             UserError: no usable matrix (K[0] = 0 means uncalibrated), or missing size.
         """
-
-        def matrix(*keys: str) -> list[float]:
-            for key in keys:
-                value = info.get(key)
-                if value is not None:
-                    data = value["data"] if isinstance(value, Mapping) else value
-                    return [float(v) for v in data]
-            return []
-
-        try:
-            width, height = int(info.get("width", info.get("image_width"))), int(info.get("height", info.get("image_height")))  # type: ignore[arg-type]
-            p, k = matrix("p", "P", "projection_matrix"), matrix("k", "K", "camera_matrix")
-            d = matrix("d", "D", "distortion_coefficients")
-        except (TypeError, ValueError, KeyError, AttributeError):
-            raise UserError(f"{name}: needs width, height and P (12 numbers) or K (9 numbers)") from None
-        if len(p) == 12 and p[0] > 0:
-            P = torch.tensor(p, dtype=torch.float64).reshape(3, 4)
-        elif len(k) == 9 and k[0] > 0:
-            if any(d):
+        p = _matrix(f"{name}: P", _entries(info, "p", "P", "projection_matrix"), 3, 4)
+        k = _matrix(f"{name}: K", _entries(info, "k", "K", "camera_matrix"), 3, 3)
+        if p[0, 0] != 0:
+            P = p
+        elif k[0, 0] != 0:
+            if any(_numbers(f"{name}: D", _entries(info, "d", "D", "distortion_coefficients"))):
                 raise UserError(f"{name}: has distortion but no P; rectify the images first (image_proc) and give P")
-            P = torch.cat([torch.tensor(k, dtype=torch.float64).reshape(3, 3), torch.zeros(3, 1, dtype=torch.float64)], 1)
+            P = torch.cat([k, k.new_zeros(3, 1)], 1)
         else:
             raise UserError(f"{name}: uncalibrated (K[0] and P[0] are 0 or missing); publish a calibrated camera_info")
-        camera = Camera(P, width, height)
         roi = info.get("roi") or {}
-        if roi.get("width") and roi.get("height"):
-            camera = camera.crop(int(roi["x_offset"]), int(roi["y_offset"]), int(roi["width"]), int(roi["height"]))
-        bx, by = max(int(info.get("binning_x") or 1), 1), max(int(info.get("binning_y") or 1), 1)
-        return camera.resize(camera.width // bx, camera.height // by) if (bx, by) != (1, 1) else camera
+        try:
+            width, height = (int(info[a] if a in info else info[f"image_{a}"]) for a in ("width", "height"))
+            x0, y0, w, h = (int(roi.get(a) or 0) for a in ("x_offset", "y_offset", "width", "height"))
+            bx, by = (max(int(info.get(a) or 1), 1) for a in ("binning_x", "binning_y"))
+        except (TypeError, ValueError, KeyError, AttributeError):
+            raise UserError(f"{name}: width, height, roi and binning must be whole numbers") from None
+        camera = _named(name, P, width, height)
+        if w and h:
+            camera = camera.crop(x0, y0, w, h)
+        if (bx, by) == (1, 1):
+            return camera
+        binned = torch.diag(P.new_tensor([1 / bx, 1 / by, 1.0])) @ camera.P
+        return _named(f"{name}: after binning", binned, camera.width // bx, camera.height // by)
 
     @staticmethod
     def from_file(path: str | Path, width: int | None = None, height: int | None = None) -> Camera:
@@ -212,18 +203,24 @@ class Camera:
 
         A KITTI file does not hold the image size, so width and height are needed for it. Where both the file and the
         arguments give a size, they must agree.
+
+        Raises:
+            UserError: an unreadable or malformed file, or one for images of another size.
         """
         text = _read_text(path)
         if any(line.startswith(("P2:", "P_rect_02:")) for line in text.splitlines()):
             if width is None or height is None:
                 raise UserError(f"{path}: a KITTI calibration holds no image size; pass width and height")
             return Camera.from_kitti(path, width, height)
+        kinds = "neither a KITTI calibration (no 'P2:' line) nor a camera YAML"
         try:
-            info = next(iter(yaml.safe_load_all(text)))
-        except (yaml.YAMLError, StopIteration) as error:
-            raise UserError(f"{path}: neither a KITTI calibration (no 'P2:' line) nor YAML ({str(error).splitlines()[0] if str(error) else 'empty'})") from None
+            info = next(iter(yaml.safe_load_all(text)), None)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            at = "" if mark is None else f" (line {mark.line + 1}: {getattr(error, 'problem', None)})"
+            raise UserError(f"{path}: {kinds}{at}") from None
         if not isinstance(info, Mapping):
-            raise UserError(f"{path}: neither a KITTI calibration (no 'P2:' line) nor a camera YAML")
+            raise UserError(f"{path}: {kinds}")
         camera = Camera.from_ros(info, str(path))
         if width is not None and height is not None and (camera.width, camera.height) != (width, height):
             raise UserError(f"{path}: is for {camera.width}x{camera.height} images, but the image is {width}x{height}")
@@ -234,12 +231,42 @@ class Camera:
         return dataclasses.replace(self, width=width, height=height)
 
     def __repr__(self) -> str:
-        return f"Camera({self.width}x{self.height}, fx={self.fx:.1f}, fy={self.fy:.1f}, cx={self.cx:.1f}, cy={self.cy:.1f}, hfov={self.hfov_degrees:.0f} deg)"
+        focal = f"fx={self.fx:.1f}, fy={self.fy:.1f}, cx={self.cx:.1f}, cy={self.cy:.1f}"
+        return f"Camera({self.width}x{self.height}, {focal}, hfov={self.hfov_degrees:.0f} deg)"
 
     @property
     def hfov_degrees(self) -> float:
         """Horizontal field of view in degrees."""
         return math.degrees(math.atan(self.cx / self.fx) + math.atan((self.width - self.cx) / self.fx))
+
+
+def _entries(info: Mapping[str, Any], *keys: str) -> Any:
+    """The value under the first key that is there, out of ``{"data": value}`` where it is wrapped; [] without."""
+    value: Any = next((info[key] for key in keys if info.get(key) is not None), [])
+    return value.get("data", []) if isinstance(value, Mapping) else value
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be a list of numbers ({error})") from None
+
+
+def _matrix(name: str, values: Any, rows: int, columns: int) -> Tensor:
+    """A float64 matrix of a flat list; zeros of an empty one."""
+    numbers = _numbers(name, values)
+    if len(numbers) not in (0, rows * columns):
+        raise UserError(f"{name} must be {rows * columns} numbers, got {len(numbers)}")
+    return torch.tensor(numbers or [0.0] * (rows * columns), dtype=torch.float64).reshape(rows, columns)
+
+
+def _named(name: str, P: Tensor, width: int, height: int) -> Camera:
+    """A camera whose errors name where it came from."""
+    try:
+        return Camera(P, width, height)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def _read_text(path: str | Path) -> str:

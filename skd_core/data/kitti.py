@@ -19,8 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import Dataset
 
 from skd_core.boxes import Boxes2D, Boxes3D
+from skd_core.camera import Camera
+from skd_core.data.sample import Sample, read_depth, read_image
 from skd_core.errors import UserError
 
 Floats = npt.NDArray[np.float64]
@@ -176,6 +179,109 @@ def write_atomic(path: str | Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot write: {error.strerror}") from None
+
+
+class KittiDataset(Dataset[Sample]):
+    """The standard KITTI object tree.
+
+    ::
+
+        root/training/image_2/000003.png   or .jpg
+        root/training/calib/000003.txt
+        root/training/label_2/000003.txt
+        root/training/<depth_dir>/000003.png   or .npy, only if asked for
+        root/ImageSets/train.txt   one name per line, only if a split is asked for
+
+    Args:
+        root: the folder that holds ``training``.
+        split: name of a file in ``ImageSets``; None takes every image there is.
+        classes: the classes to learn; objects of all others become :attr:`Sample.ignore`.
+        depth_dir: folder of depth maps, relative to ``root/training`` or absolute.
+        with_3d: read the 3D labels too, for evaluation. Without it they are not even parsed.
+
+    Raises:
+        UserError: a folder, a split or a frame's file is missing, or there are no frames; found when the data set is
+            made. A malformed file is named when its frame is read.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        classes: Sequence[str] = ("Car", "Pedestrian", "Cyclist"),
+        depth_dir: str | None = None,
+        with_3d: bool = False,
+    ) -> None:
+        self.root, self.classes, self.with_3d = Path(root), tuple(classes), with_3d
+        training = self.root / "training"
+        self._images = _files_by_name(training / "image_2", (".png", ".jpg", ".jpeg"))
+        self._calibs = _files_by_name(training / "calib", (".txt",))
+        self._labels = _files_by_name(training / "label_2", (".txt",))
+        self._depths = None if depth_dir is None else _files_by_name(training / depth_dir, (".png", ".npy"))
+        self.names = sorted(self._images) if split is None else _read_split(self.root / "ImageSets", split)
+        if not self.names:
+            raise UserError(f"{training / 'image_2' if split is None else split}: no frames")
+        found = {"image_2": self._images, "calib": self._calibs, "label_2": self._labels}
+        if depth_dir is not None and self._depths is not None:
+            found[depth_dir] = self._depths
+        for folder, files in found.items():
+            missing = [name for name in self.names if name not in files]
+            if missing:
+                raise UserError(
+                    f"{training / folder}: {len(missing)} of {len(self.names)} frames have no file, first {missing[0]}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one frame.
+
+        Raises:
+            UserError: a file is malformed; the message names it and the line.
+        """
+        name = self.names[index]
+        image = read_image(self._images[name])
+        camera = Camera.from_kitti(self._calibs[name], image.shape[2], image.shape[1])
+        boxes3d = None
+        if self.with_3d:
+            objects = read_objects(self._labels[name])
+            boxes2d = objects.boxes2d()
+            boxes3d = objects.boxes3d(self.classes).to(torch.float32)
+        else:
+            boxes2d = read_boxes2d(self._labels[name])
+        boxes2d = boxes2d.to(torch.float32)
+        wanted = torch.tensor([label in self.classes for label in boxes2d.labels], dtype=torch.bool)
+        depth = None
+        if self._depths is not None:
+            depth = read_depth(self._depths[name])
+            if depth.shape != image.shape[1:]:
+                height, width = depth.shape
+                raise UserError(
+                    f"{self._depths[name]}: depth is {width}x{height}, the image {camera.width}x{camera.height}"
+                )
+        return Sample(name, image, camera, boxes2d[wanted], boxes2d[~wanted], depth, boxes3d)
+
+
+def _files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder with one of the suffixes, by their name without it."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; the standard KITTI tree has training/{{image_2,calib,label_2}}")
+    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
+
+
+def _read_split(folder: Path, split: str) -> list[str]:
+    path = folder / f"{split}.txt"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
+        raise UserError(f"{path}: no such split; there are: {there}")
+    names = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        words = line.split()
+        if len(words) > 1:
+            raise UserError(f"{path}:{number}: expected one frame name per line, got {line.strip()!r}")
+        names += words
+    return names
 
 
 def _read_lines(path: str | Path) -> list[list[str]]:

@@ -1,0 +1,106 @@
+"""One training or test example, and the readers of the two kinds of picture it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from skd_core.boxes import Boxes2D, Boxes3D
+from skd_core.camera import Camera
+from skd_core.errors import UserError
+
+
+@dataclass(eq=False)
+class Sample:
+    """An image and what is known about it. Image, camera, boxes and depth always change together (transforms.py).
+
+    Attributes:
+        name: what results are filed under ("000003").
+        image: shape (3, H, W), uint8, RGB.
+        camera: of this very image, H and W included.
+        boxes2d: objects of the classes to learn, float32 pixels: the training truth.
+        ignore: regions where no negative is learnt: "DontCare", other classes, objects cut down to too little.
+        depth: shape (H, W), float32 metres along the optical axis, 0 = unknown; None without a depth source.
+        boxes3d: 3D truth of the objects in ``boxes2d``, in the same order; for evaluation only, None in training.
+    """
+
+    name: str
+    image: Tensor
+    camera: Camera
+    boxes2d: Boxes2D
+    ignore: Boxes2D
+    depth: Tensor | None = None
+    boxes3d: Boxes3D | None = None
+
+    def __post_init__(self) -> None:
+        size = (self.camera.height, self.camera.width)
+        if self.image.shape != (3, *size) or self.image.dtype != torch.uint8:
+            got = f"{tuple(self.image.shape)} {self.image.dtype}"
+            raise ValueError(f"{self.name}: image must be uint8 of shape {(3, *size)}, as its camera says, got {got}")
+        if self.depth is not None and self.depth.shape != size:
+            raise ValueError(f"{self.name}: depth must have the image's shape {size}, got {tuple(self.depth.shape)}")
+        if self.boxes3d is not None and self.boxes3d.labels != self.boxes2d.labels:
+            raise ValueError(f"{self.name}: boxes3d and boxes2d must be the same objects in the same order")
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read a picture as shape (3, H, W), uint8, RGB.
+
+    Grey images get three equal channels, transparency is dropped, 16 bits become 8 over their full range. An EXIF
+    rotation is not applied: the calibration belongs to the pixels as they are stored.
+
+    Raises:
+        UserError: missing, truncated, or not a picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+                pixels = (np.asarray(picture, dtype=np.int32).clip(0, 65535) // 257).astype(np.uint8)
+                pixels = np.repeat(pixels[..., None], 3, -1)
+            else:
+                pixels = np.array(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot read image: {_reason(error)}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def read_depth(path: str | Path) -> Tensor:
+    """Read a depth map as shape (H, W), float32, metres, 0 = unknown.
+
+    Args:
+        path: a uint16 PNG of metres x 256 (KITTI's depth format), or an ``.npy`` of metres. In the latter whatever is
+            not finite and positive is unknown.
+
+    Raises:
+        UserError: missing or truncated file, or neither of the two formats.
+    """
+    try:
+        if Path(path).suffix == ".npy":
+            metres = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as picture:
+                if not picture.mode.startswith("I"):
+                    raise UserError(f"{path}: depth must be a 16-bit grey PNG (metres x 256), got mode {picture.mode}")
+                metres = np.asarray(picture, dtype=np.float32) / 256
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot read depth map: {_reason(error)}") from None
+    if metres.ndim != 2 or metres.dtype.kind not in "fiu":
+        raise UserError(f"{path}: depth must be a 2D array of numbers, got {metres.dtype} of shape {metres.shape}")
+    metres = metres.astype(np.float32)
+    return torch.from_numpy(np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0)))
+
+
+def _reason(error: Exception) -> str:
+    """One line, without the path that Pillow and the system repeat."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if text.startswith("cannot identify image file"):
+        return "not an image"
+    return text.splitlines()[0] if text else type(error).__name__

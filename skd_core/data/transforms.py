@@ -1,0 +1,141 @@
+"""Changes of an image that move its camera, boxes and depth with it.
+
+Every function returns a new :class:`Sample` and leaves the one given as it is. Pixel coordinates follow
+:mod:`skd_core.camera`: continuous, pixel ``i`` covers ``[i, i + 1)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as photometric
+
+from skd_core.boxes import Boxes2D, Boxes3D
+from skd_core.data.sample import Sample
+
+
+def resize_image(image: Tensor, width: int, height: int) -> Tensor:
+    """Scale images, antialiased bilinear: the one function of training and inference.
+
+    Computed in float32 and rounded, since the uint8 kernels differ from machine to machine.
+
+    Args:
+        image: shape (..., 3, H, W), uint8.
+
+    Returns:
+        shape (..., 3, height, width), uint8.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    batch = image.reshape(-1, *image.shape[-3:]).float()
+    scaled = F.interpolate(batch, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return scaled.round_().clamp_(0, 255).to(torch.uint8).reshape(*image.shape[:-2], height, width)
+
+
+def resize_depth(depth: Tensor, width: int, height: int) -> Tensor:
+    """Scale a depth map, (H, W) -> (height, width), by taking the nearest pixel.
+
+    No value is changed (depth is measured along the axis, whatever the focal length) and none is mixed: between an
+    object and what is behind it there is nothing, and 0 means unknown.
+    """
+    return F.interpolate(depth[None, None], (height, width), mode="nearest-exact")[0, 0]
+
+
+def resize(sample: Sample, width: int, height: int) -> Sample:
+    """The sample at width x height pixels; the aspect ratio may change, fx and fy then differ."""
+    sx, sy = width / sample.camera.width, height / sample.camera.height
+    return replace(
+        sample,
+        image=resize_image(sample.image, width, height),
+        camera=sample.camera.resize(width, height),
+        boxes2d=sample.boxes2d.scale(sx, sy),
+        ignore=sample.ignore.scale(sx, sy),
+        depth=None if sample.depth is None else resize_depth(sample.depth, width, height),
+        boxes3d=_with_xyxy(sample.boxes3d, lambda boxes: boxes.scale(sx, sy)),
+    )
+
+
+def crop(sample: Sample, x0: int, y0: int, width: int, height: int, min_visible: float = 0.25) -> Sample:
+    """The window of the sample whose top left pixel is (x0, y0).
+
+    The window may reach outside the image, where it is black with unknown depth. 2D boxes are clipped to it. An object
+    of which less than ``min_visible`` of the box's area is left moves to ``ignore``; one of which nothing is left goes.
+    """
+    left, top = max(-x0, 0), max(-y0, 0)
+    right = max(x0 + width - sample.camera.width, 0)
+    bottom = max(y0 + height - sample.camera.height, 0)
+
+    def window(pixels: Tensor) -> Tensor:
+        padded = F.pad(pixels, (left, right, top, bottom)) if left or right or top or bottom else pixels
+        return padded[..., y0 + top : y0 + top + height, x0 + left : x0 + left + width].contiguous()
+
+    def move(boxes: Boxes2D) -> Boxes2D:
+        return boxes.crop(x0, y0).clip(width, height)
+
+    boxes2d, ignore = move(sample.boxes2d), move(sample.ignore)
+    share = _area(boxes2d) / _area(sample.boxes2d).clamp(min=1e-6)
+    keep, cut = share >= min_visible, (share > 0) & (share < min_visible)
+    boxes3d = _with_xyxy(sample.boxes3d, move)
+    return replace(
+        sample,
+        image=window(sample.image),
+        camera=sample.camera.crop(x0, y0, width, height),
+        boxes2d=boxes2d[keep],
+        ignore=_concatenate(ignore[_area(ignore) > 0], boxes2d[cut]),
+        depth=None if sample.depth is None else window(sample.depth),
+        boxes3d=None if boxes3d is None else boxes3d[keep],
+    )
+
+
+def flip(sample: Sample) -> Sample:
+    """The sample mirrored left to right, camera and world too, so that the mirrored image is a true picture."""
+    width = sample.camera.width
+    return replace(
+        sample,
+        image=sample.image.flip(-1),
+        camera=sample.camera.flip(),
+        boxes2d=sample.boxes2d.flip(width),
+        ignore=sample.ignore.flip(width),
+        depth=None if sample.depth is None else sample.depth.flip(-1),
+        boxes3d=None if sample.boxes3d is None else sample.boxes3d.flip(width),
+    )
+
+
+def jitter_colors(
+    sample: Sample,
+    generator: torch.Generator,
+    brightness: float = 0.3,
+    contrast: float = 0.3,
+    saturation: float = 0.3,
+) -> Sample:
+    """Change the image's brightness, contrast and saturation by random factors.
+
+    Args:
+        sample: only its image changes.
+        generator: on the CPU; the same state gives the same image.
+        brightness: the factor is drawn from [1 - brightness, 1 + brightness]; contrast and saturation likewise.
+    """
+    spread = torch.tensor([brightness, contrast, saturation])
+    factors = (1 + spread * (2 * torch.rand(3, generator=generator) - 1)).clamp(min=0).tolist()
+    image: Tensor = photometric.adjust_brightness(sample.image, factors[0])
+    image = photometric.adjust_contrast(image, factors[1])
+    image = photometric.adjust_saturation(image, factors[2])
+    return replace(sample, image=image)
+
+
+def _with_xyxy(boxes: Boxes3D | None, change: Callable[[Boxes2D], Boxes2D]) -> Boxes3D | None:
+    """3D boxes, which a change of the image leaves where they are, with their 2D boxes changed."""
+    return None if boxes is None else replace(boxes, xyxy=change(Boxes2D(boxes.xyxy, boxes.labels)).xyxy)
+
+
+def _area(boxes: Boxes2D) -> Tensor:
+    """shape (N,), square pixels."""
+    return (boxes.xyxy[:, 2] - boxes.xyxy[:, 0]) * (boxes.xyxy[:, 3] - boxes.xyxy[:, 1])
+
+
+def _concatenate(a: Boxes2D, b: Boxes2D) -> Boxes2D:
+    return Boxes2D(torch.cat([a.xyxy, b.xyxy]), a.labels + b.labels, torch.cat([a.scores, b.scores]))
