@@ -169,12 +169,16 @@ def write_results(path: str | Path, boxes: Boxes3D) -> None:
     write_atomic(path, "".join(lines))
 
 
-def write_atomic(path: str | Path, text: str) -> None:
-    """Write a text file under a temporary name in the same folder, then move it into place."""
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write a file under a temporary name in the same folder, then move it into place.
+
+    Raises:
+        UserError: the folder is missing or not writable, or the disk is full.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -183,6 +187,8 @@ def write_atomic(path: str | Path, text: str) -> None:
 
 class KittiDataset(Dataset[Sample]):
     """The standard KITTI object tree.
+
+    2D boxes are clipped to the image; what lies outside of it altogether is left out.
 
     ::
 
@@ -243,14 +249,10 @@ class KittiDataset(Dataset[Sample]):
         name = self.names[index]
         image = read_image(self._images[name])
         camera = Camera.from_kitti(self._calibs[name], image.shape[2], image.shape[1])
-        boxes3d = None
-        if self.with_3d:
-            objects = read_objects(self._labels[name])
-            boxes2d = objects.boxes2d()
-            boxes3d = objects.boxes3d(self.classes).to(torch.float32)
-        else:
-            boxes2d = read_boxes2d(self._labels[name])
-        boxes2d = boxes2d.to(torch.float32)
+        objects = read_objects(self._labels[name]) if self.with_3d else None
+        boxes2d = read_boxes2d(self._labels[name]) if objects is None else objects.boxes2d()
+        boxes2d = boxes2d.to(torch.float32).clip(camera.width, camera.height)
+        inside = (boxes2d.xyxy[:, 2:] > boxes2d.xyxy[:, :2]).all(-1)
         wanted = torch.tensor([label in self.classes for label in boxes2d.labels], dtype=torch.bool)
         depth = None
         if self._depths is not None:
@@ -260,7 +262,11 @@ class KittiDataset(Dataset[Sample]):
                 raise UserError(
                     f"{self._depths[name]}: depth is {width}x{height}, the image {camera.width}x{camera.height}"
                 )
-        return Sample(name, image, camera, boxes2d[wanted], boxes2d[~wanted], depth, boxes3d)
+        boxes3d = None
+        if objects is not None:
+            boxes3d = objects[(wanted & inside).numpy()].boxes3d().to(torch.float32)
+            boxes3d.xyxy = boxes2d.xyxy[wanted & inside]
+        return Sample(name, image, camera, boxes2d[wanted & inside], boxes2d[~wanted & inside], depth, boxes3d)
 
 
 def _files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:

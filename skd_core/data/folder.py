@@ -1,0 +1,76 @@
+"""Images without labels: files and folders, all of one camera."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from skd_core.boxes import Boxes2D
+from skd_core.camera import Camera
+from skd_core.data.sample import Sample, read_image
+from skd_core.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+class ImageFolder(Dataset[Sample]):
+    """Images of one camera as samples without labels, in the order of their file names (2 before 10).
+
+    Attributes:
+        paths: the image files.
+        names: their names without folder and suffix, each of them once.
+
+    Args:
+        images: image files and folders of images (not searched deeper).
+        camera: calibration file, see :meth:`skd_core.camera.Camera.from_file`. A KITTI calibration holds no image size
+            and is taken to be for these images; any other must agree with their size.
+
+    Raises:
+        UserError: a path is missing, there is no image, or two images have the same name.
+    """
+
+    def __init__(self, images: str | Path | Sequence[str | Path], camera: str | Path) -> None:
+        given = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
+        self.paths = sorted((path for entry in given for path in _images_at(entry)), key=_natural_order)
+        self.camera_path = Path(camera)
+        if not self.paths:
+            raise UserError(f"{' '.join(map(str, given)) or 'images'}: no images ({' '.join(IMAGE_SUFFIXES)})")
+        if not self.camera_path.is_file():
+            raise UserError(f"{camera}: no such camera file")
+        by_name: dict[str, Path] = {}
+        for path in self.paths:
+            other = by_name.setdefault(path.stem, path)
+            if other is not path:
+                raise UserError(f"{path}: same name as {other}; their results would overwrite each other")
+        self.names = list(by_name)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image.
+
+        Raises:
+            UserError: unreadable image or calibration, or a calibration for images of another size.
+        """
+        path = self.paths[index]
+        image = read_image(path)
+        camera = Camera.from_file(self.camera_path, width=image.shape[2], height=image.shape[1])
+        return Sample(self.names[index], image, camera, Boxes2D.empty(), Boxes2D.empty())
+
+
+def _images_at(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not path.exists():
+        raise UserError(f"{path}: no such image or folder")
+    return [path]
+
+
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    """Sorting key that compares digits as numbers; the whole path last, so that no two are equal."""
+    words = re.split(r"(\d+)", path.name)
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in words] + [(-1, str(path))]
