@@ -1,0 +1,70 @@
+"""Build of both packages, for pip (`pip install -e .`) and for colcon (`colcon build`)."""
+
+import re
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "skd_wm3d_ros"
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "skd_core" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
+
+train = ["lightning>=2.3", "tensorboard>=2.14"]
+export = ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"]
+depth = ["transformers>=4.45"]
+nuscenes = ["nuscenes-devkit>=1.1.11"]
+test = ["hypothesis>=6.90", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
+dev = [*test, "colcon-common-extensions", "mypy>=1.10", "ruff>=0.6", "types-PyYAML"]
+
+setup(
+    name=NAME,
+    version=VERSION,
+    description="Monocular 3D object detection learnt from 2D boxes only, and its ROS 2 node",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["skd_core", "skd_core.*", NAME, f"{NAME}.*"]),
+    package_data={"skd_core": ["weights/*.safetensors", "py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/hook", ["resource/executables_on_path.dsv"]),
+        (f"share/{NAME}/launch", sorted(glob("launch/*.launch.py"))),
+        (f"share/{NAME}/config", sorted(glob("config/*.yaml") + glob("config/*.xml"))),
+        (f"share/{NAME}/config/train", sorted(glob("config/train/*.yaml"))),
+        (f"share/{NAME}/rviz", sorted(glob("rviz/*.rviz"))),
+    ],
+    install_requires=[
+        "matplotlib>=3.6",
+        "numpy>=1.24",
+        "opencv-python-headless>=4.6",
+        "pillow>=9.0",
+        "pydantic>=2.5",
+        "pyyaml>=6.0",
+        "rosbags>=0.10",
+        "safetensors>=0.4",
+        "scipy>=1.10",
+        "timm>=1.0",
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "tqdm>=4.60",
+        "typer>=0.12",
+    ],
+    extras_require={
+        "train": train,
+        "export": export,
+        "depth": depth,
+        "nuscenes": nuscenes,
+        "test": test,
+        "dev": dev,
+        "all": [*train, *export, *depth],
+    },
+    zip_safe=False,
+    entry_points={
+        "console_scripts": [
+            "skd_core = skd_core.cli:main",
+            "detector_node = skd_wm3d_ros.detector_node:main",
+            "bag_player = skd_wm3d_ros.bag_player:main",
+        ],
+    },
+)
