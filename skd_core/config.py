@@ -27,6 +27,7 @@ class ModelConfig(Strict):
     neck_channels: int = Field(64, ge=8)
     head_channels: int = Field(256, ge=8)
     roi_size: int = Field(7, ge=1)
+    depth_channels: int = Field(256, ge=8)  # of the teacher's depth head
     input_size: tuple[int, int] = (1280, 384)  # width, height, pixels
     direction: bool = False  # front and rear are told apart; only 3D labels can teach it
     center_offset: bool = True  # False: no way from the surface to the centre (ablation)
@@ -105,6 +106,7 @@ class ScheduleConfig(Strict):
     start_3d: tuple[float, float] = (5 / 140, 10 / 140)  # shares of the run over which the 3D losses rise to 1
     start_distillation: tuple[float, float] = (10 / 140, 20 / 140)
     eval_every: int = Field(10, ge=1)  # epochs
+    freeze_norm: bool = False  # batch norms keep their statistics: several processes then equal one
 
 
 class TrainConfig(Strict):
@@ -160,7 +162,9 @@ def parse_config(kind: type[Any], raw: object, name: str) -> Any:
         path = [str(part) for part in first["loc"]]
         if first["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(path[-1], _keys(kind, path[:-1]), 1, 0.5)
-            hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; valid here: {', '.join(_keys(kind, path[:-1]))}"
+            hint = (
+                f"; did you mean '{nearest[0]}'?" if nearest else f"; valid here: {', '.join(_keys(kind, path[:-1]))}"
+            )
             raise UserError(f"{name}: unknown key '{'.'.join(path)}'{hint}") from None
         raise UserError(f"{name}: '{'.'.join(path)}': {first['msg']}, got {first['input']!r}"[:400]) from None
 

@@ -21,7 +21,7 @@ DEFAULT_THRESHOLD = 0.2
 
 
 def pick_device(device: str) -> torch.device:
-    """"auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+    """ "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
 
     Raises:
         UserError: unknown name, or no such device on this machine.
@@ -33,7 +33,9 @@ def pick_device(device: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"device '{device}': use auto, cpu, cuda or cuda:N") from None
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+        raise UserError(
+            f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
+        )
     if picked.type not in ("cpu", "cuda"):
         raise UserError(f"device '{device}': use auto, cpu, cuda or cuda:N")
     return picked
@@ -72,7 +74,9 @@ class Detector:
         """A small untrained detector, for tests and measurements."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            config = ModelConfig(backbone="mobilenetv3_small_100", neck_channels=16, head_channels=16, input_size=(320, 96))
+            config = ModelConfig(
+                backbone="mobilenetv3_small_100", neck_channels=16, head_channels=16, input_size=(320, 96)
+            )
             return Detector(Student(config), {"focal": [186.0, 186.0], "training": "none: random weights"}, device)
 
     def save(self, path: str | Path) -> None:
@@ -111,7 +115,9 @@ class Detector:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UserError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
         if image.shape[:2] != (camera.height, camera.width):
-            raise UserError(f"image is {image.shape[1]}x{image.shape[0]}, but its camera says {camera.width}x{camera.height}")
+            raise UserError(
+                f"image is {image.shape[1]}x{image.shape[0]}, but its camera says {camera.width}x{camera.height}"
+            )
         target = self.network_camera(camera)
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)
         pixels = resize_image(pixels, target.width, target.height)

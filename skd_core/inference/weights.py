@@ -87,7 +87,9 @@ def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
         raise UserError(f"weights '{path}': not a safetensors file, or damaged ({error})") from None
     metadata = json.loads(text) if text else {}
     if metadata.get("format") != FORMAT:
-        raise UserError(f"weights '{path}': not written by skd_core (format {metadata.get('format')!r}, not {FORMAT!r})")
+        raise UserError(
+            f"weights '{path}': not written by skd_core (format {metadata.get('format')!r}, not {FORMAT!r})"
+        )
     if digest(state) != metadata["sha256"]:
         raise UserError(f"weights '{path}': the tensors do not match their sha256; copy the file again")
     student = Student(parse_config(ModelConfig, metadata["model"], f"weights '{path}'"))

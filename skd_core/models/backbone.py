@@ -57,7 +57,9 @@ class Backbone(nn.Module):
             self.body = timm.create_model(name, features_only=True, pretrained=False)
         except (RuntimeError, AttributeError, TypeError) as error:
             similar = timm.list_models(f"*{name[:4]}*")[:5]
-            raise UserError(f"model.backbone '{name}' is not a timm feature backbone ({error}); similar: {similar}") from None
+            raise UserError(
+                f"model.backbone '{name}' is not a timm feature backbone ({error}); similar: {similar}"
+            ) from None
         reductions, widths = self.body.feature_info.reduction(), self.body.feature_info.channels()
         self.levels = [i for i, r in enumerate(reductions) if r >= STRIDE]
         if not self.levels or reductions[self.levels[0]] != STRIDE:

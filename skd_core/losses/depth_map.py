@@ -1,0 +1,26 @@
+"""L_depth: the teacher's depth map against the off-the-shelf estimate (METHOD 6 [paper idea, peer form])."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class DepthMapLoss(nn.Module):
+    """``mean w (sqrt2 e^{-s} |log D_p - log D*| + s)``, w = 1 + 4 heat, over pixels with 1 < D* < 80 m."""
+
+    def forward(self, log_depth: Tensor, log_scale: Tensor, target: Tensor, heat: Tensor) -> Tensor:
+        """Scalar, 0 where no pixel has a target.
+
+        Args:
+            log_depth: shape (B, H, W), log D_p; log_scale: shape (B, H, W), s.
+            target: shape (B, H, W), metres, anything that is not finite or outside 1 to 80 m: none.
+            heat: shape (B, H, W), largest target heat over the classes.
+        """
+        known = target.isfinite() & (target > 1) & (target < 80)
+        error = (log_depth - torch.where(known, target, 1.0).log()).abs()
+        weight = (1 + 4 * heat) * known
+        loss = weight * (math.sqrt(2) * torch.exp(-log_scale) * error + log_scale)
+        return loss.sum() / weight.sum().clamp(min=1)

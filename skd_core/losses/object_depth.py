@@ -1,0 +1,23 @@
+"""L_z: Laplace likelihood of the centre's depth in log space (METHOD 6 [peer form])."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ObjectDepthLoss(nn.Module):
+    """``sqrt2 e^{-d2} |log z - log z_f| + d2``, a value for each box; d2 = log b_z is floored by the 3D head."""
+
+    def forward(self, log_z: Tensor, log_scale: Tensor, target: Tensor) -> Tensor:
+        """shape (N,), 0 where there is no target.
+
+        Args:
+            log_z: shape (N,); log_scale: shape (N,), log of the relative scale; target: shape (N,), metres, NaN: none.
+        """
+        known = target.isfinite() & (target > 0)
+        error = (log_z - torch.where(known, target, 1.0).log()).abs()
+        loss = math.sqrt(2) * torch.exp(-log_scale) * error + log_scale
+        return torch.where(known, loss, 0.0)

@@ -1,0 +1,109 @@
+"""DSN, the depth-guided teacher: depth head, fusion and its own 3D head on the shared features (METHOD 3).
+
+Used in training only; the student's backbone, neck and 2D heads are shared with it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skd_core.config import ModelConfig
+from skd_core.models.backbone import STRIDE, conv_bn_relu, roi_features
+from skd_core.models.decode import half_extent
+from skd_core.models.heads import Head3D, Raw3D
+from skd_core.models.student import Rois
+
+MIN_DEPTH, MAX_DEPTH = 1.0, 80.0
+GEOMETRY = 4  # channels: X, Y, Z of the predicted depth, and its log ratio to the geometric depth
+
+
+@dataclass
+class DepthMap:
+    """The teacher's depth at stride 4.
+
+    Attributes:
+        log_depth: shape (B, H, W), log of metres, not clamped.
+        log_scale: shape (B, H, W), s_p, log of the relative Laplace scale.
+        features: shape (B, C_d, H, W), F_D.
+    """
+
+    log_depth: Tensor
+    log_scale: Tensor
+    features: Tensor
+
+
+class Teacher(nn.Module):
+    """DSN without what it shares with the student."""
+
+    prior: Tensor
+
+    def __init__(self, config: ModelConfig, prior: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        channels, classes = config.neck_channels, len(config.classes)
+        self.depth_features = nn.Sequential(  # D of the paper's Eq. 1, our layers
+            conv_bn_relu(channels, config.depth_channels), conv_bn_relu(config.depth_channels, channels)
+        )
+        self.depth_output = nn.Conv2d(channels, 2, 1)
+        nn.init.normal_(self.depth_output.weight, std=0.01)
+        self.depth_output.bias.data = torch.tensor([-math.log(20.0), -1.0])
+        fused = 2 * channels + GEOMETRY + 2 + classes
+        self.fusion = nn.Sequential(conv_bn_relu(fused, 128, 1), nn.Conv2d(128, 2 * channels, 3, padding=1))
+        self.head_3d = Head3D(channels + 2 + classes, config.head_channels)
+        self.register_buffer("prior", prior, persistent=False)
+
+    def depth_map(self, features: Tensor) -> DepthMap:
+        """F_G (B, C_g, H, W) -> D_p = exp(-o) with its scale, and F_D."""
+        depth_features = self.depth_features(features)
+        o, s = self.depth_output(depth_features).float().unbind(1)
+        return DepthMap(-o, s.clamp(-4, 2), depth_features)
+
+    def boxes_raw(self, features: Tensor, depth: DepthMap, P: Tensor, rois: Rois) -> Raw3D:
+        """F_G, depth and RoIs -> raw 3D outputs, to be decoded as the student's are.
+
+        Args:
+            P: shape (B, 3, 4), cameras of the network's input.
+        """
+        size = self.config.roi_size
+        z = depth.log_depth.detach().clamp(math.log(MIN_DEPTH), math.log(MAX_DEPTH)).exp()  # (B, H, W)
+        pooled = roi_features(torch.cat([features, depth.features], 1), rois.batch_index, rois.boxes, size)
+        xyz = roi_features(depth_to_points(z, P), rois.batch_index, rois.boxes, size).float()  # (N, 3, R, R)
+        ratio = (xyz[:, 2].clamp(min=MIN_DEPTH) / self.geometric_depth(rois)[:, None, None]).log().clamp(-1, 1)
+        scale = xyz.new_tensor([40.0, 5.0, 80.0]).view(3, 1, 1)
+        geometry = torch.cat([xyz / scale, 2 * ratio[:, None]], 1)
+        conditions = rois.conditions(len(self.config.classes), size)
+        shift, gain = self._fuse(torch.cat([pooled, geometry, conditions], 1))
+        image_features = pooled[:, : self.config.neck_channels]
+        fused = image_features * (1 + torch.tanh(gain)) + shift  # F_A
+        raw: Raw3D = self.head_3d(torch.cat([fused, conditions], 1))
+        return raw
+
+    def _fuse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        channels = self.config.neck_channels
+        if len(x) == 0:  # batch norm cannot take none
+            empty = x[:, :channels] + 0 * x.sum()
+            return empty, empty
+        shift, gain = self.fusion(x).split(channels, 1)
+        return shift, gain
+
+    def geometric_depth(self, rois: Rois) -> Tensor:
+        """shape (N,), metres: ``f_y H / h2d + e`` of an average box of the class seen from behind."""
+        prior = self.prior[rois.classes]
+        height = (rois.boxes[:, 3] - rois.boxes[:, 1]).clamp(min=1.0)
+        sideways = torch.full_like(height, 0.5 * math.pi)
+        return rois.P[:, 1, 1] * prior[:, 2] / height + half_extent(prior, sideways)
+
+
+def depth_to_points(depth: Tensor, P: Tensor) -> Tensor:
+    """Points of a depth map at stride 4: (B, H, W) metres and (B, 3, 4) -> (B, 3, H, W) metres, camera frame."""
+    B, H, W = depth.shape
+    u = (torch.arange(W, device=depth.device) + 0.5) * STRIDE
+    v = (torch.arange(H, device=depth.device) + 0.5) * STRIDE
+    P = P[:, :, :, None, None].to(depth)
+    x = ((u - P[:, 0, 2]) * depth - P[:, 0, 3]) / P[:, 0, 0]
+    y = ((v[:, None] - P[:, 1, 2]) * depth - P[:, 1, 3]) / P[:, 1, 1]
+    return torch.stack([x, y, depth], 1)

@@ -1,0 +1,49 @@
+"""The student on a validation set: KITTI AP and the errors of what it found. The only place that reads 3D labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from skd_core.boxes import Boxes3D
+from skd_core.data.kitti import KittiDataset, KittiObjects
+from skd_core.data.transforms import resize
+from skd_core.inference.detector import to_boxes3d
+from skd_core.models.student import Student
+
+
+def detections_to_kitti(boxes: Boxes3D) -> KittiObjects:
+    """Detections as the lines of a result file, in memory."""
+    exact = boxes.to("cpu", torch.float64)
+    n = len(boxes)
+    return KittiObjects(
+        list(boxes.labels), -np.ones(n), -np.ones(n), exact.alpha.numpy(), exact.xyxy.numpy(),
+        exact.dimensions_hwl.numpy(), exact.bottom.numpy(), exact.yaw.numpy(), exact.scores.numpy(),
+    )  # fmt: skip
+
+
+def predict_dataset(
+    student: Student, dataset: KittiDataset, device: torch.device, threshold: float = 0.05, batch_size: int = 8
+) -> list[Boxes3D]:
+    """Detections for every frame, at the training size, in the full image's pixels."""
+    student.eval()
+    width, height = student.config.input_size
+    results = []
+    for first in range(0, len(dataset), batch_size):
+        samples = [dataset[i] for i in range(first, min(first + batch_size, len(dataset)))]
+        small = [resize(s, width, height) for s in samples]
+        images = torch.stack([s.image for s in small]).to(device)
+        P = torch.stack([s.camera.P for s in small]).to(device, torch.float32)
+        for sample, found in zip(samples, student.detect(images, P, threshold=threshold), strict=True):
+            camera = sample.camera
+            results.append(to_boxes3d(found, student.config.classes, camera.width / width, camera.height / height))
+    return results
+
+
+def average_precision(labels: list[KittiObjects], boxes: list[Boxes3D]) -> dict[str, Any]:
+    """KITTI AP of detections against labels; see :func:`skd_core.evaluation.kitti.evaluate`."""
+    from skd_core.evaluation.kitti import evaluate
+
+    return evaluate(labels, [detections_to_kitti(b) for b in boxes])

@@ -1,0 +1,201 @@
+"""Student and teacher trained together: one batch in, the weighted loss and its parts out (METHOD 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from skd_core.config import TrainConfig
+from skd_core.data.batch import Batch
+from skd_core.losses.depth_map import DepthMapLoss
+from skd_core.losses.detection_2d import Detection2DLoss, render_heatmap
+from skd_core.losses.dimension import DimensionLoss
+from skd_core.losses.distillation import DistillationLoss
+from skd_core.losses.object_depth import ObjectDepthLoss
+from skd_core.losses.points import PointsLoss
+from skd_core.losses.projection import ProjectionLoss
+from skd_core.losses.supervised import SupervisedLoss
+from skd_core.losses.yaw import YawLoss
+from skd_core.models.backbone import STRIDE
+from skd_core.models.decode import Prediction3D, cut_vertically, half_extent
+from skd_core.models.student import Student
+from skd_core.models.teacher import Teacher
+from skd_core.supervision.priors import prior_of, prior_tolerances
+from skd_core.training.modulation import Modulation, scale_gradient
+
+
+@dataclass
+class Step:
+    """What one training step needs to know besides its batch.
+
+    Attributes:
+        boxes_3d, distillation: weights in [0, 1] that grow during training.
+        objects: what sums over objects are divided by; None: the batch's own number. With several processes it is
+            their mean number, so that the mean of their gradients is the gradient of the global mean.
+    """
+
+    boxes_3d: float = 1.0
+    distillation: float = 1.0
+    objects: float | None = None
+
+
+class TeacherStudent(nn.Module):
+    """MDN and, unless the config leaves it out, DSN, with their losses.
+
+    ``L = L_2D + .5 L_depth + L3D_DSN + L3D_MDN + lambda_d (L_UAD + k_fb L_rev)``
+    ``L3D = L_proj + .5 L_dim + L_z + L_yaw + .1 L_points``
+    """
+
+    tolerance: Tensor
+    side_weight: Tensor
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        method = config.method
+        self.student = Student(config.model)
+        self.teacher = Teacher(config.model, self.student.prior) if method.teacher else None
+        self.modulation = Modulation(method.gtm_alpha, method.gtm_beta)
+        self.yardsticks: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # of the last batch
+        self.register_buffer("tolerance", prior_tolerances(config.model.classes), persistent=False)
+        side = [prior_of(name).side_edge_weight for name in config.model.classes]
+        self.register_buffer("side_weight", torch.tensor(side), persistent=False)
+
+        self.loss_2d, self.loss_depth_map = Detection2DLoss(), DepthMapLoss()
+        self.loss_projection, self.loss_dimension = ProjectionLoss(), DimensionLoss()
+        self.loss_depth, self.loss_yaw, self.loss_points = ObjectDepthLoss(), YawLoss(), PointsLoss()
+        self.loss_supervised = SupervisedLoss()
+        self.loss_distillation = None if method.distillation == "none" else DistillationLoss(method.distillation)
+
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """The weighted terms whose sum is the loss, each a scalar; their names say which network they teach."""
+        method, rois = self.config.method, batch.rois
+        objects = max(step.objects if step.objects is not None else len(rois.boxes), 1.0)
+        self.yardsticks = None
+        features = self.student.features(batch.images)
+        maps = self.student.maps_2d(features)
+        terms = self.loss_2d(maps, batch.boxes, rois.classes, rois.batch_index, batch.ignore, batch.ignore_index)
+        terms = {name: value / objects for name, value in terms.items()}
+        if len(rois.boxes) == 0 or step.boxes_3d == 0:
+            if self.teacher is not None:
+                terms |= self._depth_terms(batch, self.teacher.depth_map(features), maps.heatmap.shape)
+            return terms
+
+        # yaw is taught by more than the projection wherever depth or labels are at hand
+        detach_yaw = method.teacher or method.direct_targets or method.supervised
+        student = self.student.boxes_3d(features, rois, detach_yaw)
+        if method.supervised:
+            if batch.truth is None:
+                raise ValueError("supervised training needs batches with truth")
+            parts = self.loss_supervised(student, batch.truth, rois.boxes, rois.P)
+            terms |= {f"student/{k}": step.boxes_3d * v.sum() / objects for k, v in parts.items()}
+            return terms
+
+        sees_targets = method.direct_targets or (method.mode == "best" and method.teacher)
+        depth_weight = method.student_depth_weight if method.teacher else 1.0
+        parts = self._weak_terms(student, batch, sees_targets, points=method.direct_targets)
+        if "depth" in parts:
+            parts["depth"] = depth_weight * parts["depth"]
+        if method.teacher and method.mode == "paper":
+            parts.pop("depth", None)
+        terms |= {f"student/{k}": step.boxes_3d * v.sum() / objects for k, v in parts.items()}
+        if self.teacher is None:
+            return terms
+
+        k_teacher = self.modulation.k_teacher if method.modulation else 1.0
+        shared = scale_gradient(features, k_teacher)
+        depth = self.teacher.depth_map(shared)
+        terms |= self._depth_terms(batch, depth, maps.heatmap.shape)
+        raw = self.teacher.boxes_raw(shared, depth, batch.P, rois)
+        teacher = self.student.decode(raw, rois, detach_yaw=True)
+        parts = self._weak_terms(teacher, batch, True, points=step.distillation > 0)
+        terms |= {f"teacher/{k}": step.boxes_3d * v.sum() / objects for k, v in parts.items()}
+        if self.loss_distillation is not None and step.distillation > 0:
+            parts = self._distillation_terms(student, teacher, batch, step.distillation)
+            terms |= {k: v.sum() / objects for k, v in parts.items()}
+        self.yardsticks = self._yardsticks(student, batch), self._yardsticks(teacher, batch)
+        return terms
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+    def _weak_terms(self, boxes: Prediction3D, batch: Batch, targets: bool, points: bool) -> dict[str, Tensor]:
+        """L3D without any 3D label, terms of shape (N,)."""
+        method, rois = self.config.method, batch.rois
+        prior = self.student.prior[rois.classes]
+        width = torch.full_like(rois.height, batch.images.shape[-1])
+        projected = boxes.project(rois.P)
+        side_weight = self.side_weight[rois.classes]
+        terms = {
+            "projection": self.loss_projection(projected, batch.boxes, width, rois.height, side_weight),
+            "dimension": method.dimension_weight * self.loss_dimension(boxes.size, prior, self.tolerance[rois.classes]),
+        }
+        z = self.geometric_target(boxes, batch)
+        if targets:
+            z = torch.where(batch.pseudo.z.isfinite(), batch.pseudo.z, z)
+            terms["yaw"] = self.loss_yaw(boxes.alpha, batch.pseudo.alpha, batch.pseudo.alpha_weight)
+        terms["depth"] = self.loss_depth(boxes.log_z, boxes.log_scale, z)
+        if points:
+            values = self.loss_points(boxes.center, boxes.size, boxes.yaw, batch.pseudo.points)
+            terms["points"] = method.points_weight * values
+        return terms
+
+    def geometric_target(self, boxes: Prediction3D, batch: Batch) -> Tensor:
+        """shape (N,): z_geo = f H / h2d + e of METHOD 5.4 with the class's size; NaN where the box is cut."""
+        rois = batch.rois
+        prior = self.student.prior[rois.classes]
+        height = (batch.boxes[:, 3] - batch.boxes[:, 1]).clamp(min=1.0)
+        z = rois.P[:, 1, 1] * prior[:, 2] / height
+        if self.config.model.center_offset:
+            z = z + half_extent(prior, boxes.yaw.detach())
+        return torch.where(cut_vertically(batch.boxes, rois.height), torch.nan, z)
+
+    def _depth_terms(self, batch: Batch, depth: object, shape: torch.Size) -> dict[str, Tensor]:
+        """L_depth, at stride 4; none if the batch has no depth at all."""
+        target = batch.depth[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+        if not bool((target > 0).any()):
+            return {}
+        B, C, H, W = shape
+        rois = batch.rois
+        heat = render_heatmap(batch.boxes, rois.classes, rois.batch_index, (B, C, H, W)).amax(1)
+        crop = (slice(None), slice(0, target.shape[1]), slice(0, target.shape[2]))
+        loss = self.loss_depth_map(depth.log_depth[crop], depth.log_scale[crop], target, heat[crop])  # type: ignore[attr-defined]
+        return {"teacher/depth_map": self.config.method.depth_map_weight * loss}
+
+    def _distillation_terms(
+        self, student: Prediction3D, teacher: Prediction3D, batch: Batch, weight: float
+    ) -> dict[str, Tensor]:
+        """L_UAD, the student's own uncertainty, and the feedback k_fb L_rev; terms of shape (N,)."""
+        assert self.loss_distillation is not None
+        overlap = self.overlap(teacher, batch)
+        terms = {"student/distillation": weight * self.loss_distillation(student, teacher, overlap)}
+        if self.config.method.distillation == "uad":
+            own = DistillationLoss.own_uncertainty(student, teacher)
+            terms["student/uncertainty"] = 0.1 * weight * own
+        feedback = self.modulation.k_feedback if self.config.method.modulation and weight >= 1 else 0.0
+        if feedback > 0:
+            reverse = self.loss_distillation(teacher, student, self.overlap(student, batch), yaw=False)
+            terms["teacher/feedback"] = feedback * reverse
+        return terms
+
+    @staticmethod
+    def overlap(boxes: Prediction3D, batch: Batch) -> Tensor:
+        """shape (N,): IoU of each box's clipped projection with its 2D box; no gradient."""
+        with torch.no_grad():
+            projected = boxes.project(batch.rois.P)
+            height, width = batch.images.shape[-2:]
+            bound = projected.new_tensor([width, height, width, height])
+            clipped = torch.minimum(projected.clamp(min=0), bound)
+            return box_iou(clipped, batch.boxes).diagonal()  # type: ignore[no-any-return]
+
+    def _yardsticks(self, boxes: Prediction3D, batch: Batch) -> dict[str, Tensor]:
+        """Means of E1 to E3 over the batch; NaN where nothing can be measured."""
+        pseudo = batch.pseudo
+        known = pseudo.z.isfinite()
+        with torch.no_grad():
+            return {
+                "depth": (boxes.log_z - pseudo.z.log())[known].abs().mean(),
+                "projection": (1 - self.overlap(boxes, batch)).mean(),
+                "yaw": self.loss_yaw(boxes.alpha, pseudo.alpha, pseudo.alpha_weight)[pseudo.alpha_weight > 0].mean(),
+            }

@@ -1,0 +1,349 @@
+"""The training loop, on Lightning Fabric: visible, exact to resume, stopped by a NaN.
+
+A run's folder::
+
+    config.yaml           the complete config
+    checkpoint.pt         everything an exact resume needs
+    metrics.jsonl         one JSON object per report
+    tensorboard/          the same for TensorBoard
+    student.safetensors   the student's running mean (EMA), ready for `skd_core predict`
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+from torch import Tensor
+from tqdm import tqdm
+
+from skd_core.config import TrainConfig
+from skd_core.data.batch import Batch, EpochSampler, TrainingSet, training_loader
+from skd_core.data.kitti import KittiDataset, read_objects
+from skd_core.errors import UserError
+from skd_core.inference.weights import save_weights
+from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from skd_core.training.evaluate import average_precision, predict_dataset
+from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.schedule import learning_rate, ramp
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        config: of the run.
+        out: the run's folder.
+        device: "auto", "cpu" or "cuda"; under torchrun one process a device.
+        resume: go on from ``out/checkpoint.pt`` where there is one.
+
+    Raises:
+        UserError: the folder holds another run's checkpoint, data are missing, or there are too few frames.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, device: str = "auto", resume: bool = True) -> None:
+        self.config, self.out = config, out
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.fabric = Fabric(
+            accelerator=device,
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1,
+            strategy=DDPStrategy(find_unused_parameters=True) if world_size > 1 else "auto",
+            precision=config.precision,
+        )
+        self.fabric.launch()
+        torch.manual_seed(config.seed)
+        if config.schedule.batch_size % world_size:
+            raise UserError(
+                f"schedule.batch_size {config.schedule.batch_size} must be a multiple of {world_size} processes"
+            )
+
+        data, classes = config.data, config.model.classes
+        source = KittiDataset(
+            data.train.root, data.train.split, classes, data.depth_dir, with_3d=config.method.supervised
+        )
+        if len(source) < config.schedule.batch_size:
+            raise UserError(
+                f"{data.train.root}: {len(source)} frames are fewer than schedule.batch_size {config.schedule.batch_size}"
+            )
+        self.dataset = TrainingSet(source, config)
+        self.sampler = EpochSampler(
+            len(source), config.schedule.batch_size, config.seed, self.fabric.global_rank, self.fabric.world_size
+        )
+        self.val = KittiDataset(data.val.root, data.val.split, classes) if data.val else None
+
+        model = TeacherStudent(config)
+        if config.schedule.freeze_norm:
+            freeze_batch_norm(model)
+        self.ema = copy.deepcopy(model.student)
+        optimizer = torch.optim.Adam(
+            model.parameters(), config.schedule.learning_rate, weight_decay=config.schedule.weight_decay
+        )
+        self.raw = model
+        self.model, self.optimizer = self.fabric.setup(model, optimizer)
+        self.ema.to(self.fabric.device)
+        self.step, self.seconds, self.history = 0, 0.0, list[dict[str, Any]]()
+        self.stop_requested = False
+        if resume and (out / "checkpoint.pt").exists():
+            self.load(out / "checkpoint.pt")
+        if self.fabric.is_global_zero:
+            out.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            (out / "config.yaml").write_text(text, encoding="utf-8")
+            self._trim_metrics()
+
+    # -- state --------------------------------------------------------------------------------------------------------
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "config": self.config.model_dump(mode="json"),
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.raw.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "modulation": self.raw.modulation.state_dict(),
+            "rng": torch.get_rng_state(),
+            "history": self.history,
+        }
+        save_checkpoint(self.out / "checkpoint.pt", state)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint of the same config."""
+        state = load_checkpoint(path)
+        if state["config"] != self.config.model_dump(mode="json"):
+            changed = _differences(state["config"], self.config.model_dump(mode="json"))
+            raise UserError(f"{path}: is of a run with another config ({changed}); choose another --out or delete it")
+        self.raw.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.raw.modulation.load_state_dict(state["modulation"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+
+    def _trim_metrics(self) -> None:
+        """Drop reports that a crash left beyond the checkpoint."""
+        path = self.out / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+            path.write_text("".join(line + "\n" for line in lines))
+
+    # -- the loop -------------------------------------------------------------------------------------------------------
+    def fit(self, stop_after: float | None = None) -> bool:
+        """Train to the end, or until the time is up or a signal comes.
+
+        Args:
+            stop_after: minutes after which to stop with a checkpoint.
+
+        Returns:
+            whether the run is complete.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        schedule, per_epoch = self.config.schedule, len(self.sampler)
+        total, begun, saved = schedule.epochs * per_epoch, time.monotonic(), time.monotonic()
+        main = self.fabric.is_global_zero
+        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if main else None
+        bar = tqdm(total=total, initial=self.step, disable=not main, unit="step", dynamic_ncols=True, mininterval=1)
+        before = self._catch_signals()
+        try:
+            while self.step < total:
+                self.sampler.epoch, self.sampler.first = divmod(self.step, per_epoch)
+                means = _Means()
+                for batch in training_loader(self.dataset, self.sampler, self.config):
+                    start = time.monotonic()
+                    terms = self._train_step(batch.to(self.fabric.device))
+                    self.seconds += time.monotonic() - start
+                    means.add(terms)
+                    self.step += 1
+                    bar.update()
+                    now = time.monotonic()
+                    out_of_time = stop_after is not None and now - begun > 60 * stop_after
+                    if self._any(out_of_time or self.stop_requested):
+                        self.save()
+                        return False
+                    if now - saved > 120:
+                        self.save()
+                        saved = now
+                epoch = self.step // per_epoch
+                report = {"epoch": epoch, "step": self.step, "lr": self._rate(), **means.values(), **self._course()}
+                if epoch % schedule.eval_every == 0 or self.step == total:
+                    report |= self.evaluate()
+                if main:
+                    self._report(report, writer, bar)
+                    self.save()
+                self.fabric.barrier()
+            if main:
+                self.export()
+            return True
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            bar.close()
+            if writer is not None:
+                writer.close()
+
+    def _train_step(self, batch: Batch) -> dict[str, float]:
+        schedule = self.config.schedule
+        progress = self.step / (schedule.epochs * len(self.sampler))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        objects = float(self.fabric.all_reduce(torch.tensor(float(len(batch.boxes))), reduce_op="mean"))
+        step = Step(ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation), objects)
+        self.model.train()
+        if schedule.freeze_norm:
+            freeze_batch_norm(self.raw)
+        terms: dict[str, Tensor] = self.model(batch, step)
+        loss = torch.stack(list(terms.values())).sum()
+        self._check_finite(terms, "loss")
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        norm = self.fabric.clip_gradients(
+            self.model, self.optimizer, max_norm=schedule.gradient_clip, error_if_nonfinite=False
+        )
+        if norm is not None:
+            self._check_finite({"gradient norm": norm}, "gradient")
+        self.optimizer.step()
+        self._update_modulation()
+        self._update_ema()
+        return {name: float(value.detach()) for name, value in terms.items()} | {"loss": float(loss.detach())}
+
+    def _check_finite(self, values: dict[str, Tensor], kind: str) -> None:
+        if self.config.precision == "16-mixed" and kind == "gradient":
+            return  # the scaler skips such a step by itself
+        bad = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
+        if bad:
+            raise UserError(
+                f"training stopped at step {self.step}: {', '.join(bad)} is not finite; the last checkpoint is whole. "
+                "Lower schedule.learning_rate or look at the frames of this step"
+            )
+
+    def _update_modulation(self) -> None:
+        if self.raw.yardsticks is None:
+            return
+        student, teacher = self.raw.yardsticks
+        if self.fabric.world_size > 1:
+            student, teacher = ({k: self._mean_known(v) for k, v in d.items()} for d in (student, teacher))
+        self.raw.modulation.update(student, teacher)
+
+    def _mean_known(self, value: Tensor) -> Tensor:
+        pair = torch.stack([value.nan_to_num(0.0), value.isfinite().float()])
+        pair = self.fabric.all_reduce(pair, reduce_op="sum")  # type: ignore[assignment]
+        return pair[0] / pair[1]
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        decay = min(self.config.schedule.ema, (1 + self.step) / (10 + self.step))
+        current = self.raw.student.state_dict()
+        for name, mean in self.ema.state_dict().items():
+            if mean.is_floating_point():
+                mean.lerp_(current[name].to(mean), 1 - decay)
+            else:
+                mean.copy_(current[name])
+
+    def _rate(self) -> float:
+        return learning_rate(self.config.schedule, self.step, len(self.sampler))
+
+    def _course(self) -> dict[str, float]:
+        """GTM's measures, for the log."""
+        modulation = self.raw.modulation
+        if not modulation.errors:
+            return {}
+        factors = {"rho": modulation.rho, "k_teacher": modulation.k_teacher, "k_feedback": modulation.k_feedback}
+        return {f"gtm/{k}": v for k, v in (factors | modulation.errors).items()}
+
+    def _any(self, flag: bool) -> bool:
+        if self.fabric.world_size == 1:
+            return flag
+        return bool(self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="sum") > 0)
+
+    def _catch_signals(self) -> dict[signal.Signals, Any]:
+        def request(number: int, frame: object) -> None:
+            self.stop_requested = True
+
+        try:
+            return {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread
+            return {}
+
+    # -- results --------------------------------------------------------------------------------------------------------
+    def evaluate(self) -> dict[str, Any]:
+        """AP of the student's running mean on the validation set, by :func:`skd_core.evaluation.kitti.evaluate`."""
+        if self.val is None or not self.fabric.is_global_zero:
+            return {}
+        folder = self.val.root / "training" / "label_2"
+        labels = [read_objects(folder / f"{name}.txt") for name in self.val.names]
+        boxes = predict_dataset(self.ema, self.val, self.fabric.device)
+        return {"ap": average_precision(labels, boxes)}
+
+    def _report(self, report: dict[str, Any], writer: Any, bar: Any) -> None:
+        self.history.append({k: report[k] for k in ("epoch", "ap") if k in report})
+        report["images_per_second"] = self.step * self.config.schedule.batch_size / max(self.seconds, 1e-9)
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+        for name, value in report.items():
+            if isinstance(value, (int, float)):
+                writer.add_scalar(name, value, report["step"])
+        line = f"epoch {report['epoch']}: loss {report['loss']:.3f}, {report['images_per_second']:.1f} images/s"
+        for name, ap in report.get("ap", {}).items():
+            loose = min(ap["3d"]["R40"])
+            line += f", {name} AP3D@{loose} {ap['3d']['R40'][loose][1]:.2f}"
+            writer.add_scalar(f"ap/{name}_3d_{loose}_moderate", ap["3d"]["R40"][loose][1], report["step"])
+        if "gtm/rho" in report:
+            line += f", rho {report['gtm/rho']:.2f}"
+        bar.write(line)
+
+    def export(self) -> Path:
+        """Write the student's weights file."""
+        path = self.out / "student.safetensors"
+        width, height = self.config.model.input_size
+        cameras = [self.dataset.prepared(i)[0].camera for i in range(min(len(self.dataset), 200))]
+        focal = [float(torch.tensor([getattr(c, f) for c in cameras]).median()) for f in ("fx", "fy")]
+        weak = "3D labels (supervised)" if self.config.method.supervised else "2D boxes, no 3D labels"
+        save_weights(
+            path, self.ema, (focal[0], focal[1]), learnt_from=weak, seed=self.config.seed, steps=self.step,
+            config=self.config.model_dump(mode="json"), licence="Apache-2.0 where the training data allow it",
+        )  # fmt: skip
+        return path
+
+
+def freeze_batch_norm(model: torch.nn.Module) -> None:
+    """Batch norms use and keep their running statistics."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
+class _Means:
+    """Means of the terms of an epoch; a term counts the steps in which it took part."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, terms: dict[str, float]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def values(self) -> dict[str, float]:
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str:
+    found = []
+    for key in a.keys() | b.keys():
+        if a.get(key) != b.get(key):
+            both = isinstance(a.get(key), dict) and isinstance(b.get(key), dict)
+            found.append(_differences(a[key], b[key], f"{prefix}{key}.") if both else f"{prefix}{key}")
+    return ", ".join(sorted(found))
