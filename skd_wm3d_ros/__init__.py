@@ -1,0 +1,1 @@
+"""ROS 2 node around :class:`skd_core.Detector`."""

@@ -1,0 +1,291 @@
+"""The main job, end to end: a bag player process and the detector node process talk DDS; pictures and a bag come out.
+
+``python -m skd_wm3d_ros.demo [--images DIR --camera FILE | --bag DIR] [--weights W] [--out out/demo]``
+
+Every frame is answered: the player waits for the detections of one image before it sends the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+from vision_msgs.msg import Detection3DArray
+
+from skd_core.boxes import Boxes3D
+from skd_core.camera import Camera
+from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, Frame, find_camera, read_frames, write_frames
+from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
+from skd_core.data.sample import read_image
+from skd_core.errors import UserError
+from skd_core.inference.detector import DEFAULT_THRESHOLD
+from skd_core.visualize import draw_bev, draw_boxes3d, stack, strip, write_image
+from skd_wm3d_ros.bag_player import read_stamp
+from skd_wm3d_ros.resources import share_file
+
+DEMO_BAG = Path(__file__).resolve().parent / "data" / "demo_bag"
+PICTURES = {".png", ".jpg", ".jpeg"}
+FRAME_PERIOD = 100_000_000  # nanoseconds between the pictures of a folder
+FIRST_STAMP = 1_000_000_000_000_000_000
+ROWS_PER_FRAME = 5  # of the table
+STRIP_FRAMES = 6
+START_TIMEOUT, FRAME_TIMEOUT = 60.0, 60.0  # seconds
+
+
+@dataclass
+class Answer:
+    """What came back for one image.
+
+    Attributes:
+        stamp: of the image, nanoseconds.
+        cdr: the serialized Detection3DArray.
+        boxes: its content.
+        latency: seconds between the image's and the answer's arrival in this process.
+    """
+
+    stamp: int
+    cdr: bytes
+    boxes: Boxes3D
+    latency: float
+
+
+@dataclass
+class Collector:
+    """Receives images (their stamps only) and detections."""
+
+    node: Node
+    topics: CameraTopics
+    detections_topic: str
+    answers: list[Answer] = field(default_factory=list)
+    _arrivals: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        reliable = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+        kind = CompressedImage if self.topics.compressed else Image
+        self.node.create_subscription(kind, self.topics.image, self._image, reliable, raw=True)
+        self.node.create_subscription(Detection3DArray, self.detections_topic, self._detections, reliable, raw=True)
+
+    def _image(self, cdr: bytes) -> None:
+        self._arrivals.setdefault(read_stamp(cdr), time.monotonic())
+
+    def _detections(self, cdr: bytes) -> None:
+        now = time.monotonic()
+        message = deserialize_message(cdr, Detection3DArray)
+        stamp = stamp_nanoseconds(message.header)
+        if stamp not in {answer.stamp for answer in self.answers[-2:]}:  # an image sent twice is answered twice
+            latency = now - self._arrivals.pop(stamp, now)
+            self.answers.append(Answer(stamp, bytes(cdr), boxes_from_detections(message), latency))
+
+
+def folder_frames(folder: Path, camera_file: Path) -> Iterator[Frame]:
+    """Pictures of a folder, by name, as frames 0.1 s apart.
+
+    Raises:
+        UserError: no pictures, or a camera file that does not fit them.
+    """
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICTURES)
+    if not paths:
+        raise UserError(f"{folder}: no pictures ({', '.join(sorted(PICTURES))}) there")
+    for index, path in enumerate(paths):
+        image = read_image(path).permute(1, 2, 0).numpy()
+        camera = Camera.from_file(camera_file, image.shape[1], image.shape[0])
+        yield Frame(image, camera, FIRST_STAMP + index * FRAME_PERIOD, "camera_optical_frame")
+
+
+def run(bag: Path, weights: str, out: Path, device: str = "auto", threshold: float = DEFAULT_THRESHOLD) -> list[Answer]:
+    """Play a bag to the detector node and collect its answers.
+
+    Returns:
+        one answer for each image of the bag.
+
+    Raises:
+        UserError: the node cannot be configured, dies, or does not answer in time.
+    """
+    topics = find_camera(bag)
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # no mixing with what runs on this network
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    profile = str(share_file("config/fastdds_images.xml"))
+    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        os.environ.setdefault(name, profile)
+    image = topics.image.removesuffix("/compressed") if topics.compressed else topics.image
+    remaps = {"image": image, "camera_info": topics.camera_info, "__node": "detector"}
+    parameters = {
+        "model": weights,
+        "device": device,
+        "score_threshold": str(float(threshold)),
+        "autostart": "false",
+        "image_transport": "compressed" if topics.compressed else "raw",
+        f"qos_overrides.{topics.image}.subscription.reliability": "reliable",
+        f"qos_overrides.{topics.camera_info}.subscription.reliability": "reliable",
+        f"qos_overrides.{topics.camera_info}.subscription.depth": "10",
+    }
+    arguments = ["--ros-args", "--disable-external-lib-logs"]
+    arguments += [part for key, value in remaps.items() for part in ("-r", f"{key}:={value}")]
+    arguments += [part for key, value in parameters.items() for part in ("-p", f"{key}:={value}")]
+    rclpy.init(args=[])
+    node = rclpy.create_node("demo")
+    try:
+        collector = Collector(node, topics, "/detector/detections")
+        with _process("skd_wm3d_ros.detector_node", arguments, out / "detector.log") as detector:
+            for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+                _change_state(node, detector, transition, out / "detector.log")
+            player_arguments = [str(bag), "--topics", topics.image, topics.camera_info, "--rate", "0"]
+            player_arguments += ["--wait-subscribers", "--lossless", collector.detections_topic]
+            player_arguments += ["--timeout", str(FRAME_TIMEOUT)]
+            with _process("skd_wm3d_ros.bag_player", player_arguments, out / "player.log") as player:
+                while player.poll() is None:
+                    rclpy.spin_once(node, timeout_sec=0.1)
+                    if detector.poll() is not None:
+                        raise UserError(f"the detector node died: {_last_error(out / 'detector.log')}")
+            if player.returncode != 0:
+                raise UserError(_last_error(out / "player.log"))
+            _spin_dry(node)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return collector.answers
+
+
+def report(bag: Path, answers: list[Answer], out: Path) -> None:
+    """Print the table; write ``frames.png``, ``bev.png`` and ``bag`` to ``out``."""
+    print("frame  class             x       y       z  |    l     w     h  |   yaw  score  latency")
+    for index, answer in enumerate(answers):
+        latency = f"{1000 * answer.latency:5.0f} ms"
+        boxes = answer.boxes
+        if not len(boxes):
+            print(f"{index:5d}  -{'':62s}  {latency}")
+        for i in range(min(len(boxes), ROWS_PER_FRAME)):
+            x, y, z = boxes.center[i].tolist()
+            length, width, height = boxes.size[i].tolist()
+            place = f"{x:6.1f}  {y:6.1f}  {z:6.1f}  | {length:4.1f}  {width:4.1f}  {height:4.1f}"
+            pose = f"{boxes.yaw[i]:5.2f}  {boxes.scores[i]:5.2f}"
+            print(f"{index:5d}  {boxes.labels[i]:12s}  {place}  | {pose}  {latency if i == 0 else ''}")
+        if len(boxes) > ROWS_PER_FRAME:
+            print(f"{'':7s}and {len(boxes) - ROWS_PER_FRAME} more")
+    latencies = sorted(answer.latency for answer in answers)
+    found = sum(len(answer.boxes) for answer in answers)
+    print(f"{len(answers)} frames, {found} detections, median latency {1000 * latencies[len(latencies) // 2]:.0f} ms")
+
+    chosen = {round(i * (len(answers) - 1) / (STRIP_FRAMES - 1)) for i in range(STRIP_FRAMES)}
+    by_stamp = {answers[i].stamp: answers[i].boxes for i in chosen}
+    most = max(answers, key=lambda answer: len(answer.boxes))
+    rows = []
+    for frame in read_frames(bag):
+        if frame.stamp in by_stamp:
+            boxes = by_stamp[frame.stamp]
+            rows.append(stack(draw_boxes3d(frame.image, boxes, frame.camera), draw_bev(boxes, camera=frame.camera)))
+        if frame.stamp == most.stamp:
+            write_image(out / "bev.png", draw_bev(most.boxes, camera=frame.camera, size=(800, 800)))
+    write_image(out / "frames.png", strip(rows))
+    with BagWriter(out / "bag", overwrite=True) as writer:
+        for answer in answers:
+            writer.write("/detector/detections", DETECTIONS, answer.cdr, answer.stamp)
+    print(f"wrote {out}/frames.png, {out}/bev.png, {out}/bag, {out}/detector.log")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=Path, help="folder of pictures, played in the order of their names")
+    parser.add_argument("--camera", type=Path, help="their camera: KITTI calibration, ROS calibration or CameraInfo")
+    parser.add_argument("--bag", type=Path, help="rosbag2 folder with one image topic and its camera_info")
+    parser.add_argument("--weights", default="default", help="weights file (default: the bundled weights)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score, 0 to 1 (default 0.2)")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to (default out/demo)")
+    parsed = parser.parse_args(args)
+    if bool(parsed.images) != bool(parsed.camera) or (parsed.images and parsed.bag):
+        parser.error("give --images DIR with --camera FILE, or --bag DIR, or nothing")
+    try:
+        with contextlib.ExitStack() as cleanup:
+            bag = parsed.bag or DEMO_BAG
+            if parsed.images:
+                folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="demo_bag_"))
+                bag = Path(folder) / "bag"
+                write_frames(bag, folder_frames(parsed.images, parsed.camera))
+            answers = run(bag, parsed.weights, parsed.out, parsed.device, parsed.threshold)
+            if not answers:
+                raise UserError(f"{bag}: holds no image")
+            report(bag, answers, parsed.out)
+    except UserError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextlib.contextmanager
+def _process(module: str, arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python module as a process of its own; interrupted and waited for at the end of the block."""
+    with log.open("wb") as sink:
+        command = [sys.executable, "-m", module, *arguments]
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _change_state(node: Node, detector: subprocess.Popen[bytes], transition: int, log: Path) -> None:
+    client = node.create_client(ChangeState, "/detector/change_state")
+    deadline = time.monotonic() + START_TIMEOUT
+    while not client.service_is_ready():
+        rclpy.spin_once(node, timeout_sec=0.1)
+        _check_alive(detector, deadline, log)
+    future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+    while not future.done():
+        rclpy.spin_once(node, timeout_sec=0.1)
+        _check_alive(detector, deadline, log)
+    if not future.result().success:
+        raise UserError(f"the detector node is not ready: {_last_error(log)}")
+
+
+def _check_alive(detector: subprocess.Popen[bytes], deadline: float, log: Path) -> None:
+    if detector.poll() is not None:
+        raise UserError(f"the detector node died: {_last_error(log)}")
+    if time.monotonic() > deadline:
+        raise UserError(f"the detector node did not start in {START_TIMEOUT:.0f} s; see {log}")
+
+
+def _spin_dry(node: Node) -> None:
+    """Take what has arrived and is not handled yet: the player may see the last answer before this process does."""
+    quiet_until = time.monotonic() + 0.5
+    while time.monotonic() < quiet_until:
+        rclpy.spin_once(node, timeout_sec=0.1)
+
+
+def _last_error(log: Path) -> str:
+    """The last line of a log that tells of an error, without ROS's prefix; else the last line."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()]
+    line = (telling or lines or [f"see {log}"])[-1]
+    return line.rpartition("]: ")[2] if line.startswith("[") else line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

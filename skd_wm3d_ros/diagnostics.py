@@ -1,0 +1,66 @@
+"""What the node says about itself on /diagnostics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
+
+STAGES = ("decode", "infer", "publish")
+
+
+@dataclass
+class Statistics:
+    """Counts since activation; written by the worker, read by the diagnostics timer."""
+
+    answered: int = 0
+    rejected: int = 0
+    last_error: str = ""
+    last_answer: float = 0.0
+    latencies: deque[tuple[float, ...]] = field(default_factory=lambda: deque(maxlen=50))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answer(self, *seconds: float) -> None:
+        """One frame published; seconds spent in each of STAGES."""
+        with self.lock:
+            self.answered += 1
+            self.last_answer = time.monotonic()
+            self.latencies.append(seconds)
+
+    def reject(self, reason: str) -> None:
+        """One frame skipped."""
+        with self.lock:
+            self.rejected += 1
+            self.last_error = reason
+
+    def values(self) -> dict[str, str]:
+        """For a DiagnosticStatus."""
+        with self.lock:
+            values = {"frames answered": str(self.answered), "frames rejected": str(self.rejected)}
+            if self.last_error:
+                values["last rejection"] = self.last_error
+            if self.answered:
+                values["age of the last answer (s)"] = f"{time.monotonic() - self.last_answer:.2f}"
+            for name, seconds in zip(STAGES, zip(*self.latencies, strict=True), strict=False):
+                values[f"{name} latency (ms)"] = f"{1000 * median(seconds):.2f}"
+            return values
+
+
+def to_diagnostics(
+    name: str, hardware_id: str, level: bytes, message: str, values: dict[str, str], stamp: Time
+) -> DiagnosticArray:
+    """One status as a message."""
+    status = DiagnosticStatus(
+        level=level,
+        name=name,
+        message=message,
+        hardware_id=hardware_id,
+        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+    )
+    return DiagnosticArray(header=Header(stamp=stamp), status=[status])

@@ -1,0 +1,142 @@
+"""Boxes to ROS messages. Frames, axes and covariance order are decided here and nowhere else.
+
+Everything is in the camera's optical frame (x right, y down, z forward). A box's own axes are ROS's: x forward
+(length), y left (width), z up (height); ``size = (l, w, h)``; the pose is the centre of the volume.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from builtin_interfaces.msg import Duration
+from geometry_msgs.msg import Point, Pose, PoseWithCovariance, Quaternion, Vector3
+from numpy.typing import NDArray
+from sensor_msgs.msg import Image
+from std_msgs.msg import ColorRGBA, Header
+from vision_msgs.msg import (
+    BoundingBox3D,
+    Detection3D,
+    Detection3DArray,
+    LabelInfo,
+    ObjectHypothesis,
+    ObjectHypothesisWithPose,
+    VisionClass,
+)
+from visualization_msgs.msg import Marker, MarkerArray
+
+from skd_core.boxes import EDGES, Boxes3D
+from skd_core.data.ros_messages import pose_covariance
+from skd_core.visualize import color_of
+
+LINE_WIDTH, TEXT_HEIGHT = 0.06, 0.5  # metres
+
+
+def finite(boxes: Boxes3D) -> Boxes3D:
+    """Without boxes that hold NaN or infinity: one NaN in a pose is enough to stop a subscriber such as RViz."""
+    values = torch.cat([boxes.center, boxes.size, boxes.yaw[:, None], boxes.scores[:, None]], -1)
+    return boxes[values.isfinite().all(-1)]
+
+
+def to_detections(boxes: Boxes3D, header: Header) -> Detection3DArray:
+    """Boxes as a Detection3DArray; every detection carries the array's header, which is the image's.
+
+    Args:
+        boxes: finite boxes in the frame of ``header``.
+        header: the image's own.
+    """
+    boxes = boxes.to(torch.float64)
+    rows = zip(
+        boxes.center.tolist(),
+        boxes.size.tolist(),
+        boxes.quaternion.tolist(),
+        boxes.labels,
+        boxes.scores.clamp(0, 1).tolist(),
+        pose_covariance(boxes).numpy().reshape(-1, 36),
+        strict=True,
+    )
+    array_message = Detection3DArray(header=header)
+    for (x, y, z), (length, width, height), (qx, qy, qz, qw), label, score, covariance in rows:
+        pose = Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
+        result = ObjectHypothesisWithPose(
+            hypothesis=ObjectHypothesis(class_id=label.lower(), score=score),
+            pose=PoseWithCovariance(pose=pose, covariance=covariance),
+        )
+        bbox = BoundingBox3D(center=pose, size=Vector3(x=length, y=width, z=height))
+        array_message.detections.append(Detection3D(header=header, results=[result], bbox=bbox))
+    return array_message
+
+
+def to_markers(boxes: Boxes3D, header: Header, lifetime: float) -> MarkerArray:
+    """Boxes for RViz: outline, heading and text; old ones are deleted in the same array.
+
+    Args:
+        boxes: finite boxes in the frame of ``header``.
+        header: the image's own; its frame_id names the camera in the namespaces.
+        lifetime: seconds after which RViz removes them if nothing newer comes.
+    """
+    boxes = boxes.to(torch.float64)
+    duration = Duration(sec=int(lifetime), nanosec=int(lifetime % 1 * 1e9))
+    pose = Pose(orientation=Quaternion(w=1.0))
+    rows = zip(boxes.labels, boxes.scores.tolist(), boxes.center.tolist(), boxes.corners.tolist(), strict=True)
+    markers = [Marker(header=header, action=Marker.DELETEALL)]
+    for index, (label, score, center, corners) in enumerate(rows):
+        r, g, b = (channel / 255 for channel in color_of(label))
+        points = [Point(x=x, y=y, z=z) for x, y, z in corners]
+        middle, front = Point(x=center[0], y=center[1], z=center[2]), _mean([corners[i] for i in (0, 1, 4, 5)])
+        top = min(corner[1] for corner in corners)  # y points down
+        common = {
+            "header": header,
+            "id": index,
+            "action": Marker.ADD,
+            "lifetime": duration,
+            "color": ColorRGBA(r=r, g=g, b=b, a=1.0),
+        }
+        markers += [
+            Marker(
+                **common,
+                ns=f"{header.frame_id}/box",
+                type=Marker.LINE_LIST,
+                pose=pose,
+                scale=Vector3(x=LINE_WIDTH),
+                points=[points[i] for edge in EDGES for i in edge],
+            ),
+            Marker(
+                **common,
+                ns=f"{header.frame_id}/heading",
+                type=Marker.ARROW,
+                pose=pose,
+                scale=Vector3(x=2 * LINE_WIDTH, y=4 * LINE_WIDTH, z=4 * LINE_WIDTH),
+                points=[middle, front],
+            ),
+            Marker(
+                **common,
+                ns=f"{header.frame_id}/text",
+                type=Marker.TEXT_VIEW_FACING,
+                pose=Pose(position=Point(x=center[0], y=top - TEXT_HEIGHT, z=center[2]), orientation=Quaternion(w=1.0)),
+                scale=Vector3(z=TEXT_HEIGHT),
+                text=f"{label.lower()} {score:.2f} {center[2]:.1f} m",
+            ),
+        ]
+    return MarkerArray(markers=markers)
+
+
+def to_label_info(classes: Sequence[str], threshold: float, header: Header) -> LabelInfo:
+    """What the class_id texts of the detections can be; numbered as in the network."""
+    class_map = [VisionClass(class_id=i, class_name=name.lower()) for i, name in enumerate(classes)]
+    return LabelInfo(header=header, class_map=class_map, threshold=threshold)
+
+
+def to_image(image: NDArray[np.uint8], header: Header) -> Image:
+    """An RGB picture, shape (H, W, 3), as a message."""
+    height, width = image.shape[:2]
+    # array.array is filled in 0.1 ms; rclpy checks any other sequence element by element, 50 ms an image
+    data = array.array("B", np.ascontiguousarray(image).tobytes())
+    return Image(header=header, height=height, width=width, encoding="rgb8", step=3 * width, data=data)
+
+
+def _mean(points: Sequence[Sequence[float]]) -> Point:
+    x, y, z = np.mean(points, axis=0).tolist()
+    return Point(x=x, y=y, z=z)
