@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,66 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to make; it appears when complete.")],
+    frames: Annotated[int, typer.Option(help="Number of frames.")] = 100,
+    seed: Annotated[int, typer.Option(help="Names the set: the same seed gives the same frames, however many.")] = 0,
+    layouts: Annotated[Path | None, typer.Option(help="Folder of KITTI label files to place objects by.")] = None,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT, pixels.")] = "640x192",
+    depth_noise: Annotated[float, typer.Option(help="Relative error of the simulated depth estimator, 0..0.5.")] = 0.06,
+    boxes: Annotated[str, typer.Option(help="'amodal' (projected 3D box, as KITTI) or 'tight' (around the pixels).")] = "amodal",
+    shapes: Annotated[str, typer.Option(help="Body shapes: 'train', 'heldout' or 'all'.")] = "train",
+    sequence: Annotated[bool, typer.Option(help="Consecutive frames of one drive, 10 Hz.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    overwrite: Annotated[bool, typer.Option(help="Replace a folder that is not empty.")] = False,
+) -> None:
+    """Render street scenes with exact labels and depth maps, in the KITTI layout."""
+    from skd_core.data.synthetic import parse_config, write_dataset
+
+    config = parse_config(size, depth_noise, boxes, shapes, layouts, sequence)
+    rate = write_dataset(out, config, frames, seed, workers, overwrite)
+    print(f"{out}: {frames} frames, {rate:.1f} frames/s")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML, such as config/train/synthetic.yaml.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; an interrupted run there goes on.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Over the config's seed.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
+    stop_after: Annotated[float | None, typer.Option(help="Minutes after which to stop with a checkpoint.")] = None,
+) -> None:
+    """Train teacher and student from images, cameras, 2D boxes and estimated depth; no 3D labels."""
+    from skd_core.config import load_config
+    from skd_core.training.trainer import Trainer
+
+    overrides = [*(set_ or []), *([] if seed is None else [f"seed={seed}"])]
+    trainer = Trainer(load_config(config, overrides), out, device, resume)
+    done = trainer.fit(stop_after)
+    print(f"{out / 'student.safetensors'}" if done else f"stopped at step {trainer.step}; the same command goes on")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
+    camera: Annotated[Path, typer.Option(help="KITTI calib, ROS calibration YAML or CameraInfo YAML.")],
+    out: Annotated[Path, typer.Option(help="Gets results/NAME.txt (KITTI format) and pictures/NAME.png.")],
+    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.2,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    draw: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
+) -> None:
+    """Detect 3D boxes in images of one rectified camera."""
+    from skd_core.inference.detector import Detector
+    from skd_core.inference.predict import predict_images
+
+    count = predict_images(images, camera, Detector.load(weights, device), out, threshold, draw)
+    print(f"{out}: {count} detections")
 
 
 def main() -> None:

@@ -1,0 +1,140 @@
+"""Rendered frames as a KITTI data set on disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from skd_core.data.synthetic.render import RenderedFrame, SynthConfig, render_frame
+from skd_core.errors import UserError
+
+FOLDERS = (
+    "training/image_2",
+    "training/calib",
+    "training/label_2",
+    "training/depth",
+    "training/depth_true",
+    "ImageSets",
+)
+FAST_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+
+
+def kitti_label_lines(frame: RenderedFrame) -> list[str]:
+    """The rows of a KITTI label file, in full precision; hidden and tiny objects as DontCare."""
+    b, rows = frame.boxes3d, []
+    for i in range(len(b)):
+        numbers = [b.alpha[i], *frame.boxes2d.xyxy[i], *b.dimensions_hwl[i], *b.bottom[i], b.yaw[i]]
+        text = " ".join(repr(float(v)) for v in numbers)
+        rows.append(f"{b.labels[i]} {float(frame.truncation[i]):.4f} {int(frame.occlusion[i])} {text}")
+    for box in frame.dont_care.xyxy:
+        rows.append("DontCare -1 -1 -10 " + " ".join(repr(float(v)) for v in box) + " -1 -1 -1 -1000 -1000 -1000 -10")
+    return rows
+
+
+def _calibration(frame: RenderedFrame) -> str:
+    numbers = " ".join(repr(float(v)) for v in frame.camera.P.flatten())
+    identity = "1 0 0 0 1 0 0 0 1"
+    rows = [f"P{k}: {numbers}" for k in range(4)]
+    return (
+        "\n".join(
+            [
+                *rows,
+                f"R0_rect: {identity}",
+                "Tr_velo_to_cam: 0 -1 0 0 0 0 -1 0 1 0 0 0",
+                "Tr_imu_to_velo: 1 0 0 0 0 1 0 0 0 0 1 0",
+            ]
+        )
+        + "\n"
+    )
+
+
+def _save_png(path: Path, picture: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    if not cv2.imwrite(str(path), picture, FAST_PNG):
+        raise UserError(f"{path}: cannot write")
+
+
+def _depth_png(depth: NDArray[np.float64]) -> NDArray[np.uint16]:
+    return (depth * 256 + 0.5).astype(np.uint16)
+
+
+def _write_frame(root: Path, config: SynthConfig, seed: int, number: int) -> None:
+    frame, name = render_frame(config, seed, number), f"{number:06d}"
+    training = root / "training"
+    _save_png(training / "image_2" / f"{name}.png", np.ascontiguousarray(frame.image[..., ::-1]))
+    _save_png(training / "depth" / f"{name}.png", _depth_png(frame.depth))
+    _save_png(training / "depth_true" / f"{name}.png", _depth_png(frame.depth_true))
+    (training / "calib" / f"{name}.txt").write_text(_calibration(frame), encoding="utf-8")
+    (training / "label_2" / f"{name}.txt").write_text(
+        "".join(row + "\n" for row in kitti_label_lines(frame)), encoding="utf-8"
+    )
+
+
+@contextmanager
+def _fresh_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder that becomes ``out`` when the block ends well, and vanishes when it does not."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"{out}: exists and is not empty; give another folder or --overwrite")
+    work, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot create ({error.strerror})") from None
+    try:
+        yield work
+        if out.exists():
+            os.replace(out, old)
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_dataset(
+    out: str | Path, config: SynthConfig, frames: int, seed: int, workers: int = 1, overwrite: bool = False
+) -> float:
+    """Render ``frames`` frames into a KITTI tree at ``out``, with ``training/depth`` and ``training/depth_true``.
+
+    Depth maps are uint16 PNGs, metres x 256, 0 = sky. The folder appears under its name only when complete. Contents
+    depend on ``config`` and ``seed`` alone, not on ``frames`` or ``workers``.
+
+    Returns:
+        Frames per second.
+
+    Raises:
+        UserError: bad numbers, ``out`` not empty without ``overwrite``, unusable layouts.
+    """
+    out = Path(out).absolute()
+    if frames < 1 or seed < 0 or workers < 1:
+        raise UserError(
+            f"--frames, --workers must be at least 1 and --seed at least 0, got {frames}, {workers}, {seed}"
+        )
+    with _fresh_folder(out, overwrite) as root:
+        for folder in FOLDERS:
+            (root / folder).mkdir(parents=True)
+        start = time.perf_counter()
+        with tqdm(total=frames, unit="frame", desc=f"synth {out.name}") as bar:
+            if workers == 1:
+                for number in range(frames):
+                    _write_frame(root, config, seed, number)
+                    bar.update()
+            else:
+                context = multiprocessing.get_context("spawn")  # fork is unsafe once torch's threads run
+                with ProcessPoolExecutor(workers, mp_context=context) as pool:
+                    for _ in pool.map(partial(_write_frame, root, config, seed), range(frames), chunksize=8):
+                        bar.update()
+        (root / "ImageSets" / "all.txt").write_text("".join(f"{n:06d}\n" for n in range(frames)), encoding="utf-8")
+        return frames / (time.perf_counter() - start)
