@@ -23,6 +23,7 @@ if importlib.util.find_spec("rclpy") is None:
     collect_ignore_glob = ["test_*.py"]  # test_house.py says so in the summary
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
