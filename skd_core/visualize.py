@@ -193,11 +193,8 @@ def strip(images: Sequence[RGB], gap: int = 4) -> RGB:
     if not images:
         raise UserError("strip: no images to put together")
     width = max(image.shape[1] for image in images)
-    rows = []
-    for image in images:
-        below = 0 if image is images[-1] else gap
-        rows.append(np.pad(_canvas(image), ((0, below), (0, width - image.shape[1]), (0, 0))))
-    return np.concatenate(rows)
+    rows = [np.pad(_canvas(image), ((0, gap), (0, width - image.shape[1]), (0, 0))) for image in images]
+    return np.concatenate(rows)[: -gap or None]
 
 
 def write_image(path: str | Path, image: RGB) -> None:
@@ -238,7 +235,7 @@ def _title(boxes: Boxes2D | Boxes3D, i: int) -> str:
 def _project_lines(points: Points, pairs: Sequence[tuple[int, int]], P: Points) -> Points:
     """Lines between points in the camera frame, (M, 2, 2) pixels, cut at the near plane; M leaves out those behind."""
     lines = points[np.array(pairs)]  # (M, 2, 3)
-    lines = lines[(lines[..., 2] > NEAR_PLANE).any(-1)]
+    lines = lines[np.isfinite(lines).all((1, 2)) & (lines[..., 2] > NEAR_PLANE).any(1)]
     other = lines[:, ::-1]
     share = (NEAR_PLANE - lines[..., 2:]) / np.maximum(other[..., 2:] - lines[..., 2:], 1e-9)  # on the way to the other
     lines = lines + share.clip(0, 1) * (other - lines)
