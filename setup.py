@@ -11,9 +11,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "skd_core" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
 
 train = ["lightning>=2.3", "tensorboard>=2.14"]
-export = ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"]
-depth = ["transformers>=4.45"]
-nuscenes = ["nuscenes-devkit>=1.1.11"]
+nuscenes = ["nuscenes-devkit>=1.1.11"]  # wants numpy below 2
 test = ["hypothesis>=6.90", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
 dev = [*test, "colcon-common-extensions", "mypy>=1.10", "ruff>=0.6", "types-PyYAML"]
 
@@ -35,7 +33,7 @@ setup(
         (f"share/{NAME}/rviz", sorted(glob("rviz/*.rviz"))),
     ],
     install_requires=[
-        "matplotlib>=3.6",
+        "numba>=0.59",
         "numpy>=1.24",
         "opencv-python-headless>=4.6",
         "pillow>=9.0",
@@ -43,7 +41,6 @@ setup(
         "pyyaml>=6.0",
         "rosbags>=0.10",
         "safetensors>=0.4",
-        "scipy>=1.10",
         "timm>=1.0",
         "torch>=2.4",
         "torchvision>=0.19",
@@ -52,12 +49,10 @@ setup(
     ],
     extras_require={
         "train": train,
-        "export": export,
-        "depth": depth,
         "nuscenes": nuscenes,
         "test": test,
         "dev": dev,
-        "all": [*train, *export, *depth],
+        "all": train,
     },
     zip_safe=False,
     entry_points={

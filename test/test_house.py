@@ -1,0 +1,281 @@
+"""The package as a whole: metadata that agree, an install that has everything, commands that answer, clean sources."""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import typer.main
+from packaging.requirements import Requirement
+
+import skd_core
+from skd_core.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "skd_wm3d_ros"
+
+
+def run(
+    *command: str | Path, timeout: float = 120, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def tracked_files() -> list[Path]:
+    listing = run("git", "ls-files", "-z")
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def manifest() -> ElementTree.Element:
+    return ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+# --- metadata ------------------------------------------------------------------------------------------------------
+
+
+def test_package_xml_says_what_ros_needs(manifest):
+    assert manifest.get("format") == "3"
+    assert manifest.findtext("name") == NAME
+    assert manifest.findtext("export/build_type") == "ament_python"
+    assert manifest.findtext("license") == "Apache-2.0"
+    assert len(manifest.findtext("description", "").split()) > 10
+    assert re.fullmatch(r"[\w.+-]+@[\w-]+(\.[\w-]+)+", manifest.find("maintainer").get("email"))
+
+
+def test_ros_packages_in_use_are_dependencies(manifest):
+    declared = {element.text for element in manifest.iter("exec_depend")}
+    imports = re.compile(r"^\s*(?:from|import) ([a-z_0-9]+)", re.MULTILINE)
+    used = set()
+    for folder in (ROOT / NAME, ROOT / "launch"):
+        for file in folder.rglob("*.py"):
+            used |= set(imports.findall(file.read_text(encoding="utf-8")))
+    ros = {
+        n
+        for n in used
+        if n.endswith(("_msgs", "_interfaces")) or n in {"rclpy", "cv_bridge", "message_filters", "launch"}
+    }
+    ros |= used & {"launch_ros", "tf2_ros", "ament_index_python", "diagnostic_updater", "lifecycle_msgs"}
+    assert "rclpy" in ros
+    assert ros <= declared
+
+
+def test_one_version_everywhere(manifest):
+    changelog = (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8")
+    newest = re.search(r"^(\d+\.\d+\.\d+) \(", changelog, re.MULTILINE)[1]
+    assert {skd_core.__version__, manifest.findtext("version"), newest, distribution(NAME).version} == {newest}
+
+
+def test_licence_is_apache_2():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_lock_satisfies_what_setup_py_asks_for():
+    lines = (ROOT / "tools" / "requirements-lock.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().split("==") for line in lines if "==" in line)
+    assert all("==" in line for line in lines if line and not line.startswith("#"))
+    for text in distribution(NAME).requires:
+        requirement = Requirement(text)
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": e}) for e in ("all", "dev")):
+            continue
+        pin = pins.get(requirement.name.lower())
+        assert requirement.specifier.contains(pin or "0"), f"{text}, but the lock has {pin}"
+
+
+# --- install -------------------------------------------------------------------------------------------------------
+
+
+def test_entry_points_lead_to_functions():
+    scripts = {e.name: e for e in distribution(NAME).entry_points if e.group == "console_scripts"}
+    assert set(scripts) == {"skd_core", "detector_node", "bag_player"}
+    for name, entry in scripts.items():
+        if name != "skd_core" and importlib.util.find_spec("rclpy") is None:
+            continue
+        assert callable(entry.load())
+        assert (Path(sys.prefix) / "bin" / name).exists()
+
+
+def test_executables_go_where_ros2_run_looks():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    for section, key in (("develop", "script_dir"), ("install", "install_scripts")):
+        assert config[section][key] == f"$base/lib/{NAME}"
+    # not the interpreter of the machine that built it: the user's environment has torch
+    assert config["build_scripts"]["executable"] == "/usr/bin/env python3"
+
+
+def installed_share(prefix: Path) -> set[str]:
+    share = prefix / "share"
+    found = {f.relative_to(share).as_posix() for f in (share / NAME).rglob("*") if f.is_file()}
+    return found | {f"index/{f.name}" for f in (share / "ament_index/resource_index/packages").glob(NAME)}
+
+
+def sources_to_share() -> set[str]:
+    sources = {"package.xml"}
+    for folder, patterns in {
+        "launch": ["*.launch.py"],
+        "config": ["*.yaml", "*.xml"],
+        "config/train": ["*.yaml"],
+        "rviz": ["*.rviz"],
+    }.items():
+        sources |= {f.relative_to(ROOT).as_posix() for pattern in patterns for f in (ROOT / folder).glob(pattern)}
+    assert {"launch/detector.launch.py", "config/detector.yaml", "rviz/detector.rviz"} <= sources
+    return {f"{NAME}/{source}" for source in sources} | {f"index/{NAME}"}
+
+
+def test_pip_installs_the_shared_files():
+    missing = sources_to_share() - installed_share(Path(sys.prefix))
+    assert not missing, "run `make setup` once more"
+
+
+@pytest.fixture(scope="module")
+def colcon_install(tmp_path_factory) -> Path:
+    """`colcon build` of this repository."""
+    pytest.importorskip("colcon_core")
+    base = tmp_path_factory.mktemp("colcon")
+    done = run(
+        *(sys.executable, "-m", "colcon", "--log-base", base / "log", "build", "--build-base", base / "build"),
+        *("--install-base", base / "install"),
+        PYTHONWARNINGS="ignore",
+    )
+    assert done.returncode == 0, done.stderr
+    return base / "install"
+
+
+def test_colcon_takes_it_for_an_ament_python_package():
+    pytest.importorskip("colcon_core")
+    done = run(sys.executable, "-m", "colcon", "--log-base", os.devnull, "list")
+    assert done.stdout.split("\n")[0].split("\t") == [NAME, ".", "(ros.ament_python)"], done.stderr
+
+
+def test_colcon_builds_the_usual_tree(colcon_install):
+    prefix = colcon_install / NAME
+    assert sources_to_share() <= installed_share(prefix)
+    assert {f.name for f in (prefix / "lib" / NAME).iterdir()} == {"skd_core", "detector_node", "bag_player"}
+    (site_packages,) = prefix.glob("lib/python3*/site-packages")
+    for file in tracked_files():
+        if file.relative_to(ROOT).parts[0] in ("skd_core", NAME):
+            assert (site_packages / file.relative_to(ROOT)).exists(), f"{file.relative_to(ROOT)} is not installed"
+
+
+def test_a_sourced_workspace_has_skd_core_on_the_path(colcon_install, tmp_path):
+    script = f'. "{colcon_install}/setup.bash" && command -v skd_core && skd_core --version'
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = run("bash", "-c", script, cwd=tmp_path, PATH=path)
+    assert done.stdout.splitlines() == [str(colcon_install / NAME / "lib" / NAME / "skd_core"), skd_core.__version__], (
+        done.stderr
+    )
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+def commands(group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in getattr(group, "commands", {}).items():
+        found += [(*path, name), *commands(command, (*path, name))]
+    return found
+
+
+def test_version_is_printed(tmp_path):
+    done = run(Path(sys.prefix) / "bin" / "skd_core", "--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, skd_core.__version__), done.stderr
+
+
+@pytest.mark.parametrize("command", commands(typer.main.get_command(app)), ids=" ".join)
+def test_every_command_explains_itself(command):
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+    node = typer.main.get_command(app)
+    for name in command:
+        node = node.commands[name]
+    assert node.help
+    for parameter in node.params:
+        assert parameter.help, f"{' '.join(command)} {parameter.name} has no help"
+
+
+def test_the_readmes_commands_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    used = set(re.findall(r"\bmake ([a-z0-9-]+)", readme))
+    assert {"demo", "test"} <= used <= targets
+    known = {command[0] for command in commands(typer.main.get_command(app))}
+    code = "\n".join(re.findall(r"```.*?\n(.*?)```", readme, re.DOTALL))
+    assert set(re.findall(r"^skd_core ([a-z-]+)", code, re.MULTILINE)) <= known
+
+
+def test_ci_runs_make_test():
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines[-1] == "exec make test"
+
+
+# --- sources -------------------------------------------------------------------------------------------------------
+
+
+def test_no_path_of_a_developers_machine():
+    pattern = re.compile(rb"/(?:home|root|work|Users)/[A-Za-z0-9_.-]+")
+    texts = [
+        f
+        for f in tracked_files()
+        if f.suffix in {".py", ".md", ".xml", ".yaml", ".cfg", ".toml", ".txt", ".sh", ".rst"}
+    ]
+    assert len(texts) > 20
+    assert not [f"{f.relative_to(ROOT)}: {m[0].decode()}" for f in texts for m in pattern.finditer(f.read_bytes())]
+
+
+def test_the_core_never_imports_ros():
+    ros = re.compile(
+        r"^\s*(?:from|import) (rclpy|\w+_msgs|cv_bridge|message_filters|launch\w*|skd_wm3d_ros)\b", re.MULTILINE
+    )
+    for file in (ROOT / "skd_core").rglob("*.py"):
+        assert not ros.search(file.read_text(encoding="utf-8")), file
+
+
+def test_every_module_imports():
+    names = []
+    for package in ("skd_core", NAME):
+        if package == NAME and importlib.util.find_spec("rclpy") is None:
+            continue
+        names += [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in sorted((ROOT / package).rglob("*.py"))]
+    for name in names:
+        if not name.endswith("__main__"):
+            importlib.import_module(name.removesuffix(".__init__"))
+
+
+def test_ruff_is_content():
+    done = run(sys.executable, "-m", "ruff", "check", ".")
+    assert done.returncode == 0, done.stdout
+
+
+def test_mypy_is_content():
+    done = run(sys.executable, "-m", "mypy", timeout=600)
+    assert done.returncode == 0, done.stdout
+
+
+def test_ros_tests_run_here():
+    if importlib.util.find_spec("rclpy") is None:
+        pytest.skip("no rclpy: everything in test/ros was left out")
