@@ -219,7 +219,7 @@ class _Street:
             for side in (1, -1):
                 if rng.random() < 0.15:
                     continue
-                fullness = rng.uniform(0.35, 0.95)
+                fullness = rng.uniform(0.1, 0.85)
                 s = rng.uniform(-2, 6)
                 while s < far:
                     step = rng.uniform(2.6, 3.2) / math.sin(self.bay_angle) if self.bays else rng.uniform(5.0, 6.6)
@@ -233,7 +233,7 @@ class _Street:
                             heading += math.pi
                         self.add(self.vehicle(0.10, 0.01), s, rng.uniform(0.05, 0.3), heading, kerbside=side)
                     s += step
-        density = rng.uniform(0.15, 1.0)
+        density = rng.uniform(0.05, 0.6)
         for k in range(self.lanes):
             for way in (1, -1):
                 s = rng.uniform(6, 25) if way > 0 else rng.uniform(3, 30)

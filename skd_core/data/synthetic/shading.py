@@ -47,8 +47,8 @@ SUN_X, SUN_Y, SUN_Z, SUN, AMBIENT, HAZE, CLOUDS, HORIZON, ZENITH = 0, 1, 2, 3, 4
 
 
 @njit(cache=True)
-def hash01(x: int, y: int, seed: int) -> float:
-    """A uniform number in [0, 1) from two integers."""
+def hash32(x: int, y: int, seed: int) -> int:
+    """32 well mixed bits from three integers."""
     h = (
         (np.uint32(x & 0xFFFFFFFF) * np.uint32(0x9E3779B1))
         ^ (np.uint32(y & 0xFFFFFFFF) * np.uint32(0x85EBCA77))
@@ -58,7 +58,13 @@ def hash01(x: int, y: int, seed: int) -> float:
     h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x2C1B3C6D))
     h = np.uint32((h ^ (h >> np.uint32(12))) * np.uint32(0x297A2D39))
     h = np.uint32(h ^ (h >> np.uint32(15)))
-    return float(h) / 4294967296.0
+    return int(h)
+
+
+@njit(cache=True)
+def hash01(x: int, y: int, seed: int) -> float:
+    """A uniform number in [0, 1) from three integers."""
+    return hash32(x, y, seed) / 4294967296.0
 
 
 @njit(cache=True)
@@ -566,8 +572,7 @@ def develop(image: FloatArray, exposure: FloatArray, blur: float, noise: float, 
             for k in range(3):
                 a = exposure[k] * (side * (row[above, u, k] + row[target, u, k]) + mid * row[here, u, k])
                 a = a / (1 + 0.18 * a)  # highlights roll off
-                grain = 0.0
-                for i in range(4):
-                    grain += hash01(u * 3 + k, v, seed + i)
-                level = 255.0 * math.sqrt(max(0.0, a)) + noise * 1.7320508 * (grain - 2.0)
+                bits = hash32(u * 3 + k, v, seed)
+                grain = (bits & 255) + (bits >> 8 & 255) + (bits >> 16 & 255) + (bits >> 24)  # nearly normal
+                level = 255.0 * math.sqrt(max(0.0, a)) + noise * (grain - 510.0) / 147.8
                 out[v, u, k] = int(min(255.0, max(0.0, level + 0.5)))
