@@ -70,6 +70,16 @@ class TeacherStudent(nn.Module):
         self.loss_supervised = SupervisedLoss()
         self.loss_distillation = None if method.distillation == "none" else DistillationLoss(method.distillation)
 
+    @property
+    def yaw_is_taught(self) -> bool:
+        """Whether depth or labels teach yaw; the projection, which cannot tell it from its mirror image, then must not.
+
+        Without a depth source there is no target of yaw: the projection is all there is, teacher or not.
+        """
+        method = self.config.method
+        has_targets = (method.teacher or method.direct_targets) and self.config.data.depth_dir is not None
+        return method.supervised or has_targets
+
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """The weighted terms whose sum is the loss, each a scalar; their names say which network they teach."""
         method, rois = self.config.method, batch.rois
@@ -84,8 +94,7 @@ class TeacherStudent(nn.Module):
                 terms |= self._depth_terms(batch, self.teacher.depth_map(features), maps.heatmap.shape)
             return terms
 
-        # yaw is taught by more than the projection wherever depth or labels are at hand
-        detach_yaw = method.teacher or method.direct_targets or method.supervised
+        detach_yaw = self.yaw_is_taught
         student = self.student.boxes_3d(features, rois, detach_yaw)
         if method.supervised:
             if batch.truth is None:
@@ -110,7 +119,7 @@ class TeacherStudent(nn.Module):
         depth = self.teacher.depth_map(shared)
         terms |= self._depth_terms(batch, depth, maps.heatmap.shape)
         raw = self.teacher.boxes_raw(shared, depth, batch.P, rois)
-        teacher = self.student.decode(raw, rois, detach_yaw=True)
+        teacher = self.student.decode(raw, rois, detach_yaw)
         parts = self._weak_terms(teacher, batch, True, points=step.distillation > 0)
         terms |= {f"teacher/{k}": step.boxes_3d * v.sum() / objects for k, v in parts.items()}
         if self.loss_distillation is not None and step.distillation > 0:
