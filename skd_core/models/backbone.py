@@ -86,8 +86,8 @@ def roi_features(features: Tensor, batch_index: Tensor, boxes: Tensor, size: int
         size: bins per side, 7.
 
     Returns:
-        shape (N, C, size, size).
+        shape (N, C, size, size), float32: half precision would round the boxes to whole pixels.
     """
-    rois = torch.cat([batch_index[:, None].to(boxes), boxes], 1).to(features.dtype)
-    pooled: Tensor = roi_align(features, rois, size, spatial_scale=1 / STRIDE, sampling_ratio=2, aligned=True)
+    rois = torch.cat([batch_index[:, None].to(boxes), boxes], 1).float()
+    pooled: Tensor = roi_align(features.float(), rois, size, spatial_scale=1 / STRIDE, sampling_ratio=2, aligned=True)
     return pooled
