@@ -75,7 +75,6 @@ def pseudo_targets(sample: Sample, center_offset: bool = True) -> PseudoTargets:
     ground = fit_ground(points, xyxy)
 
     surfaces = [surface_points(points, xyxy, i, priors, P, ground) for i in range(len(boxes))]
-    surfaces = [s if s is not None else None for s in surfaces]
     geometric = np.array([geometric_depth(xyxy[i], priors[i], P) for i in range(len(boxes))])
     factor = scale_factor(surfaces, geometric, xyxy, depth.shape[0])
     for i, surface in enumerate(surfaces):
