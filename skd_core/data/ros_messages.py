@@ -43,6 +43,8 @@ _TO_RGB = {
     "bayer_grbg8": (1, cv2.COLOR_BayerGRBG2RGB),
 }
 
+_JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"  # some cameras pad after the end
+
 
 def stamp_nanoseconds(header: Any) -> int:
     """Time stamp of a std_msgs/Header in nanoseconds."""
@@ -86,6 +88,8 @@ def decode_compressed(image: Any, name: str = "image") -> NDArray[np.uint8]:
         UserError: the data is no complete picture.
     """
     data = np.frombuffer(image.data, np.uint8)
+    if data[:2].tobytes() == _JPEG_BEGIN and _JPEG_END not in data[-64:].tobytes():  # OpenCV would fill up with grey
+        raise UserError(f"{name}: incomplete JPEG of {len(data)} bytes")
     pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
     if pixels is None:
         raise UserError(f"{name}: {len(data)} bytes of format '{image.format}' are no picture")

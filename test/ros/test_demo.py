@@ -1,0 +1,83 @@
+"""The demo: player process, node process, pictures and a bag."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import cv2
+import pytest
+from ros_harness import camera, picture
+
+from skd_core.data.bag import Frame, read_detections, write_frames
+from skd_core.inference.detector import Detector
+from skd_wm3d_ros.demo import main
+
+FRAMES = 3
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    Detector.random(seed=0).save(path)
+    return path
+
+
+def demo(*arguments):
+    command = [sys.executable, "-m", "skd_wm3d_ros.demo", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_bag_to_table_pictures_and_bag(weights, tmp_path):
+    stamps = [7_000_000_000 + i * 100_000_000 for i in range(FRAMES)]
+    write_frames(tmp_path / "in", [Frame(picture(i), camera(), stamp, "front") for i, stamp in enumerate(stamps)])
+    out = tmp_path / "out"
+    done = demo("--bag", tmp_path / "in", "--weights", weights, "--threshold", "0", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert f"{FRAMES} frames, " in done.stdout
+    found = list(read_detections(out / "bag"))
+    assert [(stamp, frame) for stamp, frame, _ in found] == [(stamp, "front") for stamp in stamps]
+    expected = Detector.load(weights, "cpu").predict(picture(1), camera(), 0.0)
+    assert len(found[1][2]) == len(expected) > 0
+    assert abs(found[1][2].center - expected.center).max() < 1e-3
+    rows = [line for line in done.stdout.splitlines() if line.startswith("    1  ")]
+    assert f"{expected.center[0, 2]:.1f}" in rows[0]
+    height, width = cv2.imread(str(out / "frames.png")).shape[:2]
+    assert height >= FRAMES * 96
+    assert width > 320
+    assert cv2.imread(str(out / "bev.png")).shape[:2] == (800, 800)
+
+
+def test_folder_of_pictures_with_a_camera_file(weights, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(2):
+        cv2.imwrite(str(folder / f"{i}.png"), picture(i))
+    numbers = " ".join(str(v) for v in camera().P.flatten().tolist())
+    (tmp_path / "calib.txt").write_text(f"P2: {numbers}\n")
+    done = demo("--images", folder, "--camera", tmp_path / "calib.txt", "--weights", weights, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "2 frames, 0 detections" in done.stdout  # untrained: nothing reaches the default threshold
+    assert [len(boxes) for _, _, boxes in read_detections(tmp_path / "out" / "bag")] == [0, 0]
+
+
+def test_missing_weights_end_with_one_line(tmp_path):
+    write_frames(tmp_path / "in", [Frame(picture(0), camera(), 1)])
+    done = demo("--bag", tmp_path / "in", "--weights", tmp_path / "none.safetensors", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("demo: error: the detector node is not ready")
+    assert "none.safetensors" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_wrong_input_ends_with_one_line(tmp_path, capsys):
+    assert main(["--bag", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"demo: error: {tmp_path / 'nothing'}: no such bag folder\n"
+    (tmp_path / "empty").mkdir()
+    assert main(["--images", str(tmp_path / "empty"), "--camera", "none.txt", "--out", str(tmp_path / "out")]) == 2
+    assert "no pictures" in capsys.readouterr().err
+    cv2.imwrite(str(tmp_path / "empty" / "0.png"), picture(0))
+    assert main(["--images", str(tmp_path / "empty"), "--camera", "none.txt", "--out", str(tmp_path / "out")]) == 2
+    assert "none.txt: cannot read camera file" in capsys.readouterr().err
