@@ -127,7 +127,8 @@ def test_executables_go_where_ros2_run_looks():
 
 def installed_share(prefix: Path) -> set[str]:
     share = prefix / "share"
-    found = {f.relative_to(share).as_posix() for f in (share / NAME).rglob("*") if f.is_file()}
+    folders = os.walk(share / NAME, followlinks=True)
+    found = {Path(folder, file).relative_to(share).as_posix() for folder, _, files in folders for file in files}
     return found | {f"index/{f.name}" for f in (share / "ament_index/resource_index/packages").glob(NAME)}
 
 
@@ -144,9 +145,10 @@ def sources_to_share() -> set[str]:
     return {f"{NAME}/{source}" for source in sources} | {f"index/{NAME}"}
 
 
-def test_pip_installs_the_shared_files():
+def test_the_environment_is_an_ament_prefix():
     missing = sources_to_share() - installed_share(Path(sys.prefix))
     assert not missing, "run `make setup` once more"
+    assert {f.name for f in (Path(sys.prefix) / "lib" / NAME).iterdir()} == {"detector_node", "bag_player"}
 
 
 @pytest.fixture(scope="module")

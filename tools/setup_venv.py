@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+PACKAGE = "skd_wm3d_ros"
 LOCK = ROOT / "tools" / "requirements-lock.txt"
 LOCKED_PYTHONS = ((3, 11), (3, 12))
 ROS_FROM_PYPI = ROOT / "tools" / "ros_from_pypi"
@@ -110,6 +112,29 @@ def install_project() -> None:
     pip_install("installing skd_wm3d_ros", "--no-deps", "--no-build-isolation", "--editable", ROOT)
 
 
+def link_shared_files() -> None:
+    """Make .venv an ament prefix, for `ros2 run` and `ros2 launch` without a colcon workspace.
+
+    An editable install leaves the shared files out; as links they follow every edit.
+    """
+    share, executables = VENV / "share" / PACKAGE, VENV / "lib" / PACKAGE
+    links = {
+        VENV / "share" / "ament_index" / "resource_index" / "packages" / PACKAGE: ROOT / "resource" / PACKAGE,
+        share / "package.xml": ROOT / "package.xml",
+        **{executables / name: VENV / "bin" / name for name in ("detector_node", "bag_player")},
+    }
+    for folder in ("launch", "config", "rviz"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in (".py", ".yaml", ".xml", ".rviz"):
+                links[share / file.relative_to(ROOT)] = file
+    for folder in (share, executables):
+        shutil.rmtree(folder, ignore_errors=True)
+    for link, target in links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+
+
 def check() -> None:
     modules = ["torch", "torchvision", "numpy", "cv2", "rclpy", *ROS_PACKAGES, "skd_core", "skd_wm3d_ros"]
     run("importing the installed packages", PYTHON, "-c", f"import {', '.join(modules)}")
@@ -124,15 +149,19 @@ def main() -> int:
         make_venv(system_ros)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         ros_tools = [f for f in ROS_FROM_PYPI.rglob("*") if f.suffix in (".py", ".txt", ".msg", ".xml")]
-        # The installed share/ folder holds copies of these.
-        shared = [
-            f for folder in ("launch", "config", "rviz") for f in (ROOT / folder).rglob("*") if f.suffix != ".pyc"
-        ]
-        metadata = ("setup.py", "setup.cfg", "pyproject.toml", "package.xml", "skd_core/__init__.py")
-        project = [*(ROOT / name for name in metadata), *(f for f in shared if f.is_file())]
+        metadata = (
+            "setup.py",
+            "setup.cfg",
+            "pyproject.toml",
+            "package.xml",
+            "skd_core/__init__.py",
+            "tools/setup_venv.py",
+        )
+        project = [ROOT / name for name in metadata]
         step("python", "Python packages (6.5 GB)", [LOCK], install_python_packages, python)
         step("ros", "ROS packages", ros_tools, lambda: install_ros(system_ros), f"{python} {system_ros}")
         step("project", "skd_wm3d_ros itself", project, install_project, str(ROOT))
+        link_shared_files()
         step("check", "check that everything imports", [LOCK, *ros_tools, *project], check, python)
     except SetupError as error:
         print(f"setup: error: {error}", file=sys.stderr)
