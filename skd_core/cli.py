@@ -84,6 +84,19 @@ def predict(
     print(f"{out}: {count} detections")
 
 
+@eval_app.command("kitti")
+def eval_kitti(
+    labels: Annotated[Path, typer.Option(help="Folder of label files, NAME.txt.")],
+    results: Annotated[Path, typer.Option(help="Folder of result files, NAME.txt, with scores.")],
+    json: Annotated[Path | None, typer.Option(help="Write all numbers there, percent, in full precision.")] = None,
+    error_budget: Annotated[bool, typer.Option("--error-budget", help="Also show where AP is lost.")] = False,
+) -> None:
+    """KITTI average precision in 2D, bird's-eye view, 3D and orientation, as the official evaluator computes it."""
+    from skd_core.evaluation.report import report_kitti
+
+    report_kitti(labels, results, json, error_budget)
+
+
 def main() -> None:
     """Entry point: wrong input ends as one line on stderr and exit code 2."""
     try:

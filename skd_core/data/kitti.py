@@ -97,8 +97,9 @@ def read_objects(path: str | Path, results: bool = False) -> KittiObjects:
     Blank lines, CRLF and trailing spaces are fine, and so is an empty file (no objects).
 
     Raises:
-        UserError: unreadable file; a line with another number of columns, a value that is no finite number, or a 2D
-            box with x2 < x1 or y2 < y1. The message starts with ``path:line:``.
+        UserError: unreadable file; a line with another number of columns, a value that is no finite number, or, in
+            labels, a 2D box with x2 < x1 or y2 < y1 (detectors clip boxes outside the image to such ones; they count
+            as any miss). The message starts with ``path:line:``.
     """
     width = RESULT_COLUMNS if results else LABEL_COLUMNS
     lines = _read_lines(path)
@@ -107,7 +108,7 @@ def read_objects(path: str | Path, results: bool = False) -> KittiObjects:
         for line in lines:
             rows.append([float(value) for value in line[1:]])
         table = np.array(rows, dtype=np.float64).reshape(len(rows), width - 1)
-        valid = bool(np.isfinite(table).all() and (table[:, 5:7] >= table[:, 3:5]).all())
+        valid = bool(np.isfinite(table).all() and (results or (table[:, 5:7] >= table[:, 3:5]).all()))
     except ValueError:
         valid = False
     if not valid:
@@ -326,6 +327,6 @@ def _explain(path: str | Path, width: int | None, numeric: Sequence[int]) -> Use
             if not finite:
                 return UserError(f"{where}: column {i + 1} must be finite, got {columns[i]!r}")
         x1, y1, x2, y2 = map(float, columns[4:8])
-        if x2 < x1 or y2 < y1:
+        if width != RESULT_COLUMNS and (x2 < x1 or y2 < y1):
             return UserError(f"{where}: 2D box needs x1 <= x2 and y1 <= y2, got {x1:g} {y1:g} {x2:g} {y2:g}")
     return UserError(f"{path}: changed while it was read")

@@ -25,7 +25,8 @@ over are false positives, except those inside a DontCare area by more than the m
 can happen in the 2D metric only: DontCare has no 3D box).
 
 Curve. The sorted scores of the true positives of 1. give up to 41 thresholds at recalls as near as possible to
-0, 1/40, ..., 1. Precision at each, made monotone (the best at this or any higher recall), 0 where recall is not
+0, 1/40, ..., 1 (one for each at most: with N < 41 valid labels a perfect detector reaches N points and no AP of 100).
+Precision at each, made monotone (the best at this or any higher recall), 0 where recall is not
 reached. R40 = mean(p[1..40]), R11 = mean(p[0, 4, ..., 40]). AOS is the same with each true positive counted as
 (1 + cos(alpha error)) / 2, on 2D assignments.
 
@@ -38,7 +39,7 @@ counts as a frame without detections, where the offline versions leave out such 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,16 @@ import torch
 from skd_core.boxes import Boxes3D
 from skd_core.data.kitti import KittiObjects, read_objects
 from skd_core.errors import UserError
-from skd_core.evaluation.overlaps import Pairs, ground_and_volume_overlaps, image_overlaps, pairs_within_frames
+from skd_core.evaluation.overlaps import (
+    Flags,
+    Floats,
+    Pairs,
+    Table,
+    ground_and_volume_overlaps,
+    image_overlaps,
+    pairs_within_frames,
+)
 
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 Scores = dict[str, dict[str, dict[str, dict[str, list[float | None]]]]]
 """class -> metric ("2d", "bev", "3d", "aos") -> "R40" or "R11" -> minimum IoU ("0.70") -> [easy, moderate, hard], in
 percent."""
@@ -83,8 +90,13 @@ def evaluate(
     Raises:
         UserError: another number of frames in the two, or an unknown class.
     """
-    if len(labels) != len(results):
-        raise UserError(f"evaluate: {len(labels)} frames of labels, {len(results)} of results; they must correspond")
+    if len(labels) != len(results) or not len(labels):
+        raise UserError(f"evaluate: {len(labels)} frames of labels, {len(results)} of results; give the same frames")
+    return evaluate_tables(Table.of(labels), Table.of(results), classes)
+
+
+def evaluate_tables(labels: Table, results: Table, classes: Sequence[str] = CLASSES) -> Scores:
+    """As :func:`evaluate`, on tables of all frames."""
     unknown = [name for name in classes if name not in CLASSES]
     if unknown:
         raise UserError(f"evaluate: unknown class {unknown[0]!r}; KITTI evaluates {', '.join(CLASSES)}")
@@ -94,71 +106,49 @@ def evaluate(
 
 @dataclass(eq=False)
 class _Scene:
-    """All frames in one: labels and detections one after the other, and who overlaps whom."""
+    """Labels and detections of all frames, and who overlaps whom."""
 
-    labels: KittiObjects
-    results: KittiObjects
-    label_class: npt.NDArray[np.str_]  # lower case: KITTI compares names without case
-    result_class: npt.NDArray[np.str_]
+    labels: Table
+    results: Table
     result_height: Floats
-    overlaps: dict[str, Pairs]  # by metric, labels of all classes
+    overlaps: dict[str, Pairs]  # by metric; labels of all classes
     has_alpha: bool
 
     @staticmethod
-    def of(labels: Sequence[KittiObjects], results: Sequence[KittiObjects]) -> _Scene:
-        label, label_frame = _join(labels)
-        result, result_frame = _join(results)
-        label_class, result_class = _class_names(label), _class_names(result)
-        height = np.abs(result.xyxy[:, 3] - result.xyxy[:, 1])
-
-        used_label = np.flatnonzero(
-            np.isin(label_class, [name.lower() for name in (*CLASSES, *NEIGHBOURS.values(), "DontCare")])
-        )
-        used_result = np.flatnonzero(
-            np.isin(result_class, [name.lower() for name in CLASSES]) | (height < max(MIN_HEIGHT))
-        )
-        i, j = pairs_within_frames(label_frame[used_label], result_frame[used_result])
-        pairs, stuff = (used_label[i], used_result[j]), label_class == "dontcare"
-        ground, volume = ground_and_volume_overlaps(label, result, pairs, stuff)
-        overlaps = {"2d": image_overlaps(label, result, pairs, stuff), "bev": ground, "3d": volume}
+    def of(labels: Table, results: Table) -> _Scene:
+        height = np.abs(results.objects.xyxy[:, 3] - results.objects.xyxy[:, 1])
+        used_label = np.flatnonzero(labels.is_any_of([*CLASSES, *NEIGHBOURS.values(), "DontCare"]))
+        used_result = np.flatnonzero(results.is_any_of(CLASSES) | (height < max(MIN_HEIGHT)))
+        i, j = pairs_within_frames(labels.frame[used_label], results.frame[used_result])
+        pairs, stuff = (used_label[i], used_result[j]), labels.is_any_of(["DontCare"])
+        ground, volume = ground_and_volume_overlaps(labels.objects, results.objects, pairs, stuff)
+        overlaps = {"2d": image_overlaps(labels.objects, results.objects, pairs, stuff), "bev": ground, "3d": volume}
         least = min(min(MIN_OVERLAPS.values()))
         overlaps = {metric: found[found.overlap > least] for metric, found in overlaps.items()}
-        has_alpha = not bool((result.alpha == -10).any())
-        return _Scene(label, result, label_class, result_class, height, overlaps, has_alpha)
+        return _Scene(labels, results, height, overlaps, not bool((results.objects.alpha == -10).any()))
 
     def has_values(self, metric: str, of_class: Flags) -> bool:
         """Whether any detection of the class has what the metric needs."""
+        objects = self.results.objects
         if metric == "2d":
-            return bool((of_class & (self.results.xyxy[:, 2] > self.results.xyxy[:, 0])).any())
+            return bool((of_class & (objects.xyxy[:, 2] > objects.xyxy[:, 0])).any())
         place, size = ([0, 2], [1, 2]) if metric == "bev" else ([0, 1, 2], [0, 1, 2])
-        known = (self.results.location[:, place] != -1000).all(1) & (self.results.dimensions[:, size] > 0).all(1)
+        known = (objects.location[:, place] != -1000).all(1) & (objects.dimensions[:, size] > 0).all(1)
         return bool((of_class & known).any())
 
 
-def _join(frames: Sequence[KittiObjects]) -> tuple[KittiObjects, npt.NDArray[np.intp]]:
-    """All frames' objects in one, and the frame number of each."""
-    if not frames:
-        raise UserError("evaluate: no frames")
-    columns = [np.concatenate([getattr(frame, f.name) for frame in frames]) for f in fields(KittiObjects)[1:]]
-    joined = KittiObjects([name for frame in frames for name in frame.type], *columns)
-    return joined, np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
-
-
-def _class_names(objects: KittiObjects) -> npt.NDArray[np.str_]:
-    return np.array([name.lower() for name in objects.type], dtype=np.str_)
-
-
 def _evaluate_class(scene: _Scene, name: str) -> dict[str, dict[str, dict[str, list[float | None]]]]:
-    is_label, is_result = scene.label_class == name.lower(), scene.result_class == name.lower()
-    is_neighbour = scene.label_class == NEIGHBOURS.get(name, "").lower()
+    is_label, is_result = scene.labels.is_any_of([name]), scene.results.is_any_of([name])
+    is_neighbour = scene.labels.is_any_of([NEIGHBOURS[name]] if name in NEIGHBOURS else [])
     out: dict[str, dict[str, dict[str, list[float | None]]]] = {
         metric: {kind: {f"{iou:.2f}": [] for iou in MIN_OVERLAPS[name]} for kind in ("R40", "R11")}
         for metric in METRICS
     }
+    labels = scene.labels.objects
     for level in range(len(DIFFICULTIES)):
-        hard = scene.labels.occluded > MAX_OCCLUSION[level]
-        hard |= scene.labels.truncated > MAX_TRUNCATION[level]
-        hard |= scene.labels.xyxy[:, 3] - scene.labels.xyxy[:, 1] <= MIN_HEIGHT[level]
+        hard = labels.occluded > MAX_OCCLUSION[level]
+        hard |= labels.truncated > MAX_TRUNCATION[level]
+        hard |= labels.xyxy[:, 3] - labels.xyxy[:, 1] <= MIN_HEIGHT[level]
         low = scene.result_height < MIN_HEIGHT[level]
         task = _Task(
             valid_label=is_label & ~hard,
@@ -171,9 +161,7 @@ def _evaluate_class(scene: _Scene, name: str) -> dict[str, dict[str, dict[str, l
             for iou in MIN_OVERLAPS[name]:
                 precision, orientation = _curves(scene, task, scene.overlaps[metric], iou)
                 for kind, points in (("R40", slice(1, None)), ("R11", slice(None, None, 4))):
-                    out[metric][kind][f"{iou:.2f}"].append(
-                        100 * float(precision[points].mean()) if evaluated else None
-                    )
+                    out[metric][kind][f"{iou:.2f}"].append(100 * float(precision[points].mean()) if evaluated else None)
                     if metric == "2d":
                         out["aos"][kind][f"{iou:.2f}"].append(
                             100 * float(orientation[points].mean()) if evaluated and scene.has_alpha else None
@@ -193,7 +181,7 @@ class _Task:
 
 def _curves(scene: _Scene, task: _Task, overlaps: Pairs, min_overlap: float) -> tuple[Floats, Floats]:
     """Precision and orientation similarity at the 41 recall points, both shape (41,)."""
-    score = scene.results.score
+    score = scene.results.objects.score
     overlaps = overlaps[(overlaps.overlap > min_overlap) & task.used_result[overlaps.detection]]
     pairs = overlaps[task.used_label[overlaps.label]]
     thresholds = _thresholds(task, pairs, score)
@@ -205,7 +193,7 @@ def _curves(scene: _Scene, task: _Task, overlaps: Pairs, min_overlap: float) -> 
     pairs = pairs[score[pairs.detection] >= thresholds[-1]]
     valid = task.valid_result[pairs.detection]
     pairs = pairs[np.lexsort((pairs.detection, np.where(valid, -pairs.overlap, 0), ~valid, pairs.label))]
-    in_stuff = overlaps.detection[scene.label_class[overlaps.label] == "dontcare"]
+    in_stuff = overlaps.detection[scene.labels.kind[overlaps.label] == "dontcare"]
     in_stuff = np.unique(in_stuff[task.valid_result[in_stuff] & (score[in_stuff] >= thresholds[-1])])
     involved = np.union1d(pairs.detection, in_stuff)
     unreached = np.searchsorted(-thresholds, -score[involved], "left")  # thresholds above the score
@@ -214,7 +202,7 @@ def _curves(scene: _Scene, task: _Task, overlaps: Pairs, min_overlap: float) -> 
 
     valid = task.valid_result[pairs.detection]
     hit = valid & task.valid_label[pairs.label]
-    angle = scene.labels.alpha[pairs.label[hit]] - scene.results.alpha[pairs.detection[hit]]
+    angle = scene.labels.objects.alpha[pairs.label[hit]] - scene.results.objects.alpha[pairs.detection[hit]]
     true_positives = _bits(taken[hit], len(thresholds))
     tp = true_positives.sum(0)
     similarity = (0.5 * (1 + np.cos(angle))) @ true_positives

@@ -1,8 +1,9 @@
-"""Overlaps of detections with labels, for all frames at once, as sparse lists of pairs."""
+"""All frames at once: their objects in one table, and who overlaps whom as sparse lists of pairs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,34 @@ from skd_core.iou import bev_intersection
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(eq=False)
+class Table:
+    """The objects of all frames, one after the other.
+
+    Attributes:
+        objects: N objects.
+        frame: shape (N,), frame numbers, ascending.
+        kind: shape (N,), class names in lower case: KITTI compares names without case.
+    """
+
+    objects: KittiObjects
+    frame: Indices
+    kind: npt.NDArray[np.str_]
+
+    @staticmethod
+    def of(frames: Sequence[KittiObjects]) -> Table:
+        """From one entry per frame; at least one."""
+        columns = [np.concatenate([getattr(frame, f.name) for frame in frames]) for f in fields(KittiObjects)[1:]]
+        kinds = [name for frame in frames for name in frame.type]
+        number = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+        return Table(KittiObjects(kinds, *columns), number, np.array([name.lower() for name in kinds], dtype=np.str_))
+
+    def is_any_of(self, names: Sequence[str]) -> Flags:
+        """shape (N,), whose class is one of these, without case."""
+        return np.isin(self.kind, [name.lower() for name in names])
 
 
 @dataclass(eq=False)
@@ -29,7 +58,7 @@ class Pairs:
     detection: Indices
     overlap: Floats
 
-    def __getitem__(self, index: npt.NDArray[np.bool_] | Indices) -> Pairs:
+    def __getitem__(self, index: Flags | Indices) -> Pairs:
         return Pairs(self.label[index], self.detection[index], self.overlap[index])
 
 
@@ -50,9 +79,7 @@ def pairs_within_frames(label_frame: Indices, detection_frame: Indices) -> tuple
     return label, np.repeat(first, count) + within
 
 
-def image_overlaps(
-    labels: KittiObjects, results: KittiObjects, pairs: tuple[Indices, Indices], stuff: npt.NDArray[np.bool_]
-) -> Pairs:
+def image_overlaps(labels: KittiObjects, results: KittiObjects, pairs: tuple[Indices, Indices], stuff: Flags) -> Pairs:
     """IoU of 2D boxes; for labels marked as stuff the share of the detection's area that lies inside.
 
     Pairs without overlap are left out.
@@ -74,7 +101,7 @@ def image_overlaps(
 
 
 def ground_and_volume_overlaps(
-    labels: KittiObjects, results: KittiObjects, pairs: tuple[Indices, Indices], stuff: npt.NDArray[np.bool_]
+    labels: KittiObjects, results: KittiObjects, pairs: tuple[Indices, Indices], stuff: Flags
 ) -> tuple[Pairs, Pairs]:
     """As :func:`image_overlaps` for footprints and for volumes (footprint x vertical extent).
 

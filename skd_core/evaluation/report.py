@@ -1,0 +1,123 @@
+"""Scores as tables for the terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from skd_core.data.kitti import write_atomic
+from skd_core.evaluation.errors import PairErrors, error_budget, pair_errors
+from skd_core.evaluation.kitti import CLASSES, DIFFICULTIES, METRICS, MIN_OVERLAPS, Scores, evaluate, read_folders
+
+
+def report_kitti(labels: Path, results: Path, json_file: Path | None = None, with_budget: bool = False) -> None:
+    """Evaluate two folders and print tables; what was left out or missing is said on stderr.
+
+    With a budget the JSON file holds two more keys, ``error_budget`` (what was mended -> scores) and ``errors``
+    (class -> statistics).
+
+    Raises:
+        UserError: see :func:`skd_core.evaluation.kitti.read_folders`; or the JSON file cannot be written.
+    """
+    folders = read_folders(labels, results)
+    console, notes = Console(), Console(stderr=True, soft_wrap=True, highlight=False)
+    if folders.missing:
+        count = f"{len(folders.missing)} of {len(folders.names)} frames have no result file"
+        notes.print(f"{count} and count as frames without detections, first {folders.missing[0]}")
+    if folders.unknown:
+        count = f"{len(folders.unknown)} result files have no label file"
+        notes.print(f"{count} and are left out, first {folders.unknown[0]}")
+    data: dict[str, object] = {}
+    if with_budget:
+        budget, errors = error_budget(folders.labels, folders.results), pair_errors(folders.labels, folders.results)
+        scores = budget["baseline"]
+        tables = [score_table(scores), budget_table(budget), error_table(errors, CLASSES)]
+        data = {"error_budget": budget, "errors": {name: _no_nan(errors.statistics(name)) for name in CLASSES}}
+    else:
+        scores = evaluate(folders.labels, folders.results)
+        tables = [score_table(scores)]
+    if json_file is not None:
+        write_atomic(json_file, json.dumps({**scores, **data}, indent=1, allow_nan=False) + "\n")
+    for table in tables:
+        console.print(table)
+
+
+def score_table(scores: Scores) -> Table:
+    """AP of all classes, metrics and overlaps."""
+    table = _table("KITTI average precision, percent")
+    for column in ("class", "metric", "IoU"):
+        table.add_column(column)
+    for kind in ("R40", "R11"):
+        for difficulty in DIFFICULTIES:
+            table.add_column(f"{kind}\n{difficulty}", justify="right")
+    for name, metrics in scores.items():
+        for metric in METRICS:
+            for iou in metrics[metric]["R40"]:
+                values = metrics[metric]["R40"][iou] + metrics[metric]["R11"][iou]
+                table.add_row(name, metric.upper(), iou, *(_number(value) for value in values))
+        table.add_section()
+    return table
+
+
+def budget_table(budget: dict[str, Scores]) -> Table:
+    """AP (R40, moderate) as it is, and what it gains when one thing is mended."""
+    table = _table("Error budget: AP (R40, moderate), and its gain if matched detections had the true ...")
+    table.add_column("class")
+    table.add_column("true")
+    metrics = ("3d", "bev", "2d")
+    for metric in metrics:
+        for strictness in ("strict", "loose"):
+            table.add_column(f"{metric.upper()}\n{strictness}", justify="right")
+    for name in budget["baseline"]:
+        for what, scores in budget.items():
+            cells = []
+            for metric in metrics:
+                for iou in MIN_OVERLAPS[name]:
+                    now, before = (s[name][metric]["R40"][f"{iou:.2f}"][1] for s in (scores, budget["baseline"]))
+                    if what == "baseline" or now is None or before is None:
+                        cells.append(_number(now))
+                    else:
+                        cells.append(f"{now - before:+.2f}")
+            table.add_row(name, what, *cells)
+        table.add_section()
+    return table
+
+
+def error_table(errors: PairErrors, classes: Sequence[str]) -> Table:
+    """Errors of matched pairs by axis."""
+    table = _table("Errors of matched detections: median / 90th percentile (bias)")
+    statistics = {name: errors.statistics(name) for name in classes}
+    table.add_column("axis")
+    for name in classes:
+        table.add_column(f"{name}\n{int(statistics[name]['count'])} pairs", justify="right")
+    axes = [("depth", "%"), ("lateral", "m"), ("vertical", "m"), ("length", "%"), ("width", "%"), ("height", "%")]
+    axes += [("yaw", "deg"), ("yaw_mod_pi", "deg"), ("yaw_folded", "deg")]
+    for axis, unit in axes:
+        factor = 100 if unit == "%" else 1
+        cells = []
+        for name in classes:
+            of = statistics[name]
+            bias = f" ({_number(factor * of[f'{axis}_bias'])})" if f"{axis}_bias" in of else ""
+            cells.append(f"{_number(factor * of[f'{axis}_median'])} / {_number(factor * of[f'{axis}_p90'])}{bias}")
+        table.add_row(f"{axis.replace('_', ' ')}, {unit}", *cells)
+    return table
+
+
+def _table(title: str) -> Table:
+    """Narrow enough for 80 columns, and plain text when written to a file."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _no_nan(statistics: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {key: None if math.isnan(value) else value for key, value in statistics.items()}
