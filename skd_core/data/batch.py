@@ -191,6 +191,7 @@ def training_loader(dataset: TrainingSet, sampler: EpochSampler, config: TrainCo
         batch_sampler=sampler,  # type: ignore[arg-type]
         num_workers=config.data.workers,
         collate_fn=lambda items: collate(items, classes),
+        generator=torch.Generator(),  # else a resumed run's global stream would be one draw ahead
     )
 
 

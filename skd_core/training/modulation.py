@@ -31,7 +31,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """x itself; its gradient is multiplied by the factor."""
     if factor == 1.0:
         return x
-    scaled: Tensor = _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
+    scaled: Tensor = _ScaleGradient.apply(x, factor)
     return scaled
 
 
@@ -48,11 +48,11 @@ class Modulation:
         self.alpha, self.beta, self.momentum = alpha, beta, momentum
         self.errors: dict[str, float] = {}
 
-    def update(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> None:
+    def update(self, student: dict[str, float], teacher: dict[str, float]) -> None:
         """Take in one batch's means of the yardsticks; those that are missing or not finite are left out."""
         for who, errors in (("student", student), ("teacher", teacher)):
-            for name, value in errors.items():
-                error, key = float(value), f"{who}_{name}"
+            for name, error in errors.items():
+                key = f"{who}_{name}"
                 if math.isfinite(error):
                     old = self.errors.get(key, error)
                     self.errors[key] = self.momentum * old + (1 - self.momentum) * error

@@ -21,10 +21,10 @@ from skd_core.losses.supervised import SupervisedLoss
 from skd_core.losses.yaw import YawLoss
 from skd_core.models.backbone import STRIDE
 from skd_core.models.decode import Prediction3D, cut_vertically, half_extent
-from skd_core.models.student import Student
+from skd_core.models.student import Detections, Rois, Student
 from skd_core.models.teacher import Teacher
 from skd_core.supervision.priors import prior_of, prior_tolerances
-from skd_core.training.modulation import Modulation, scale_gradient
+from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
 
 
 @dataclass
@@ -59,7 +59,7 @@ class TeacherStudent(nn.Module):
         self.student = Student(config.model)
         self.teacher = Teacher(config.model, self.student.prior) if method.teacher else None
         self.modulation = Modulation(method.gtm_alpha, method.gtm_beta)
-        self.yardsticks: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # of the last batch
+        self.yardsticks = torch.zeros(2, len(YARDSTICKS), 2)  # student, teacher; E1-E3; sum and count, of the last batch
         self.register_buffer("tolerance", prior_tolerances(config.model.classes), persistent=False)
         side = [prior_of(name).side_edge_weight for name in config.model.classes]
         self.register_buffer("side_weight", torch.tensor(side), persistent=False)
@@ -84,7 +84,7 @@ class TeacherStudent(nn.Module):
         """The weighted terms whose sum is the loss, each a scalar; their names say which network they teach."""
         method, rois = self.config.method, batch.rois
         objects = max(step.objects if step.objects is not None else len(rois.boxes), 1.0)
-        self.yardsticks = None
+        self.yardsticks = batch.boxes.new_zeros(2, len(YARDSTICKS), 2)
         features = self.student.features(batch.images)
         maps = self.student.maps_2d(features)
         terms = self.loss_2d(maps, batch.boxes, rois.classes, rois.batch_index, batch.ignore, batch.ignore_index)
@@ -125,8 +125,22 @@ class TeacherStudent(nn.Module):
         if self.loss_distillation is not None and step.distillation > 0:
             parts = self._distillation_terms(student, teacher, batch, step.distillation)
             terms |= {k: v.sum() / objects for k, v in parts.items()}
-        self.yardsticks = self._yardsticks(student, batch), self._yardsticks(teacher, batch)
+        self.yardsticks = torch.stack([self._yardsticks(student, batch), self._yardsticks(teacher, batch)])
         return terms
+
+    def detect(self, images: Tensor, P: Tensor, threshold: float, teacher: bool = False) -> list[Detections]:
+        """Inference by the student or, to measure it, by the teacher; see :meth:`Student.detect`."""
+        if not teacher:
+            return self.student.detect(images, P, threshold=threshold)
+        if self.teacher is None:
+            raise ValueError("this network has no teacher")
+        dsn = self.teacher
+
+        def boxes_3d(features: Tensor, rois: Rois) -> Prediction3D:
+            raw = dsn.boxes_raw(features, dsn.depth_map(features), P, rois)
+            return self.student.decode(raw, rois)
+
+        return self.student.detect(images, P, threshold=threshold, boxes_3d=boxes_3d)
 
     # -- parts ------------------------------------------------------------------------------------------------------
     def _weak_terms(self, boxes: Prediction3D, batch: Batch, targets: bool, points: bool) -> dict[str, Tensor]:
@@ -198,13 +212,17 @@ class TeacherStudent(nn.Module):
             clipped = torch.minimum(projected.clamp(min=0), bound)
             return box_iou(clipped, batch.boxes).diagonal()  # type: ignore[no-any-return]
 
-    def _yardsticks(self, boxes: Prediction3D, batch: Batch) -> dict[str, Tensor]:
-        """Means of E1 to E3 over the batch; NaN where nothing can be measured."""
+    @torch.no_grad()
+    def _yardsticks(self, boxes: Prediction3D, batch: Batch) -> Tensor:
+        """shape (3, 2): each of :data:`YARDSTICKS`, its sum over the boxes that it can measure and their number."""
         pseudo = batch.pseudo
-        known = pseudo.z.isfinite()
-        with torch.no_grad():
-            return {
-                "depth": (boxes.log_z - pseudo.z.log())[known].abs().mean(),
-                "projection": (1 - self.overlap(boxes, batch)).mean(),
-                "yaw": self.loss_yaw(boxes.alpha, pseudo.alpha, pseudo.alpha_weight)[pseudo.alpha_weight > 0].mean(),
-            }
+        values = torch.stack(
+            [
+                (boxes.log_z - pseudo.z.log()).abs(),
+                1 - self.overlap(boxes, batch),
+                self.loss_yaw(boxes.alpha, pseudo.alpha, pseudo.alpha_weight),
+            ]
+        )
+        has_z = pseudo.z.isfinite()
+        known = torch.stack([has_z, torch.ones_like(has_z), pseudo.alpha_weight > 0])
+        return torch.stack([torch.where(known, values, 0.0).sum(-1), known.sum(-1)], -1)

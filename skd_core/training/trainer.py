@@ -28,12 +28,14 @@ from tqdm import tqdm
 
 from skd_core.config import TrainConfig
 from skd_core.data.batch import Batch, EpochSampler, TrainingSet, training_loader
-from skd_core.data.kitti import KittiDataset, read_objects
+from skd_core.data.kitti import KittiDataset, read_objects, write_atomic
 from skd_core.errors import UserError
+from skd_core.inference.detector import pick_device
 from skd_core.inference.weights import save_weights
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
-from skd_core.training.evaluate import average_precision, predict_dataset
+from skd_core.training.evaluate import predict_dataset, score
 from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.modulation import YARDSTICKS
 from skd_core.training.schedule import learning_rate, ramp
 
 
@@ -43,7 +45,7 @@ class Trainer:
     Args:
         config: of the run.
         out: the run's folder.
-        device: "auto", "cpu" or "cuda"; under torchrun one process a device.
+        device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun one process a device.
         resume: go on from ``out/checkpoint.pt`` where there is one.
 
     Raises:
@@ -52,10 +54,12 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, out: Path, device: str = "auto", resume: bool = True) -> None:
         self.config, self.out = config, out
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        world_size, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        picked = pick_device(device)
         self.fabric = Fabric(
-            accelerator=device,
-            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1,
+            accelerator=picked.type,
+            devices=local if world_size > 1 or picked.index is None else [picked.index],
+            num_nodes=world_size // local,
             strategy=DDPStrategy(find_unused_parameters=True) if world_size > 1 else "auto",
             precision=config.precision,
         )
@@ -80,10 +84,10 @@ class Trainer:
         )
         self.val = KittiDataset(data.val.root, data.val.split, classes) if data.val else None
 
-        model = TeacherStudent(config)
+        model = TeacherStudent(config).to(memory_format=torch.channels_last)  # a seventh faster on CPUs
         if config.schedule.freeze_norm:
             freeze_batch_norm(model)
-        self.ema = copy.deepcopy(model.student)
+        self.ema = copy.deepcopy(model)
         optimizer = torch.optim.Adam(
             model.parameters(), config.schedule.learning_rate, weight_decay=config.schedule.weight_decay
         )
@@ -91,13 +95,16 @@ class Trainer:
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
         self.ema.to(self.fabric.device)
         self.step, self.seconds, self.history = 0, 0.0, list[dict[str, Any]]()
+        self.means = _Means()  # of the epoch under way
         self.stop_requested = False
         if resume and (out / "checkpoint.pt").exists():
             self.load(out / "checkpoint.pt")
         if self.fabric.is_global_zero:
-            out.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            (out / "config.yaml").write_text(text, encoding="utf-8")
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{out}: cannot make this folder: {error.strerror}") from None
+            write_atomic(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             self._trim_metrics()
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -115,6 +122,7 @@ class Trainer:
             "modulation": self.raw.modulation.state_dict(),
             "rng": torch.get_rng_state(),
             "history": self.history,
+            "means": vars(self.means),
         }
         save_checkpoint(self.out / "checkpoint.pt", state)
 
@@ -130,13 +138,14 @@ class Trainer:
         self.raw.modulation.load_state_dict(state["modulation"])
         torch.set_rng_state(state["rng"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.means = _Means(**state["means"])
 
     def _trim_metrics(self) -> None:
-        """Drop reports that a crash left beyond the checkpoint."""
+        """Drop reports that a crash left beyond the checkpoint, or half written."""
         path = self.out / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            path.write_text("".join(line + "\n" for line in lines))
+            whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            write_atomic(path, "".join(line for line in whole if json.loads(line)["step"] <= self.step))
 
     # -- the loop -------------------------------------------------------------------------------------------------------
     def fit(self, stop_after: float | None = None) -> bool:
@@ -155,34 +164,39 @@ class Trainer:
         main = self.fabric.is_global_zero
         writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if main else None
         bar = tqdm(total=total, initial=self.step, disable=not main, unit="step", dynamic_ncols=True, mininterval=1)
-        before = self._catch_signals()
+        before, stop = self._catch_signals(), False
         try:
             while self.step < total:
                 self.sampler.epoch, self.sampler.first = divmod(self.step, per_epoch)
-                means = _Means()
                 for batch in training_loader(self.dataset, self.sampler, self.config):
                     start = time.monotonic()
                     terms = self._train_step(batch.to(self.fabric.device))
                     self.seconds += time.monotonic() - start
-                    means.add(terms)
+                    self.means.add(terms)
                     self.step += 1
                     bar.update()
                     now = time.monotonic()
                     out_of_time = stop_after is not None and now - begun > 60 * stop_after
-                    if self._any(out_of_time or self.stop_requested):
+                    stop = self._any(out_of_time or self.stop_requested)
+                    if self.step % per_epoch == 0:
+                        break  # a whole epoch is reported first
+                    if stop:
                         self.save()
                         return False
                     if now - saved > 120:
                         self.save()
                         saved = now
                 epoch = self.step // per_epoch
-                report = {"epoch": epoch, "step": self.step, "lr": self._rate(), **means.values(), **self._course()}
+                report = {"epoch": epoch, "step": self.step, "lr": self._rate(), **self.means.values(), **self._course()}
                 if epoch % schedule.eval_every == 0 or self.step == total:
                     report |= self.evaluate()
+                self.means = _Means()
                 if main:
                     self._report(report, writer, bar)
                     self.save()
                 self.fabric.barrier()
+                if stop and self.step < total:
+                    return False
             if main:
                 self.export()
             return True
@@ -198,7 +212,7 @@ class Trainer:
         progress = self.step / (schedule.epochs * len(self.sampler))
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        objects = float(self.fabric.all_reduce(torch.tensor(float(len(batch.boxes))), reduce_op="mean"))
+        objects = float(self._sum(torch.tensor(float(len(batch.boxes))))) / self.fabric.world_size
         step = Step(ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation), objects)
         self.model.train()
         if schedule.freeze_norm:
@@ -229,22 +243,19 @@ class Trainer:
             )
 
     def _update_modulation(self) -> None:
-        if self.raw.yardsticks is None:
+        """Every process sees the same means, and takes part even when its own share of the batch has no object."""
+        if self.raw.teacher is None:
             return
-        student, teacher = self.raw.yardsticks
-        if self.fabric.world_size > 1:
-            student, teacher = ({k: self._mean_known(v) for k, v in d.items()} for d in (student, teacher))
-        self.raw.modulation.update(student, teacher)
-
-    def _mean_known(self, value: Tensor) -> Tensor:
-        pair = torch.stack([value.nan_to_num(0.0), value.isfinite().float()])
-        pair = self.fabric.all_reduce(pair, reduce_op="sum")  # type: ignore[assignment]
-        return pair[0] / pair[1]
+        sums = self._sum(self.raw.yardsticks)
+        student, teacher = (sums[..., 0] / sums[..., 1]).tolist()  # NaN where nothing could be measured
+        self.raw.modulation.update(
+            dict(zip(YARDSTICKS, student, strict=True)), dict(zip(YARDSTICKS, teacher, strict=True))
+        )
 
     @torch.no_grad()
     def _update_ema(self) -> None:
         decay = min(self.config.schedule.ema, (1 + self.step) / (10 + self.step))
-        current = self.raw.student.state_dict()
+        current = self.raw.state_dict()
         for name, mean in self.ema.state_dict().items():
             if mean.is_floating_point():
                 mean.lerp_(current[name].to(mean), 1 - decay)
@@ -263,9 +274,15 @@ class Trainer:
         return {f"gtm/{k}": v for k, v in (factors | modulation.errors).items()}
 
     def _any(self, flag: bool) -> bool:
+        return bool(self._sum(torch.tensor(float(flag))) > 0)
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """Over all processes."""
         if self.fabric.world_size == 1:
-            return flag
-        return bool(self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="sum") > 0)
+            return value
+        total = self.fabric.all_reduce(value.to(self.fabric.device), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def _catch_signals(self) -> dict[signal.Signals, Any]:
         def request(number: int, frame: object) -> None:
@@ -278,13 +295,15 @@ class Trainer:
 
     # -- results --------------------------------------------------------------------------------------------------------
     def evaluate(self) -> dict[str, Any]:
-        """AP of the student's running mean on the validation set, by :func:`skd_core.evaluation.kitti.evaluate`."""
+        """AP and errors of the running means of student and teacher on the validation set."""
         if self.val is None or not self.fabric.is_global_zero:
             return {}
         folder = self.val.root / "training" / "label_2"
         labels = [read_objects(folder / f"{name}.txt") for name in self.val.names]
-        boxes = predict_dataset(self.ema, self.val, self.fabric.device)
-        return {"ap": average_precision(labels, boxes)}
+        results = {"student": predict_dataset(self.ema, self.val, self.fabric.device)}
+        if self.raw.teacher is not None:
+            results["teacher"] = predict_dataset(self.ema, self.val, self.fabric.device, teacher=True)
+        return {"val": {who: score(labels, boxes) for who, boxes in results.items()}}
 
     def _report(self, report: dict[str, Any], writer: Any, bar: Any) -> None:
         self.history.append({k: report[k] for k in ("epoch", "ap") if k in report})
@@ -311,7 +330,7 @@ class Trainer:
         focal = [float(torch.tensor([getattr(c, f) for c in cameras]).median()) for f in ("fx", "fy")]
         weak = "3D labels (supervised)" if self.config.method.supervised else "2D boxes, no 3D labels"
         save_weights(
-            path, self.ema, (focal[0], focal[1]), learnt_from=weak, seed=self.config.seed, steps=self.step,
+            path, self.ema.student, (focal[0], focal[1]), learnt_from=weak, seed=self.config.seed, steps=self.step,
             config=self.config.model_dump(mode="json"), licence="Apache-2.0 where the training data allow it",
         )  # fmt: skip
         return path
@@ -327,9 +346,9 @@ def freeze_batch_norm(model: torch.nn.Module) -> None:
 class _Means:
     """Means of the terms of an epoch; a term counts the steps in which it took part."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+    def __init__(self, sums: dict[str, float] | None = None, counts: dict[str, int] | None = None) -> None:
+        self.sums = sums or {}
+        self.counts = counts or {}
 
     def add(self, terms: dict[str, float]) -> None:
         for name, value in terms.items():
