@@ -271,7 +271,7 @@ def _named(name: str, P: Tensor, width: int, height: int) -> Camera:
 
 def _read_text(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise UserError(f"{path}: cannot read camera file: {reason}") from None

@@ -78,6 +78,12 @@ def test_line_endings_and_blank_lines(tmp_path: Path, ending: str) -> None:
     assert read_boxes2d(path).labels == ("Car", "DontCare", "Pedestrian")
 
 
+def test_an_editor_s_byte_order_mark_is_no_part_of_the_class(tmp_path: Path) -> None:
+    path = text_file(tmp_path, "\ufeff" + CAR)
+    assert read_objects(path).type == ["Car"]
+    assert read_boxes2d(path).labels == ("Car",)
+
+
 @pytest.mark.parametrize("text", ["", "\n", "  \r\n\r\n"])
 def test_an_empty_file_holds_no_objects(tmp_path: Path, text: str) -> None:
     path = text_file(tmp_path, text)
@@ -385,12 +391,15 @@ def test_3d_truth_is_that_of_the_2d_boxes(tree: Path) -> None:
 
 def test_boxes_end_at_the_image(tree: Path) -> None:
     lines = [CAR.replace("727.31", "950.5"), CAR.replace("614.24", "900.0").replace("727.31", "950.5"), WALKER]
+    lines.append("DontCare -1 -1 -10 910 20 950 40 -1 -1 -1 -1000 -1000 -1000 -10")
     text_file(tree / "training" / "label_2", "\n".join(lines), "000000.txt")
     sample = KittiDataset(tree, with_3d=True)[0]
     assert sample.boxes2d.labels == ("Car", "Pedestrian")
     assert float(sample.boxes2d.xyxy[0, 2]) == 900
+    assert len(sample.ignore) == 0
     assert sample.boxes3d is not None
     assert sample.boxes3d.labels == ("Car", "Pedestrian")
+    assert sample.boxes3d.xyxy.equal(sample.boxes2d.xyxy)
 
 
 def test_no_3d_label_reaches_training(tree: Path) -> None:

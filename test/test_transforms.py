@@ -173,6 +173,14 @@ def test_depth_is_not_mixed_across_an_edge() -> None:
     assert resize_depth(depth, 2, 1).shape == (1, 2)
     # each new pixel takes the old one its centre lies in
     assert resize_depth(depth, 8, 2)[0].tolist() == [10, 10, 10, 10, 50, 50, 50, 50]
+    assert resize_depth(torch.arange(6.0)[None], 2, 1).tolist() == [[1, 4]]
+
+
+def test_ignored_regions_follow() -> None:
+    sample = make_sample()  # one region, 5 5 25 15, in an image of 150x90
+    assert resize(sample, 300, 270).ignore.xyxy.tolist() == [[10, 15, 50, 45]]
+    assert flip(sample).ignore.xyxy.tolist() == [[125, 5, 145, 15]]
+    assert crop(sample, 10, 7, 100, 80).ignore.xyxy.tolist() == [[0, 0, 15, 8]]
 
 
 # -- crop -------------------------------------------------------------------------------------------------------------

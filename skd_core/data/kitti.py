@@ -155,10 +155,8 @@ def write_results(path: str | Path, boxes: Boxes3D) -> None:
         UserError: a value is not finite, or a class name is empty or holds a space.
     """
     exact = boxes.to("cpu", torch.float64)
-    xyxy = exact.xyxy
-    table = torch.cat(
-        [exact.alpha[:, None], xyxy, exact.dimensions_hwl, exact.bottom, exact.yaw[:, None], exact.scores[:, None]], -1
-    ).detach()
+    alpha, yaw, scores = (column[:, None] for column in (exact.alpha, exact.yaw, exact.scores))
+    table = torch.cat([alpha, exact.xyxy, exact.dimensions_hwl, exact.bottom, yaw, scores], -1).detach()
     lines = []
     for label, row in zip(boxes.labels, table.tolist(), strict=True):
         if len(label.split()) != 1 or label != label.strip():
@@ -298,7 +296,7 @@ def _read_lines(path: str | Path) -> list[list[str]]:
 
 def _read_text(path: str | Path) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors put a mark before the first word
             return file.read()
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None
