@@ -5,6 +5,7 @@ image (B, 3, H, W) -> backbone, neck -> F_G (B, C_g, H/4, W/4) -> 2D heads -> Ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +80,8 @@ class Student(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 or float images in 0..255, (B, 3, H, W) -> F_G (B, C_g, H/4, W/4)."""
-        features: Tensor = self.backbone((images.to(self.mean) - self.mean) / self.std)
+        pixels = images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.backbone((pixels - self.mean) / self.std)
         return features
 
     def maps_2d(self, features: Tensor) -> Maps2D:
@@ -108,7 +110,14 @@ class Student(nn.Module):
         )
 
     @torch.no_grad()
-    def detect(self, images: Tensor, P: Tensor, limit: int = 50, threshold: float = 0.0) -> list[Detections]:
+    def detect(
+        self,
+        images: Tensor,
+        P: Tensor,
+        limit: int = 50,
+        threshold: float = 0.0,
+        boxes_3d: Callable[[Tensor, Rois], Prediction3D] | None = None,
+    ) -> list[Detections]:
         """Inference.
 
         Args:
@@ -116,6 +125,7 @@ class Student(nn.Module):
             P: shape (B, 3, 4), cameras at this size.
             limit: most boxes per image.
             threshold: least heat; the 3D head runs only on what passes.
+            boxes_3d: F_G and RoIs -> 3D boxes, in place of the student's own (to measure the teacher).
         """
         features = self.features(images)
         boxes, heat, classes = decode_2d(self.maps_2d(features), limit)
@@ -126,7 +136,7 @@ class Student(nn.Module):
         keep = (heat > threshold) & (size.amin(-1) > 1)  # (B, K)
         index, _ = keep.nonzero(as_tuple=True)
         rois = Rois(index, boxes[keep], classes[keep], P[index].to(boxes), boxes.new_full((len(index),), height))
-        found = self.boxes_3d(features, rois)
+        found = (boxes_3d or self.boxes_3d)(features, rois)
         scores = heat[keep] * torch.exp(-torch.exp(found.log_scale))
         result = []
         for b in range(len(images)):

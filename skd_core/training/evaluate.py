@@ -10,8 +10,10 @@ import torch
 from skd_core.boxes import Boxes3D
 from skd_core.data.kitti import KittiDataset, KittiObjects
 from skd_core.data.transforms import resize
+from skd_core.evaluation.errors import pair_errors
+from skd_core.evaluation.kitti import CLASSES, evaluate
 from skd_core.inference.detector import to_boxes3d
-from skd_core.models.student import Student
+from skd_core.training.module import TeacherStudent
 
 
 def detections_to_kitti(boxes: Boxes3D) -> KittiObjects:
@@ -25,25 +27,34 @@ def detections_to_kitti(boxes: Boxes3D) -> KittiObjects:
 
 
 def predict_dataset(
-    student: Student, dataset: KittiDataset, device: torch.device, threshold: float = 0.05, batch_size: int = 8
+    model: TeacherStudent,
+    dataset: KittiDataset,
+    device: torch.device,
+    teacher: bool = False,
+    threshold: float = 0.05,
+    batch_size: int = 8,
 ) -> list[Boxes3D]:
-    """Detections for every frame, at the training size, in the full image's pixels."""
-    student.eval()
-    width, height = student.config.input_size
+    """Detections for every frame by the student or the teacher, at the training size, in the full image's pixels."""
+    model.eval()
+    classes, (width, height) = model.config.model.classes, model.config.model.input_size
     results = []
     for first in range(0, len(dataset), batch_size):
         samples = [dataset[i] for i in range(first, min(first + batch_size, len(dataset)))]
         small = [resize(s, width, height) for s in samples]
         images = torch.stack([s.image for s in small]).to(device)
         P = torch.stack([s.camera.P for s in small]).to(device, torch.float32)
-        for sample, found in zip(samples, student.detect(images, P, threshold=threshold), strict=True):
+        for sample, found in zip(samples, model.detect(images, P, threshold, teacher), strict=True):
             camera = sample.camera
-            results.append(to_boxes3d(found, student.config.classes, camera.width / width, camera.height / height))
+            results.append(to_boxes3d(found, classes, camera.width / width, camera.height / height))
     return results
 
 
-def average_precision(labels: list[KittiObjects], boxes: list[Boxes3D]) -> dict[str, Any]:
-    """KITTI AP of detections against labels; see :func:`skd_core.evaluation.kitti.evaluate`."""
-    from skd_core.evaluation.kitti import evaluate
+def score(labels: list[KittiObjects], boxes: list[Boxes3D]) -> dict[str, Any]:
+    """AP and the errors of matched pairs, frame by frame in the same order.
 
-    return evaluate(labels, [detections_to_kitti(b) for b in boxes])
+    Returns:
+        {"ap": as :func:`skd_core.evaluation.kitti.evaluate`, "errors": {class: as ``PairErrors.statistics``}}.
+    """
+    results = [detections_to_kitti(b) for b in boxes]
+    pairs = pair_errors(labels, results)
+    return {"ap": evaluate(labels, results), "errors": {name: pairs.statistics(name) for name in CLASSES}}

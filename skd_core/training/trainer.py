@@ -39,6 +39,10 @@ from skd_core.training.modulation import YARDSTICKS
 from skd_core.training.schedule import learning_rate, ramp
 
 
+LOOSE = {"Car": "0.50", "Pedestrian": "0.25", "Cyclist": "0.25"}
+"""The IoU at which the progress line reports AP."""
+
+
 class Trainer:
     """One run.
 
@@ -94,7 +98,7 @@ class Trainer:
         self.raw = model
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
         self.ema.to(self.fabric.device)
-        self.step, self.seconds, self.history = 0, 0.0, list[dict[str, Any]]()
+        self.step, self.seconds = 0, 0.0
         self.means = _Means()  # of the epoch under way
         self.stop_requested = False
         if resume and (out / "checkpoint.pt").exists():
@@ -121,7 +125,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "modulation": self.raw.modulation.state_dict(),
             "rng": torch.get_rng_state(),
-            "history": self.history,
             "means": vars(self.means),
         }
         save_checkpoint(self.out / "checkpoint.pt", state)
@@ -137,7 +140,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.raw.modulation.load_state_dict(state["modulation"])
         torch.set_rng_state(state["rng"])
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.step, self.seconds = state["step"], state["seconds"]
         self.means = _Means(**state["means"])
 
     def _trim_metrics(self) -> None:
@@ -306,7 +309,6 @@ class Trainer:
         return {"val": {who: score(labels, boxes) for who, boxes in results.items()}}
 
     def _report(self, report: dict[str, Any], writer: Any, bar: Any) -> None:
-        self.history.append({k: report[k] for k in ("epoch", "ap") if k in report})
         report["images_per_second"] = self.step * self.config.schedule.batch_size / max(self.seconds, 1e-9)
         with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(report) + "\n")
@@ -314,10 +316,15 @@ class Trainer:
             if isinstance(value, (int, float)):
                 writer.add_scalar(name, value, report["step"])
         line = f"epoch {report['epoch']}: loss {report['loss']:.3f}, {report['images_per_second']:.1f} images/s"
-        for name, ap in report.get("ap", {}).items():
-            loose = min(ap["3d"]["R40"])
-            line += f", {name} AP3D@{loose} {ap['3d']['R40'][loose][1]:.2f}"
-            writer.add_scalar(f"ap/{name}_3d_{loose}_moderate", ap["3d"]["R40"][loose][1], report["step"])
+        for who, scores in report.get("val", {}).items():
+            for name in self.config.model.classes:
+                if name in scores["ap"]:
+                    value, errors = scores["ap"][name]["3d"]["R40"][LOOSE[name]][1], scores["errors"][name]
+                    writer.add_scalar(f"{who}/{name}_ap3d_{LOOSE[name]}_moderate", value or 0.0, report["step"])
+                    line += f"\n  {who} {name}: AP3D@{LOOSE[name]} {value or 0:.2f}"
+                    line += f", depth {errors['depth_median']:.1%}, lateral {errors['lateral_median']:.2f} m"
+                    line += f", length {errors['length_median']:.1%}, yaw {errors['yaw_mod_pi_median']:.1f}"
+                    line += f" (folded {errors['yaw_folded_median']:.1f}) degrees"
         if "gtm/rho" in report:
             line += f", rho {report['gtm/rho']:.2f}"
         bar.write(line)
