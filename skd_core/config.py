@@ -135,6 +135,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read config: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -149,8 +151,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
                 raise UserError(f"override '{item}': '{parent}' is not a section")
-        section[last] = yaml.safe_load(value)
-    return parse_config(TrainConfig, raw, str(path))
+        try:
+            section[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"override '{item}': the value is not valid YAML") from None
+    config: TrainConfig = parse_config(TrainConfig, raw, str(path))
+    return config
 
 
 def parse_config(kind: type[Any], raw: object, name: str) -> Any:
