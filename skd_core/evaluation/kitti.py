@@ -25,9 +25,9 @@ over are false positives, except those inside a DontCare area by more than the m
 can happen in the 2D metric only: DontCare has no 3D box).
 
 Curve. The sorted scores of the true positives of 1. give up to 41 thresholds at recalls as near as possible to
-0, 1/40, ..., 1 (one for each at most: with N < 41 valid labels a perfect detector reaches N points and no AP of 100).
-Precision at each, made monotone (the best at this or any higher recall), 0 where recall is not
-reached. R40 = mean(p[1..40]), R11 = mean(p[0, 4, ..., 40]). AOS is the same with each true positive counted as
+0, 1/40, ..., 1 (at most one each: with N < 41 valid labels a perfect detector reaches N points, and no AP of 100).
+Precision at each, made monotone (the best at this or any higher recall), 0 where recall is not reached.
+R40 = mean(p[1..40]), R11 = mean(p[0, 4, ..., 40]). AOS is the same with each true positive counted as
 (1 + cos(alpha error)) / 2, on 2D assignments.
 
 Where the official evaluator prints no number there is None here (null in JSON): AOS if any detection of any class has
@@ -146,12 +146,12 @@ def _evaluate_class(scene: _Scene, name: str) -> dict[str, dict[str, dict[str, l
     }
     labels = scene.labels.objects
     for level in range(len(DIFFICULTIES)):
-        hard = labels.occluded > MAX_OCCLUSION[level]
-        hard |= labels.truncated > MAX_TRUNCATION[level]
-        hard |= labels.xyxy[:, 3] - labels.xyxy[:, 1] <= MIN_HEIGHT[level]
+        excluded = labels.occluded > MAX_OCCLUSION[level]
+        excluded |= labels.truncated > MAX_TRUNCATION[level]
+        excluded |= labels.xyxy[:, 3] - labels.xyxy[:, 1] <= MIN_HEIGHT[level]
         low = scene.result_height < MIN_HEIGHT[level]
         task = _Task(
-            valid_label=is_label & ~hard,
+            valid_label=is_label & ~excluded,
             used_label=is_label | is_neighbour,
             valid_result=is_result & ~low,
             used_result=is_result | low,

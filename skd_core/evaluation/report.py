@@ -33,6 +33,10 @@ def report_kitti(labels: Path, results: Path, json_file: Path | None = None, wit
     if folders.unknown:
         count = f"{len(folders.unknown)} result files have no label file"
         notes.print(f"{count} and are left out, first {folders.unknown[0]}")
+    found = {name.lower() for frame in folders.results for name in frame.type}
+    absent = [name for name in CLASSES if name.lower() not in found]
+    if absent:
+        notes.print(f"no detections of {', '.join(absent)}")
     data: dict[str, object] = {}
     if with_budget:
         budget, errors = error_budget(folders.labels, folders.results), pair_errors(folders.labels, folders.results)
