@@ -3,13 +3,13 @@
 import math
 
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-import tiny
 from skd_core.boxes import Boxes3D
 from skd_core.losses.depth_map import DepthMapLoss
 from skd_core.losses.detection_2d import Detection2DLoss, ignore_mask, render_heatmap
@@ -54,7 +54,7 @@ def predict(outputs: Raw3D, detach_yaw: bool = False) -> Prediction3D:
     return decode_3d(outputs, BOXES[:n], P, PRIOR[:n], torch.zeros(n, dtype=torch.bool), detach_yaw)
 
 
-# -- L_2D ---------------------------------------------------------------------------------------------------------------
+# -- L_2D --------------------------------------------------------------------------------------------------------------
 SHAPE = (2, 2, 8, 12)  # B, C, H, W: an image of 48 x 32 pixels
 
 
@@ -177,7 +177,8 @@ def test_extreme_logits_stay_finite() -> None:
 
 
 def test_detection_2d_gradient() -> None:
-    boxes, classes, index = torch.tensor([[8.0, 4, 28, 16], [30, 20, 31, 21]]), torch.tensor([0, 1]), torch.tensor([0, 1])
+    boxes = torch.tensor([[8.0, 4, 28, 16], [30, 20, 31, 21]])
+    classes = index = torch.tensor([0, 1])
     generic = maps(seed=3)
 
     def loss(heat: Tensor, offset: Tensor, size: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ def test_detection_2d_gradient() -> None:
     assert ((ahead - behind) / (2 * step)).item() == pytest.approx(float(slope), rel=0.01)
 
 
-# -- L_depth ------------------------------------------------------------------------------------------------------------
+# -- L_depth -----------------------------------------------------------------------------------------------------------
 def test_depth_map_by_hand() -> None:
     """Two pixels of one image: log error log 2 at weight 1 and s = 0; exact at weight 5 and s = -1."""
     loss = DepthMapLoss()(
@@ -236,7 +237,7 @@ def test_depth_map_gradient() -> None:
     assert gradcheck(lambda d, s: DepthMapLoss()(d, s, target, heat), (learnable((2, 3, 4)), learnable((2, 3, 4), 1)))
 
 
-# -- L_proj -------------------------------------------------------------------------------------------------------------
+# -- L_proj ------------------------------------------------------------------------------------------------------------
 IMAGE = (double(160), double(64))
 
 
@@ -352,7 +353,7 @@ def test_projection_teaches_through_the_decoder() -> None:
         assert gradient[:, column].sum().item() == pytest.approx(slope.item(), rel=0.02, abs=1e-5), (which, column)
 
 
-# -- L_dim --------------------------------------------------------------------------------------------------------------
+# -- L_dim -------------------------------------------------------------------------------------------------------------
 def test_dimension_by_hand() -> None:
     prior, tolerance = double(4, 2, 1.5)[None], double(0.1, 0.05, 0.1)[None]
     assert DimensionLoss()(prior, prior, tolerance).item() == 0
@@ -369,7 +370,7 @@ def test_dimension_gradient() -> None:
     assert DimensionLoss()(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3)).shape == (0,)
 
 
-# -- L_z ----------------------------------------------------------------------------------------------------------------
+# -- L_z ---------------------------------------------------------------------------------------------------------------
 def test_object_depth_by_hand() -> None:
     loss = ObjectDepthLoss()(double(10, 10).log(), double(0.1, 1).log(), double(11, 10))
     assert loss.tolist() == pytest.approx([SQRT2 * math.log(1.1) / 0.1 + math.log(0.1), 0.0])
@@ -405,7 +406,7 @@ def test_object_depth_gradient() -> None:
     assert ObjectDepthLoss()(torch.zeros(0), torch.zeros(0), torch.zeros(0)).shape == (0,)
 
 
-# -- L_yaw --------------------------------------------------------------------------------------------------------------
+# -- L_yaw -------------------------------------------------------------------------------------------------------------
 def test_yaw_by_hand() -> None:
     target = double(0.4, 0.4, 0.4, 0.4)
     alpha = double(0.4, 0.4 + math.pi, 0.4 + math.pi / 2, -0.4)
@@ -427,12 +428,12 @@ def test_yaw_gradient() -> None:
     assert gradcheck(lambda a: YawLoss()(a, double(0.1, 1, -1), double(1, 0.5, 0.2)), (learnable((3,)),))
 
 
-# -- L_points -----------------------------------------------------------------------------------------------------------
+# -- L_points ----------------------------------------------------------------------------------------------------------
 SIZE = double(4, 2, 1.5)[None]
 
 
 def rectangle(center: tuple[float, float], yaw: float, length: float = 4.0, width: float = 2.0, n: int = 10) -> Tensor:
-    """shape (1, 2n, 2), points on the rear and on the left side of a footprint; the box's axes as boxes.py draws them."""
+    """shape (1, 2n, 2), points on the rear and on the left side of a footprint; axes as boxes.py draws them."""
     t = torch.linspace(-0.5, 0.5, n, dtype=torch.float64)
     local = torch.cat([torch.stack([torch.full_like(t, -0.5), t], -1), torch.stack([t, torch.full_like(t, 0.5)], -1)])
     forward, left = local[:, :1] * length, local[:, 1:] * width
@@ -489,7 +490,7 @@ def test_points_gradient() -> None:
     assert gradcheck(lambda c, s, y: PointsLoss()(c, s, y, points), (center, size, yaw))
 
 
-# -- L_UAD --------------------------------------------------------------------------------------------------------------
+# -- L_UAD -------------------------------------------------------------------------------------------------------------
 def test_soft_margin() -> None:
     """Nothing below the margin, linear above, tau log 2 at it."""
     d = double(0.0, 0.02, 0.5)
@@ -627,7 +628,7 @@ def test_distillation_of_nothing() -> None:
         assert loss.sum() == 0
 
 
-# -- the supervised rival -----------------------------------------------------------------------------------------------
+# -- the supervised rival ----------------------------------------------------------------------------------------------
 def truth_of(prediction: Prediction3D) -> Boxes3D:
     n = len(prediction.yaw)
     return Boxes3D(prediction.center.detach(), prediction.size.detach(), prediction.yaw.detach(), ("Car",) * n)
