@@ -47,6 +47,24 @@ def synth(
 
 
 @app.command()
+def depth(
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
+    model: Annotated[str, typer.Option(help="FILE.onnx, a folder saved by transformers, or a hub name.")],
+    out: Annotated[Path, typer.Option(help="Gets NAME.png (metres x 256) or NAME.npy (inverse depth); goes on.")],
+    kind: Annotated[str | None, typer.Option(help="metric or relative; asked of the model if left out.")] = None,
+    camera: Annotated[Path | None, typer.Option(help="Calibration of the images, for --model-focal.")] = None,
+    model_focal: Annotated[float | None, typer.Option(help="Focal length a metric model assumes, pixels.")] = None,
+    download: Annotated[bool, typer.Option(help="Allow fetching a hub name.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Fill a cache of depth maps with an off-the-shelf estimator."""
+    from skd_core.supervision.depth import depth_command
+
+    made, there = depth_command(images, model, out, kind, camera, model_focal, download, device)
+    print(f"{out}: {made} maps made, {there} were there")
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML, such as config/train/synthetic.yaml.")],
     out: Annotated[Path, typer.Option(help="The run's folder; an interrupted run there goes on.")],
@@ -64,6 +82,23 @@ def train(
     trainer = Trainer(load_config(config, overrides), out, device, resume)
     done = trainer.fit(stop_after)
     print(f"{out / 'student.safetensors'}" if done else f"stopped at step {trainer.step}; the same command goes on")
+
+
+@app.command()
+def ablate(
+    config: Annotated[Path, typer.Argument(help="Training config that the rows differ from.")],
+    out: Annotated[Path, typer.Option(help="Gets ROW/SEED/, ablation.json, ablation.md; goes on where it stopped.")],
+    rows: Annotated[str, typer.Option(help="Comma-separated, or 'all'.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per row.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out among them.")] = 1,
+    stop_after: Annotated[float | None, typer.Option(help="Minutes after which to stop; runs keep checkpoints.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Train every row of the ablation over several seeds; mean and spread of AP and errors."""
+    from skd_core.training.ablation import ROWS, run_ablation, table
+
+    chosen = list(ROWS) if rows == "all" else [row.strip() for row in rows.split(",")]
+    print(table(run_ablation(config, out, chosen, seeds, jobs, stop_after, device)))
 
 
 @app.command()

@@ -33,19 +33,11 @@ class ImageFolder(Dataset[Sample]):
     """
 
     def __init__(self, images: str | Path | Sequence[str | Path], camera: str | Path) -> None:
-        given = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
-        self.paths = sorted((path for entry in given for path in _images_at(entry)), key=_natural_order)
+        self.paths = image_files(images)
+        self.names = [path.stem for path in self.paths]
         self.camera_path = Path(camera)
-        if not self.paths:
-            raise UserError(f"{' '.join(map(str, given)) or 'images'}: no images ({' '.join(IMAGE_SUFFIXES)})")
         if not self.camera_path.is_file():
             raise UserError(f"{camera}: no such camera file")
-        by_name: dict[str, Path] = {}
-        for path in self.paths:
-            other = by_name.setdefault(path.stem, path)
-            if other is not path:
-                raise UserError(f"{path}: same name as {other}; their results would overwrite each other")
-        self.names = list(by_name)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -60,6 +52,24 @@ class ImageFolder(Dataset[Sample]):
         image = read_image(path)
         camera = Camera.from_file(self.camera_path, width=image.shape[2], height=image.shape[1])
         return Sample(self.names[index], image, camera, Boxes2D.empty(), Boxes2D.empty())
+
+
+def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The image files among files and folders (not searched deeper), in the order of their names (2 before 10).
+
+    Raises:
+        UserError: a path is missing, there is no image, or two images have the same name.
+    """
+    given = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
+    paths = sorted((path for entry in given for path in _images_at(entry)), key=_natural_order)
+    if not paths:
+        raise UserError(f"{' '.join(map(str, given)) or 'images'}: no images ({' '.join(IMAGE_SUFFIXES)})")
+    by_name: dict[str, Path] = {}
+    for path in paths:
+        other = by_name.setdefault(path.stem, path)
+        if other is not path:
+            raise UserError(f"{path}: same name as {other}; their results would overwrite each other")
+    return paths
 
 
 def _images_at(path: Path) -> list[Path]:

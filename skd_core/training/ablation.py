@@ -1,0 +1,212 @@
+"""METHOD 7: the rows of the ablation, each over several seeds, resumable, in one command."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skd_core.config import TrainConfig, load_config, parse_config
+from skd_core.data.kitti import write_atomic
+from skd_core.errors import UserError
+
+Overrides = dict[str, dict[str, Any]]
+
+ROWS: dict[str, tuple[str, Overrides, str]] = {
+    "mdn_proj": (
+        "student, projection and priors only",
+        {"method": {"teacher": False, "distillation": "none", "modulation": False}},
+        "student",
+    ),
+    "dsn": ("teacher alone", {"method": {"distillation": "none", "modulation": False}}, "teacher"),
+    "distill_l1": ("+ plain distillation (L1)", {"method": {"distillation": "l1", "modulation": False}}, "student"),
+    "distill_uad": ("+ uncertainty and margin", {"method": {"distillation": "uad", "modulation": False}}, "student"),
+    "full": ("+ gradient-targeted modulation", {}, "student"),
+    "full_no_centre_offset": ("full without centre offset", {"model": {"center_offset": False}}, "student"),
+    "full_no_depth": ("full without depth", {"data": {"depth_dir": None}}, "student"),
+    "supervised": (
+        "fully supervised, same network",
+        {
+            "method": {"supervised": True, "teacher": False, "distillation": "none", "modulation": False},
+            "model": {"direction": True},
+        },
+        "student",
+    ),
+    "direct_targets": (
+        "pseudo-targets without a teacher",
+        {"method": {"teacher": False, "direct_targets": True, "distillation": "none", "modulation": False}},
+        "student",
+    ),
+}
+"""Name -> (what it is, what differs from the config, which network is measured)."""
+
+MEASURES = {
+    "ap3d_50_moderate": ("ap", "3d", "0.50"),
+    "apbev_50_moderate": ("ap", "bev", "0.50"),
+    "ap3d_70_moderate": ("ap", "3d", "0.70"),
+    "apbev_70_moderate": ("ap", "bev", "0.70"),
+    "depth_median": ("errors", "depth_median"),
+    "yaw_mod_pi_median": ("errors", "yaw_mod_pi_median"),
+    "yaw_folded_median": ("errors", "yaw_folded_median"),
+    "length_median": ("errors", "length_median"),
+}
+"""What is reported of the class Car: AP R40 in percent, relative errors, degrees."""
+
+
+def row_config(base: TrainConfig, row: str, seed: int) -> TrainConfig:
+    """The config of one row and seed.
+
+    Raises:
+        UserError: no such row.
+    """
+    if row not in ROWS:
+        raise UserError(f"ablation: no row '{row}'; there are {', '.join(ROWS)}")
+    raw = base.model_dump(mode="json")
+    for section, values in ROWS[row][1].items():
+        raw[section].update(values)
+    raw["seed"] = seed
+    config: TrainConfig = parse_config(TrainConfig, raw, f"row {row}")
+    return config
+
+
+def run_ablation(
+    config: Path, out: Path, rows: Sequence[str], seeds: int, jobs: int, stop_after: float | None, device: str
+) -> dict[str, Any]:
+    """Run what is missing, then write ``out/ablation.json`` and ``out/ablation.md`` from what is there.
+
+    Args:
+        config: the training config that the rows differ from.
+        out: gets a folder ROW/SEED for each run.
+        seeds: 0 to seeds - 1; jobs: runs at a time.
+        stop_after: minutes after which to stop; the same command goes on.
+
+    Raises:
+        UserError: unknown row, no validation set, or a run failed (the message names its log).
+    """
+    base = load_config(config)
+    if base.data.val is None:
+        raise UserError(f"{config}: an ablation needs data.val")
+    todo = [(row, seed) for seed in range(seeds) for row in rows]
+    for row, seed in todo:
+        folder = out / row / str(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(row_config(base, row, seed).model_dump(mode="json"), sort_keys=False)
+        write_atomic(folder / "row.yaml", text)
+    pending = [(row, seed) for row, seed in todo if not _complete(out / row / str(seed))]
+    _run_all(out, pending, jobs, stop_after, device)
+    result = collect(out, list(rows))
+    write_atomic(out / "ablation.json", json.dumps(result, indent=1) + "\n")
+    write_atomic(out / "ablation.md", table(result))
+    return result
+
+
+def _run_all(out: Path, pending: list[tuple[str, int]], jobs: int, stop_after: float | None, device: str) -> None:
+    """Run trainings as processes of their own, ``jobs`` at a time; an interrupt stops them with a checkpoint each."""
+    end = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
+    threads = str(max((os.cpu_count() or 1) // jobs, 1))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    running: dict[subprocess.Popen[bytes], Path] = {}
+    queue = list(pending)
+    try:
+        while queue or running:
+            while queue and len(running) < jobs and time.monotonic() < end - 30:
+                row, seed = queue.pop(0)
+                folder = out / row / str(seed)
+                print(f"{row} seed {seed}: {folder / 'log.txt'}", flush=True)
+                command = [
+                    sys.executable,
+                    "-m",
+                    "skd_core.cli",
+                    "train",
+                    str(folder / "row.yaml"),
+                    "--out",
+                    str(folder),
+                ]
+                command += ["--device", device]
+                if math.isfinite(end):
+                    command += ["--stop-after", f"{(end - time.monotonic()) / 60:.2f}"]
+                with open(folder / "log.txt", "ab") as log:
+                    running[subprocess.Popen(command, stdout=log, stderr=log, env=environment)] = folder
+            if not running:
+                break
+            time.sleep(1)
+            for process, folder in list(running.items()):
+                if process.poll() is not None:
+                    del running[process]
+                    if process.returncode:
+                        raise UserError(f"ablation: a run failed; its last words are in {folder / 'log.txt'}")
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "student.safetensors").exists() and _last_report(folder) is not None
+
+
+def _last_report(folder: Path) -> dict[str, Any] | None:
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return None
+    reports = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    measured = [r for r in reports if "val" in r]
+    return measured[-1] if measured else None
+
+
+def collect(out: Path, rows: Sequence[str]) -> dict[str, Any]:
+    """Mean, spread and single values of every measure over the complete runs of each row."""
+    result: dict[str, Any] = {}
+    for row in rows:
+        values: dict[str, list[float]] = {name: [] for name in MEASURES}
+        seeds = []
+        for folder in sorted((p for p in (out / row).glob("*") if p.name.isdigit()), key=lambda p: int(p.name)):
+            report = _last_report(folder) if _complete(folder) else None
+            if report is None:
+                continue
+            seeds.append(int(folder.name))
+            scores = report["val"][ROWS[row][2]]
+            for name, path in MEASURES.items():
+                if path[0] == "ap":
+                    values[name].append(float(scores["ap"]["Car"][path[1]]["R40"][path[2]][1] or 0.0))
+                else:
+                    values[name].append(float(scores["errors"]["Car"][path[1]]))
+        if seeds:
+            result[row] = {
+                name: {
+                    "mean": statistics.fmean(v),
+                    "std": statistics.stdev(v) if len(v) > 1 else 0.0,
+                    "seeds": v,
+                }
+                for name, v in values.items()
+            }
+            result[row]["seeds"] = seeds
+    return {"rows": result}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as a Markdown table: Car, moderate, AP R40 in percent; medians of matched pairs."""
+    head = "| row | seeds | 3D AP .5 | BEV AP .5 | 3D AP .7 | BEV AP .7 | depth | yaw mod pi | folded yaw | length |\n"
+    lines = [head, "|---|---|" + "---|" * 8 + "\n"]
+    for row, measures in result["rows"].items():
+        cells = []
+        for name, path in MEASURES.items():
+            mean, std = measures[name]["mean"], measures[name]["std"]
+            if path[0] == "ap":
+                cells.append(f"{mean:.2f} ± {std:.2f}")
+            elif "yaw" in name:
+                cells.append(f"{mean:.1f} ± {std:.1f}°")
+            else:
+                cells.append(f"{100 * mean:.1f} ± {100 * std:.1f} %")
+        lines.append(f"| `{row}`: {ROWS[row][0]} | {len(measures['seeds'])} | {' | '.join(cells)} |\n")
+    return "".join(lines)
