@@ -24,9 +24,9 @@ from skd_core.data.synthetic import (
     render_frame,
     write_dataset,
 )
-from skd_core.data.synthetic.layout import Scene
 from skd_core.data.synthetic.objects import CAR_SHAPES, SIZE_PRIORS, Thing, Wardrobe
 from skd_core.data.synthetic.render import generator, render_scene
+from skd_core.data.synthetic.world import NOWHERE, Ground, Lens, Light, Road, Scene
 from skd_core.errors import UserError
 
 LAYOUTS = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "kitti_layouts" / "label_2"
@@ -39,11 +39,13 @@ def car(x: float, z: float, heading: float = 0.0, family: str = "sedan", lift: f
     return Thing("Car", meshes.car(family), CAR_SIZE, z, x, heading, np.full((8, 3), 0.3), 7, lift)
 
 
-def scene(*things: Thing, height: float = 1.65) -> Scene:
-    """Things on an endless flat road under an overcast sky, the camera at the origin."""
-    road = np.array([0, 0, 0, 1, 50.0, 2.0, 1e6, 5.0, 0.0, 3.0, 0.3, 1.0, 1.0, 0.0])
-    light = np.array([0.0, -1.0, 0.0, 0.1, 1.0, 500.0, 0.5, 0.7, 0.7, 0.7, 0.6, 0.6, 0.6])
-    return Scene(list(things), road, np.array([height, 0.0, 0.0, 0.0, 0.1]), light, (0.0, 0.0, 0.0), 10.0)
+def scene(*things: Thing) -> Scene:
+    """Things on an endless flat road under an overcast sky, the camera 1.65 m above the origin."""
+    road = Road(50.0, 2.0, 0.0, 3.0, 0.3, NOWHERE, 5.0, zebra=False, grass=True, seed=1)
+    light = Light((0.0, -1.0, 0.0), 0.1, 1.0, 500.0, 0.5, (0.7, 0.7, 0.7), (0.6, 0.6, 0.6))
+    return Scene(
+        list(things), road, Ground(1.65, 0.0, 0.0, 0.0, 0.1), light, Lens((1.0, 1.0, 1.0), 0.1, 2.0), speed=10.0
+    )
 
 
 def render(*things: Thing, config: SynthConfig | None = None, time: float = 0.0) -> RenderedFrame:
@@ -198,6 +200,17 @@ def test_a_hidden_object_becomes_dont_care() -> None:
     assert frame.dont_care.labels == ("DontCare",)
 
 
+def test_smooth_normals_leave_flat_faces_flat() -> None:
+    building = meshes.prop("building")
+    flat = np.cross(
+        *(building.base[building.faces][:, [1, 2]] - building.base[building.faces][:, :1]).transpose(1, 0, 2)
+    )
+    flat /= np.linalg.norm(flat, axis=-1, keepdims=True)
+    unit = building.normals / np.linalg.norm(building.normals, axis=-1, keepdims=True)
+    np.testing.assert_allclose(np.abs(np.einsum("fcx,fx->fc", unit, flat)), 1, atol=1e-12)
+    assert np.linalg.norm(meshes.car("sedan").normals, axis=-1).min() > 0
+
+
 def test_order_of_things_does_not_matter() -> None:
     a, b = render(car(0.0, 12.0), car(0.9, 24.0)), render(car(0.9, 24.0), car(0.0, 12.0))
     np.testing.assert_array_equal(a.image, b.image)
@@ -321,6 +334,20 @@ def test_a_drive_moves_the_world_past_the_camera() -> None:
     for time, z in ((0.0, 30.0), (0.5, 25.0), (1.0, 20.0)):
         boxes = render(parked, lead, time=time).boxes3d
         np.testing.assert_allclose(sorted(boxes.center[:, 2].tolist()), sorted([z, 20.0]), atol=1e-9)
+
+
+def test_a_walker_stops_where_its_way_ends() -> None:
+    walker = car(0.0, 20.0, math.pi / 2)
+    walker.speed, walker.reach = 1.0, 3.0
+    assert [walker.at(time)[1] for time in (1.0, 3.0, 9.0)] == pytest.approx([1.0, 3.0, 3.0])
+
+
+def test_nothing_is_in_the_way_of_a_drive() -> None:
+    """Over a whole drive no road user comes closer than 1.5 m ahead in the ego's lane."""
+    for frame in range(0, 600, 15):
+        boxes = render_frame(SynthConfig(64, 32, sequence=True), 6, frame).boxes3d
+        near = boxes.center[:, 0].abs() < 1.0
+        assert (boxes.center[near, 2] - 0.5 * boxes.size[near, 0] > 1.5).all()
 
 
 def test_a_turning_car_turns() -> None:

@@ -1,12 +1,13 @@
 """Rendered street scenes with exact labels, in the KITTI layout (`skd_core synth`).
 
-objects.py draws road users, layout.py puts them on a street, meshes.py gives them shape, raster.py finds what each
-pixel shows, shading.py paints it, depth_noise.py plays the depth estimator, render.py makes a labelled frame of it all
-and writer.py a data set.
+What there is: meshes (mesh, meshes), road users (objects), streets (street, furniture, layout). What it looks like:
+background, raster, materials, shading. What comes out: labels, depth_noise, render (one frame), writer (a data set).
 """
 
+from skd_core.data.synthetic.config import SynthConfig, parse_config
 from skd_core.data.synthetic.depth_noise import DepthNoise, estimate_depth
-from skd_core.data.synthetic.render import FRAME_RATE, RenderedFrame, SynthConfig, parse_config, render_frame
+from skd_core.data.synthetic.labels import RenderedFrame
+from skd_core.data.synthetic.render import FRAME_RATE, render_frame
 from skd_core.data.synthetic.writer import kitti_label_lines, write_dataset
 
 __all__ = [

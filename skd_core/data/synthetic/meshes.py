@@ -1,9 +1,4 @@
-"""Body shapes of road users and street furniture as small triangle meshes.
-
-A :class:`Template` holds a shape once; :meth:`Template.fit` sizes it to a labelled box so that it touches all six
-faces. Axes are the box's own (x forward, y left, z up, origin at the volume centre). Vertices are stored in two
-parts: ``base`` scales with the box, ``offset`` (metres) does not, so wheels stay round on a longer car.
-"""
+"""The shapes: cars, vans, trucks, people on foot and on bicycles, trees, houses and street furniture."""
 
 from __future__ import annotations
 
@@ -13,42 +8,30 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-
-# Face materials; the shader (shading.py) paints details such as lamps and door gaps from the position in the box.
-PAINT, GLASS, TYRE, DARK, CARGO, WALL, ROOF, FOLIAGE, METAL, HEDGE, SIGN, BARK = range(12)
-PALETTE = 32
-"""Material ``PALETTE + k`` is the object's plain colour k: 0 paint or shirt, 1 trousers, 2 skin, 3 hair, 4 shoes."""
-SHIRT, TROUSERS, SKIN, HAIR, SHOES = (PALETTE + k for k in range(5))
-
-
-@dataclass(frozen=True, eq=False)
-class Template:
-    """A shape that can be fitted to any box.
-
-    Attributes:
-        base: shape (V, 3), in units of the box's (l, w, h).
-        offset: shape (V, 3), metres.
-        faces: shape (F, 3), vertex indices.
-        material: shape (F,).
-        paint: shape (8,), what the shader needs to know of the body: x of the front and rear axle (share of l),
-            wheel radius (m), x of the pillars (share of l, three), heights of the head and tail lamps (share of h).
-    """
-
-    base: Array
-    offset: Array
-    faces: NDArray[np.int64]
-    material: NDArray[np.int64]
-    paint: Array
-
-    def fit(self, size: Array) -> Array:
-        """Vertices shape (V, 3), metres, in the axes of a box of size (l, w, h), touching its six faces."""
-        vertices = self.base * size + self.offset
-        low, high = vertices.min(0), vertices.max(0)
-        fitted: Array = (vertices - 0.5 * (low + high)) * (size / (high - low))
-        return fitted
+from skd_core.data.synthetic.mesh import (
+    BARK,
+    CARGO,
+    DARK,
+    FOLIAGE,
+    GLASS,
+    HAIR,
+    HEDGE,
+    METAL,
+    PAINT,
+    PALETTE,
+    ROOF,
+    SHIRT,
+    SHOES,
+    SIGN,
+    SKIN,
+    TRAM,
+    TROUSERS,
+    WALL,
+    Array,
+    Builder,
+    Template,
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +52,8 @@ class Profile:
     glass_to: float = -0.45  # side windows reach back to this x
     lamps: tuple[float, float] = (0.47, 0.56)  # z of head and tail lamps
 
+
+CAR_NOMINAL, TRUCK_NOMINAL = np.array([3.9, 1.63, 1.53]), np.array([9.3, 2.6, 3.4])
 
 CAR_PROFILES = {
     # the training shapes
@@ -102,122 +87,7 @@ VAN_PROFILES = {
 }
 
 
-class _Builder:
-    """Collects vertices and faces; everything here is cached by the callers, so plain loops are fine."""
-
-    def __init__(self) -> None:
-        self.base: list[Array] = []
-        self.offset: list[Array] = []
-        self.faces: list[tuple[int, int, int]] = []
-        self.material: list[int] = []
-        self.count = 0
-
-    def vertices(self, base: Array, offset: Array | None = None) -> int:
-        """Append vertices, return the index of the first."""
-        start = self.count
-        self.base.append(base)
-        self.offset.append(np.zeros_like(base) if offset is None else offset)
-        self.count += len(base)
-        return start
-
-    def quad(self, a: int, b: int, c: int, d: int, material: int) -> None:
-        self.faces += [(a, b, c), (a, c, d)]
-        self.material += [material, material]
-
-    def fan(self, ring: list[int], material: int) -> None:
-        for i in range(1, len(ring) - 1):
-            self.faces.append((ring[0], ring[i], ring[i + 1]))
-            self.material.append(material)
-
-    def box(
-        self, low: tuple[float, float, float], high: tuple[float, float, float], material: int, top: int = -1
-    ) -> None:
-        corners = np.array(
-            [
-                [x, y, z]
-                for z in (low[2], high[2])
-                for x, y in ((high[0], high[1]), (high[0], low[1]), (low[0], low[1]), (low[0], high[1]))
-            ]
-        )
-        s = self.vertices(corners)
-        for i in range(4):
-            j = (i + 1) % 4
-            self.quad(s + i, s + j, s + 4 + j, s + 4 + i, material)
-        self.quad(s, s + 1, s + 2, s + 3, material)
-        self.quad(s + 4, s + 5, s + 6, s + 7, material if top < 0 else top)
-
-    def tube(self, p: Array, q: Array, rp: float, rq: float, material: int, sides: int = 6, flat: float = 1.0) -> None:
-        """A tapered tube from p to q with end caps; ``flat`` widens it along y."""
-        axis: Array = (q - p) / np.linalg.norm(q - p)
-        helper = np.array([0.0, 1.0, 0.0]) if abs(axis[1]) < 0.9 else np.array([1.0, 0.0, 0.0])
-        v: Array = helper - axis * float(helper @ axis)
-        v = v / np.linalg.norm(v)
-        u = np.cross(v, axis)
-        angles = [2 * math.pi * k / sides for k in range(sides)]
-        ring = np.array([math.cos(t) * u + flat * math.sin(t) * v for t in angles])
-        a, b = self.vertices(p + rp * ring), self.vertices(q + rq * ring)
-        for i in range(sides):
-            j = (i + 1) % sides
-            self.quad(a + i, a + j, b + j, b + i, material)
-        self.fan(list(range(a, a + sides)), material)
-        self.fan(list(range(b, b + sides)), material)
-
-    def ellipsoid(
-        self,
-        centre: Array,
-        radii: Array,
-        material: int,
-        rings: int = 5,
-        sides: int = 8,
-        bumps: float = 0.0,
-        rng: np.random.Generator | None = None,
-    ) -> None:
-        points = []
-        for i in range(rings + 1):
-            t = math.pi * i / rings
-            for k in range(sides):
-                p = 2 * math.pi * k / sides
-                points.append([math.sin(t) * math.cos(p), math.sin(t) * math.sin(p), math.cos(t)])
-        sphere = np.array(points)
-        if rng is not None:
-            scale = 1 + bumps * rng.uniform(-1, 1, (rings + 1, sides, 1))
-            scale[[0, -1]] = scale[[0, -1], :1]  # the poles are one point each
-            sphere = (sphere.reshape(rings + 1, sides, 3) * scale).reshape(-1, 3)
-        s = self.vertices(centre + radii * sphere)
-        for i in range(rings):
-            for k in range(sides):
-                n = (k + 1) % sides
-                self.quad(
-                    s + i * sides + k, s + i * sides + n, s + (i + 1) * sides + n, s + (i + 1) * sides + k, material
-                )
-
-    def wheel(self, x: float, side: float, radius: float, width: float, sides: int = 14) -> None:
-        """A wheel standing on the ground, ``x`` and ``side`` (outer face) in shares of the box."""
-        angles = [2 * math.pi * k / sides for k in range(sides)]
-        ring = np.array([[radius * math.cos(t), 0.0, radius + radius * math.sin(t)] for t in angles])
-        anchor = np.tile(np.array([[x, side, 0.0]]), (sides, 1))
-        inward = np.array([0.0, -math.copysign(width, side), 0.0])
-        a, b = self.vertices(anchor, ring), self.vertices(anchor, ring + inward)
-        for i in range(sides):
-            j = (i + 1) % sides
-            self.quad(a + i, a + j, b + j, b + i, DARK)
-        self.fan(list(range(a, a + sides)), TYRE)
-        self.fan(list(range(b, b + sides)), DARK)
-
-    def build(self, paint: tuple[float, ...] = (9, 9, 0, 9, 9, 9, 0, 0), nominal: Array | None = None) -> Template:
-        base = np.concatenate(self.base)
-        if nominal is not None:  # built in metres of a nominal box
-            base = base / nominal
-        return Template(
-            base,
-            np.concatenate(self.offset),
-            np.array(self.faces),
-            np.array(self.material),
-            np.array(paint, dtype=float),
-        )
-
-
-def _loft(b: _Builder, p: Profile) -> None:
+def _loft(b: Builder, p: Profile) -> None:
     """The body shell: cross-sections at stations along x, joined by strips."""
     outline_x = [
         0.5,
@@ -285,33 +155,33 @@ def _loft(b: _Builder, p: Profile) -> None:
 def car(family: str) -> Template:
     """A car or van of a body family in CAR_PROFILES or VAN_PROFILES."""
     p = CAR_PROFILES.get(family) or VAN_PROFILES[family]
-    b = _Builder()
+    b = Builder()
     _loft(b, p)
     for x in p.axles:
         for side in (0.485, -0.485):
             b.wheel(x, side, p.wheel, 0.20)
-    return b.build((*p.axles, p.wheel, *p.pillars, *p.lamps))
+    return b.build((*p.axles, p.wheel, *p.pillars, *p.lamps), CAR_NOMINAL)
 
 
 @cache
 def truck(family: str) -> Template:
-    """``box truck``, ``flatbed`` or ``tram`` (a long windowed box)."""
-    b = _Builder()
+    """``box truck``, ``flatbed``, ``tram`` (a long windowed box) or ``trailer``."""
+    b = Builder()
     if family == "tram":
-        b.box((-0.5, -0.5, 0.1), (0.5, 0.5, 0.95), CARGO)
+        b.box((-0.5, -0.5, 0.1), (0.5, 0.5, 0.95), TRAM)
         b.box((-0.4, -0.25, 0.95), (0.4, 0.25, 1.0), DARK)
         b.box((-0.48, -0.4, 0.0), (0.48, 0.4, 0.1), DARK)
-        return b.build((9, 9, 0, 9, 9, 9, 0.2, 0.2))
+        return b.build(nominal=TRUCK_NOMINAL)
     if family == "trailer":
         b.box((-0.5, -0.46, 0.18), (0.42, 0.46, 1.0), CARGO)
         b.box((0.42, -0.03, 0.2), (0.5, 0.03, 0.26), DARK)
         for side in (0.5, -0.5):
             b.wheel(-0.08, side, 0.28, 0.18)
-        return b.build((9, 9, 0, 9, 9, 9, 0.0, 0.25))
-    b.box((0.27, -0.47, 0.12), (0.5, 0.47, 0.82), PAINT)
-    b.box((0.497, -0.42, 0.45), (0.4985, 0.42, 0.74), GLASS)
+        return b.build((-0.08, 9.0, 0.28, 9.0, 9.0, 9.0, 0.0, 0.25), CAR_NOMINAL)
+    b.box((0.27, -0.47, 0.12), (0.4975, 0.47, 0.82), PAINT)
+    b.box((0.4975, -0.42, 0.42), (0.5, 0.42, 0.74), GLASS)
     for side in (0.471, -0.471):
-        b.box((0.36, side - 0.001, 0.46), (0.47, side + 0.001, 0.72), GLASS)
+        b.box((0.36, side - 0.001, 0.44), (0.47, side + 0.001, 0.72), GLASS)
     b.box((-0.5, -0.3, 0.14), (0.3, 0.3, 0.24), DARK)
     if family == "box truck":
         b.box((-0.5, -0.5, 0.24), (0.25, 0.5, 1.0), CARGO)
@@ -319,10 +189,10 @@ def truck(family: str) -> Template:
         b.box((-0.5, -0.5, 0.24), (0.25, 0.5, 0.42), CARGO)
         b.box((-0.3, -0.35, 0.42), (0.1, 0.35, 0.75), BARK)
         b.box((0.2, -0.4, 0.4), (0.26, 0.4, 1.0), PAINT)
-    for x in (0.36, -0.22, -0.36):
+    for x in (0.36, -0.29):
         for side in (0.49, -0.49):
             b.wheel(x, side, 0.48, 0.28)
-    return b.build((0.36, -0.3, 0.0, 9, 9, 9, 0.24, 0.2))
+    return b.build((0.36, -0.29, 0.48, 9.0, 9.0, 9.0, 0.27, 0.2), TRUCK_NOMINAL)
 
 
 def _at(x: float, y: float, z: float) -> Array:
@@ -332,7 +202,7 @@ def _at(x: float, y: float, z: float) -> Array:
 @cache
 def pedestrian(phase: int, skirt: bool) -> Template:
     """A walking (phase 1..3) or standing (0) person, built in metres of a 0.84 x 0.66 x 1.76 box."""
-    b = _Builder()
+    b = Builder()
     step = (0.04, 0.22, 0.34, -0.30)[phase]
     for side, swing in ((1.0, step), (-1.0, -step)):
         hip, foot = _at(0.0, 0.09 * side, 0.90), _at(swing, 0.10 * side, 0.07)
@@ -353,13 +223,13 @@ def pedestrian(phase: int, skirt: bool) -> Template:
     b.tube(_at(0.01, 0, 1.45), _at(0.02, 0, 1.58), 0.05, 0.05, SKIN)
     b.ellipsoid(_at(0.03, 0, 1.645), _at(0.105, 0.085, 0.125), SKIN, 6, 8)
     b.ellipsoid(_at(0.0, 0, 1.675), _at(0.11, 0.09, 0.115), HAIR, 6, 8)
-    return b.build(nominal=np.array([0.84, 0.66, 1.76]))
+    return b.build(nominal=np.array([0.84, 0.66, 1.76]), metres=True)
 
 
 @cache
 def cyclist(phase: int) -> Template:
     """A rider on a bicycle, built in metres of a 1.76 x 0.60 x 1.74 box."""
-    b = _Builder()
+    b = Builder()
     radius = 0.34
     for x in (0.54, -0.54):
         ring = [
@@ -402,13 +272,13 @@ def cyclist(phase: int) -> Template:
     b.tube(_at(0.12, 0, 1.42), _at(0.2, 0, 1.57), 0.05, 0.05, SKIN)
     b.ellipsoid(_at(0.22, 0, 1.615), _at(0.10, 0.085, 0.12), SKIN, 6, 8)
     b.ellipsoid(_at(0.19, 0, 1.655), _at(0.12, 0.095, 0.10), HAIR, 6, 8)
-    return b.build(nominal=np.array([1.76, 0.60, 1.74]))
+    return b.build(nominal=np.array([1.76, 0.60, 1.74]), metres=True)
 
 
 @cache
 def tree(variant: int) -> Template:
     """A trunk and a lumpy crown, or (variant 3) a conifer."""
-    b = _Builder()
+    b = Builder()
     rng = np.random.Generator(np.random.PCG64([variant, 77]))
     b.tube(_at(0, 0, -0.5), _at(0, 0, 0.0), 0.035, 0.025, BARK, 6)
     if variant == 3:
@@ -425,7 +295,7 @@ def tree(variant: int) -> Template:
 @cache
 def prop(kind: str) -> Template:
     """``building`` (flat roof), ``house`` (gable), ``pole``, ``sign``, ``lamp``, ``hedge`` or ``wall``."""
-    b = _Builder()
+    b = Builder()
     if kind == "building":
         b.box((-0.5, -0.5, -0.5), (0.5, 0.5, 0.5), WALL, ROOF)
     elif kind == "house":

@@ -11,16 +11,15 @@ Each family mixes its shapes so that sizes still have the class's mean and sprea
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from skd_core.data.synthetic import meshes
-from skd_core.data.synthetic.meshes import Template
+from skd_core.data.synthetic.mesh import Array, Template
 
-Array = NDArray[np.float64]
 Shapes = Literal["train", "heldout", "all"]
 
 SIZE_PRIORS = {
@@ -103,7 +102,7 @@ class Thing:
         palette: shape (8, 3), linear colours.
         seed: for the shader's hashes.
         lift: height of its bottom above the road, metres.
-        speed: metres per second along the heading; turn: radians per second.
+        speed: metres per second along the heading; turn: radians per second; reach: it stops at this |t|, metres.
         y: bottom in the camera frame where a layout fixes it, else None: it stands on the ground.
     """
 
@@ -118,6 +117,7 @@ class Thing:
     lift: float = 0.0
     speed: float = 0.0
     turn: float = 0.0
+    reach: float = math.inf
     y: float | None = None
 
     def at(self, time: float) -> tuple[float, float, float]:
@@ -127,7 +127,9 @@ class Thing:
         heading = self.heading + self.turn * time
         middle = self.heading + 0.5 * self.turn * time  # the chord of the arc, exact but for its length (< 0.1 %)
         run = self.speed * time
-        return self.s + run * float(np.cos(middle)), self.t + run * float(np.sin(middle)), heading
+        t = self.t + run * math.sin(middle)
+        limit = max(self.reach, abs(self.t))
+        return self.s + run * math.cos(middle), min(max(t, -limit), limit), heading
 
 
 @dataclass

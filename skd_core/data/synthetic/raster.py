@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from skd_core.data.synthetic.world import Ground, ground_height
+
 NEAR = 0.2
 """Triangles are clipped at this depth (metres)."""
 FAR = 1e6
@@ -171,15 +173,8 @@ def rasterise(
 
 
 @njit(cache=True)
-def ground_height(g: FloatArray, x: float, z: float) -> float:
-    """y of the road below (x, z): ``g = (h, a, b, c)``, y = h + a x + b z + c z^2."""
-    y: float = g[0] + g[1] * x + g[2] * z + g[3] * z * z
-    return y
-
-
-@njit(cache=True)
 def rasterise_shadows(
-    triangles: FloatArray, sun: FloatArray, g: FloatArray, P: FloatArray, shape: tuple[int, int]
+    triangles: FloatArray, sun: tuple[float, float, float], g: Ground, P: FloatArray, shape: tuple[int, int]
 ) -> Any:
     """Mask, shape (H, W): ground pixels that the triangles shade, thrown along ``sun`` (towards the sun, y < 0)."""
     stamps = np.full(shape, -1, np.int32)

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from skd_core.data.synthetic.render import RenderedFrame, SynthConfig, render_frame
+from skd_core.data.synthetic.config import SynthConfig
+from skd_core.data.synthetic.labels import RenderedFrame
+from skd_core.data.synthetic.render import render_frame
 from skd_core.errors import UserError
 
 FOLDERS = (
