@@ -22,6 +22,7 @@ from pathlib import Path
 import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
@@ -165,6 +166,7 @@ def run(bag: Path, weights: str, out: Path, device: str = "auto", threshold: flo
 
 def report(bag: Path, answers: list[Answer], out: Path) -> None:
     """Print the table; write ``frames.png``, ``bev.png`` and ``bag`` to ``out``."""
+    print("camera frame: x right, y down, z forward; metres, radians; latency from the image to its detections")
     print("frame  class             x       y       z  |    l     w     h  |   yaw  score  latency")
     for index, answer in enumerate(answers):
         latency = f"{1000 * answer.latency:5.0f} ms"
@@ -227,7 +229,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalShutdownException):
         print("demo: interrupted", file=sys.stderr)
         return 130
     return 0

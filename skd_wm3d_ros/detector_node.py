@@ -6,12 +6,14 @@ Subscribes ``image`` and ``camera_info``; publishes ``~/detections``, ``~/label_
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import rclpy
@@ -48,6 +50,23 @@ HEAVY_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
+Transition = Callable[["DetectorNode", LifecycleState], TransitionCallbackReturn]
+
+
+def reported(transition: Transition) -> Transition:
+    """Say what a transition raised: rclpy turns it into an ERROR without a word."""
+
+    @functools.wraps(transition)
+    def wrapper(self: DetectorNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(self, state)
+        except Exception as error:
+            self.fail(f"{transition.__name__} failed: {type(error).__name__}: {error}")
+            raise
+
+    return wrapper
+
+
 class DetectorNode(LifecycleNode):
     """See the module; keyword arguments are those of :class:`rclpy.node.Node`."""
 
@@ -73,6 +92,11 @@ class DetectorNode(LifecycleNode):
         """Configure and activate; False where one of them fails."""
         return bool(self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS)
 
+    def fail(self, message: str) -> None:
+        """Log why a transition failed, and show it in the diagnostics until one succeeds."""
+        self._failure = message
+        self.get_logger().error(message)
+
     def close(self) -> bool:
         """Stop and destroy the node; False, and nothing destroyed, where an inference is still running."""
         if not self._stop(timeout=0.5):
@@ -85,6 +109,7 @@ class DetectorNode(LifecycleNode):
         return True
 
     # -- lifecycle ----------------------------------------------------------------------------------------------------
+    @reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the weights and run once; FAILURE, with the path in the log, where that is not possible."""
         path, device = self._value("model"), self._value("device")
@@ -94,8 +119,7 @@ class DetectorNode(LifecycleNode):
             self.detector.warmup()
         except (UserError, RuntimeError, OSError) as error:  # RuntimeError: what CUDA raises
             self.detector = None
-            self._failure = f"cannot configure: {error}"
-            self.get_logger().error(self._failure)
+            self.fail(f"cannot configure: {error}")
             return FAILURE
         self._failure = ""
         self._create_outputs()
@@ -105,6 +129,7 @@ class DetectorNode(LifecycleNode):
         )
         return super().on_configure(state)
 
+    @reported
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and start the worker."""
         result = super().on_activate(state)
@@ -125,6 +150,7 @@ class DetectorNode(LifecycleNode):
         self.get_logger().info(f"listening to {self._input.image_topic} and {self._input.camera_info_topic}")
         return result
 
+    @reported
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe and finish the frame in work; the model stays loaded."""
         if not self._stop(STOP_TIMEOUT):
@@ -132,6 +158,7 @@ class DetectorNode(LifecycleNode):
             return FAILURE
         return super().on_deactivate(state)
 
+    @reported
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and its memory."""
         self._free()
@@ -144,9 +171,7 @@ class DetectorNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After an unforeseen exception in a transition, which rclpy itself does not report."""
-        self._failure = f"transition from '{state.label}' failed"
-        self.get_logger().error(self._failure)
+        """After an exception in a transition: back to unconfigured."""
         self._stop(STOP_TIMEOUT)
         self._free()
         return SUCCESS
@@ -276,9 +301,9 @@ def run(args: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = DetectorNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
