@@ -35,7 +35,6 @@ from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, Frame, find_c
 from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
-from skd_core.inference.detector import DEFAULT_THRESHOLD
 from skd_core.visualize import draw_bev, draw_boxes3d, stack, strip, write_image
 from skd_wm3d_ros.bag_player import read_stamp
 from skd_wm3d_ros.resources import share_file
@@ -46,7 +45,7 @@ FRAME_PERIOD = 100_000_000  # nanoseconds between the pictures of a folder
 FIRST_STAMP = 1_000_000_000_000_000_000
 ROWS_PER_FRAME = 5  # of the table
 STRIP_FRAMES = 6
-START_TIMEOUT, FRAME_TIMEOUT = 60.0, 60.0  # seconds
+START_TIMEOUT, FRAME_TIMEOUT = 120.0, 60.0  # seconds
 
 
 @dataclass
@@ -109,7 +108,7 @@ def folder_frames(folder: Path, camera_file: Path) -> Iterator[Frame]:
         yield Frame(image, camera, FIRST_STAMP + index * FRAME_PERIOD, "camera_optical_frame")
 
 
-def run(bag: Path, weights: str, out: Path, device: str = "auto", threshold: float = DEFAULT_THRESHOLD) -> list[Answer]:
+def run(bag: Path, weights: str, out: Path, device: str = "auto", threshold: float | None = None) -> list[Answer]:
     """Play a bag to the detector node and collect its answers.
 
     Returns:
@@ -130,13 +129,14 @@ def run(bag: Path, weights: str, out: Path, device: str = "auto", threshold: flo
     parameters = {
         "model": weights,
         "device": device,
-        "score_threshold": str(float(threshold)),
         "autostart": "false",
         "image_transport": "compressed" if topics.compressed else "raw",
         f"qos_overrides.{topics.image}.subscription.reliability": "reliable",
         f"qos_overrides.{topics.camera_info}.subscription.reliability": "reliable",
         f"qos_overrides.{topics.camera_info}.subscription.depth": "10",
     }
+    if threshold is not None:
+        parameters["score_threshold"] = f"{threshold:f}"  # a decimal point makes it a double
     arguments = ["--ros-args", "--disable-external-lib-logs"]
     arguments += [part for key, value in remaps.items() for part in ("-r", f"{key}:={value}")]
     arguments += [part for key, value in parameters.items() for part in ("-p", f"{key}:={value}")]
@@ -210,7 +210,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--bag", type=Path, help="rosbag2 folder with one image topic and its camera_info")
     parser.add_argument("--weights", default="default", help="weights file (default: the bundled weights)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score, 0 to 1 (default 0.2)")
+    parser.add_argument("--threshold", type=float, help="least score, 0 to 1 (default: the node's)")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to (default out/demo)")
     parsed = parser.parse_args(args)
     if bool(parsed.images) != bool(parsed.camera) or (parsed.images and parsed.bag):

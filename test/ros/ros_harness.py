@@ -30,7 +30,7 @@ from skd_core.camera import Camera
 
 WIDTH, HEIGHT = 320, 96
 FRAME_ID = "front_camera_optical_frame"
-TIMEOUT = 60.0  # seconds: generous, a slow machine must not fail a test
+TIMEOUT = 120.0  # seconds: generous, a slow machine must not fail a test
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 

@@ -25,7 +25,7 @@ def weights(tmp_path_factory):
 
 def demo(*arguments):
     command = [sys.executable, "-m", "skd_wm3d_ros.demo", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert "Traceback" not in done.stderr
     return done
 
