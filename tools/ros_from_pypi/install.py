@@ -209,7 +209,7 @@ def main() -> int:
             "vision_msgs",
             f"4.1.1+skd.{key}",
             f"{PYTHON_TAG}-{PYTHON_TAG}-{platform_tag}",
-            "building vision_msgs (about a minute, once for this machine)",
+            "building vision_msgs (one to a few minutes, once for this machine)",
             build_vision_msgs,
         )
         for name in ("cv_bridge", "message_filters"):
