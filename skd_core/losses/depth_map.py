@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 
 class DepthMapLoss(nn.Module):
-    """``mean w (sqrt2 e^{-s} |log D_p - log D*| + s)``, w = 1 + 4 heat, over pixels with 1 < D* < 80 m."""
+    """``mean w (sqrt2 e^{-s} |log D_p - log D*| + s)``, w = 1 + 4 heat, over pixels with 1 < D* < 80 m.
+
+    The mean is taken image by image [ours], so that it does not depend on how images are spread over processes.
+    """
 
     def forward(self, log_depth: Tensor, log_scale: Tensor, target: Tensor, heat: Tensor) -> Tensor:
-        """Scalar, 0 where no pixel has a target.
+        """Scalar; images without any target count as 0.
 
         Args:
             log_depth: shape (B, H, W), log D_p; log_scale: shape (B, H, W), s.
@@ -23,4 +26,4 @@ class DepthMapLoss(nn.Module):
         error = (log_depth - torch.where(known, target, 1.0).log()).abs()
         weight = (1 + 4 * heat) * known
         loss = weight * (math.sqrt(2) * torch.exp(-log_scale) * error + log_scale)
-        return loss.sum() / weight.sum().clamp(min=1)
+        return (loss.sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)).mean()
