@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import signal
 import time
@@ -311,7 +312,7 @@ class Trainer:
     def _report(self, report: dict[str, Any], writer: Any, bar: Any) -> None:
         report["images_per_second"] = self.step * self.config.schedule.batch_size / max(self.seconds, 1e-9)
         with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(report) + "\n")
+            file.write(json.dumps(_json(report), allow_nan=False) + "\n")
         for name, value in report.items():
             if isinstance(value, (int, float)):
                 writer.add_scalar(name, value, report["step"])
@@ -322,6 +323,8 @@ class Trainer:
                     value, errors = scores["ap"][name]["3d"]["R40"][LOOSE[name]][1], scores["errors"][name]
                     writer.add_scalar(f"{who}/{name}_ap3d_{LOOSE[name]}_moderate", value or 0.0, report["step"])
                     line += f"\n  {who} {name}: AP3D@{LOOSE[name]} {value or 0:.2f}"
+                    if not errors["count"]:
+                        continue  # no detection on any label: no error to speak of
                     line += f", depth {errors['depth_median']:.1%}, lateral {errors['lateral_median']:.2f} m"
                     line += f", length {errors['length_median']:.1%}, yaw {errors['yaw_mod_pi_median']:.1f}"
                     line += f" (folded {errors['yaw_folded_median']:.1f}) degrees"
@@ -364,6 +367,13 @@ class _Means:
 
     def values(self) -> dict[str, float]:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+def _json(value: Any) -> Any:
+    """Numbers that are not finite become null: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {name: _json(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str:
