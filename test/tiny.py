@@ -17,6 +17,8 @@ from skd_core.data.synthetic import DepthNoise, SynthConfig, render_frame, write
 from skd_core.models.heads import Raw3D
 from skd_core.models.student import Rois
 
+torch.set_num_threads(1)  # bit-exact comparisons, and other tests run beside these
+
 WIDTH, HEIGHT = 160, 64
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 
