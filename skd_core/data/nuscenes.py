@@ -1,0 +1,391 @@
+"""nuScenes v1.0-*: the camera images of every key frame as single samples, read through the devkit.
+
+::
+
+    root/samples/CAM_FRONT/*.jpg   and the other five cameras
+    root/maps/*.png                the devkit asks for them
+    root/v1.0-trainval/*.json      13 tables; v1.0-mini and v1.0-test likewise
+    root/<depth_dir>/NAME.png      or .npy, only if asked for; NAME is that of the image file
+
+**2D boxes.** nuScenes has no 2D boxes drawn by hand. Ours are what the devkit's own export makes of the 3D labels: the
+convex hull of the projected corners in front of the camera, cut by the image. So "weak" supervision is in quotes here:
+the boxes are those of a perfect 2D annotator who also knows what is hidden.
+
+**Yaw.** nuScenes boxes stand upright in the world, its cameras do not stand quite upright in it (a degree or two, from
+mounting, braking and road). Our boxes turn about the camera's y axis only; they take the yaw whose rotation is nearest
+to the true one, and the tilt that remains is not representable. 2D boxes are made before that.
+
+**Frames.** global (metres on the map, z up) <- ego (at the image's own time) <- camera (optical). Annotations are
+global, size is (w, l, h), rotation a quaternion (w, x, y, z) from the box's own axes, which are ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from skd_core.boxes import CORNER_SIGNS, Boxes2D, Boxes3D
+from skd_core.camera import Camera, project
+from skd_core.data.sample import Sample, read_depth, read_image
+from skd_core.errors import UserError
+
+CLASSES = (
+    "car", "truck", "bus", "trailer", "construction_vehicle", "pedestrian", "motorcycle", "bicycle", "traffic_cone",
+    "barrier",
+)  # fmt: skip
+"""The ten classes of the detection task."""
+
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
+
+TABLES = (
+    "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample", "sample_annotation",
+    "sample_data", "scene", "sensor", "visibility",
+)  # fmt: skip
+
+UNKNOWN_VISIBILITY = 4
+"""Of the few annotations without one: taken as visible."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One image of a key frame and where its camera was.
+
+    Attributes:
+        name: the image file's name without suffix; unique over all cameras.
+        sample_token: of the key frame, which six images share.
+        image: the file.
+        camera: of this image.
+        rotation: shape (4,), float64, quaternion (w, x, y, z) from the camera's to the global frame.
+        translation: shape (3,), float64, the camera's place in the global frame, metres.
+    """
+
+    name: str
+    sample_token: str
+    image: Path
+    camera: Camera
+    rotation: Tensor
+    translation: Tensor
+
+
+@dataclass(eq=False)
+class Annotations:
+    """Objects in the global frame.
+
+    Attributes:
+        translation: shape (N, 3), volume centres, metres; float64 like the others.
+        size: shape (N, 3), (w, l, h), metres: the order of nuScenes' files.
+        rotation: shape (N, 4), quaternions (w, x, y, z) from the boxes' own axes.
+        labels: N classes of the detection task; of objects outside of it nuScenes' category ("animal").
+        visibility: shape (N,), 1 to 4: share of the object that the cameras see, in bins up to 40, 60, 80, 100 %.
+    """
+
+    translation: Tensor
+    size: Tensor
+    rotation: Tensor
+    labels: tuple[str, ...]
+    visibility: Tensor
+
+    def in_camera(self, frame: Frame) -> tuple[Boxes3D, Tensor]:
+        """As boxes in a camera's frame, with the nearest yaw, and their exact corners, shape (N, 8, 3)."""
+        to_camera = rotation_matrices(frame.rotation).transpose(-1, -2)
+        rotation = to_camera @ rotation_matrices(self.rotation)
+        center = (self.translation - frame.translation) @ to_camera.transpose(-1, -2)
+        size = self.size[:, [1, 0, 2]]
+        corners = (0.5 * size[:, None] * CORNER_SIGNS) @ rotation.transpose(-1, -2) + center[:, None]
+        return Boxes3D(center, size, nearest_yaw(rotation), self.labels), corners
+
+
+class NuScenesDataset(Dataset[Sample]):
+    """Key frames' images, one sample each: by scene, time, then camera.
+
+    Objects that are hardly visible (see ``min_visibility``) and those whose centre is not in front of the camera become
+    :attr:`Sample.ignore`, and so do those of other classes.
+
+    Attributes:
+        names: of the images, see :class:`Frame`.
+        sample_tokens: of the key frames, each once.
+
+    Args:
+        root: the folder that holds ``samples`` and ``v1.0-*``.
+        split: "train", "val", "test", "mini_train", "mini_val", or one of the version's ``splits.json``; None takes all
+            scenes.
+        classes: the classes to learn, of :data:`CLASSES`.
+        depth_dir: folder of depth maps, relative to ``root`` or absolute.
+        with_3d: also give the 3D boxes, for evaluation.
+        version: "v1.0-trainval"; may be left out where there is only one.
+        min_visibility: 1 to 4, the least :attr:`Annotations.visibility` of an object to learn. 2 leaves out what is
+            mostly hidden, as somebody drawing boxes would.
+
+    Raises:
+        UserError: the devkit is not installed; a folder, table, split, image or depth map is missing; a class is
+            unknown. A malformed file is named when its frame is read.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        classes: Sequence[str] = CLASSES,
+        depth_dir: str | None = None,
+        with_3d: bool = False,
+        version: str | None = None,
+        min_visibility: int = 2,
+    ) -> None:
+        unknown = [name for name in classes if name not in CLASSES]
+        if unknown:
+            raise UserError(f"'{unknown[0]}' is no nuScenes class; they are {', '.join(CLASSES)}")
+        self.root, self.split, self.classes, self.with_3d = Path(root), split, tuple(classes), with_3d
+        self.min_visibility = min_visibility
+        self.version = find_version(self.root) if version is None else version
+        tables = load_tables(self.root, self.version)
+        samples = samples_of(tables, split)
+        self.sample_tokens = [sample["token"] for sample in samples]
+        self._annotations = _collect_annotations(tables, samples)
+        records = [tables.get("sample_data", s["data"][c]) for s in samples for c in CAMERAS if c in s["data"]]
+        if not records:
+            raise UserError(f"{self.root / self.version}: no camera images in split '{split}'")
+        self._tokens = [record["sample_token"] for record in records]
+        self._images = [self.root / record["filename"] for record in records]
+        self._sizes = [(int(record["width"]), int(record["height"])) for record in records]
+        self.names = [image.stem for image in self._images]
+        sensors = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
+        egos = [tables.get("ego_pose", record["ego_pose_token"]) for record in records]
+        self._K = _doubles([sensor["camera_intrinsic"] for sensor in sensors])
+        ego_rotation = _doubles([ego["rotation"] for ego in egos])
+        self._rotation = multiply(ego_rotation, _doubles([sensor["rotation"] for sensor in sensors]))
+        mounted = _doubles([sensor["translation"] for sensor in sensors])[..., None]
+        self._translation = (rotation_matrices(ego_rotation) @ mounted)[..., 0]
+        self._translation += _doubles([ego["translation"] for ego in egos])
+        self._check_files("images", self._images)
+        self._depths = None
+        if depth_dir is not None:
+            folder = self.root / depth_dir
+            there = {path.stem: path for suffix in ("png", "npy") for path in folder.glob(f"*.{suffix}")}
+            self._depths = [there.get(name, folder / f"{name}.png") for name in self.names]
+            self._check_files("depth maps", self._depths)
+
+    def _check_files(self, what: str, paths: Sequence[Path]) -> None:
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise UserError(f"{missing[0]}: no such file; {len(missing)} of {len(paths)} {what} are missing")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def frame(self, index: int) -> Frame:
+        """Which image this is and where it was taken; reads no file.
+
+        Raises:
+            UserError: the intrinsics are no camera's.
+        """
+        P = torch.cat([self._K[index], torch.zeros(3, 1, dtype=torch.float64)], 1)
+        try:
+            camera = Camera(P, *self._sizes[index])
+        except UserError as error:
+            raise UserError(f"{self._images[index]}: {error}") from None
+        return Frame(
+            self.names[index], self._tokens[index], self._images[index], camera, self._rotation[index],
+            self._translation[index],
+        )  # fmt: skip
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image.
+
+        Raises:
+            UserError: the image or depth map is malformed or not of the size that the tables say.
+        """
+        frame = self.frame(index)
+        image = read_image(frame.image)
+        _check_size(frame.image, image.shape[1:], frame.camera)
+        depth = None
+        if self._depths is not None:
+            depth = read_depth(self._depths[index])
+            _check_size(self._depths[index], depth.shape, frame.camera)
+
+        annotations = self._annotations[frame.sample_token]
+        boxes3d, corners = annotations.in_camera(frame)
+        xyxy = image_boxes(corners, frame.camera)
+        seen = xyxy.isfinite().all(-1)
+        listed = torch.tensor([label in self.classes for label in annotations.labels], dtype=torch.bool)
+        wanted = listed & (annotations.visibility >= self.min_visibility) & (boxes3d.center[:, 2] > 0)
+        boxes3d.xyxy = xyxy
+        boxes3d = boxes3d.to(torch.float32)
+        boxes2d = Boxes2D(boxes3d.xyxy, boxes3d.labels)
+        learnt = boxes3d[seen & wanted] if self.with_3d else None
+        return Sample(frame.name, image, frame.camera, boxes2d[seen & wanted], boxes2d[seen & ~wanted], depth, learnt)
+
+
+def find_version(root: Path) -> str:
+    """The one version under root.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give the one that holds nuScenes' 'samples' and 'v1.0-*'")
+    there = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir())
+    if not there:
+        raise UserError(f"{root}: no folder 'v1.0-*' in it; unpack nuScenes' metadata there")
+    if len(there) > 1:
+        raise UserError(f"{root}: holds {', '.join(there)}; say which version")
+    return there[0]
+
+
+def load_tables(root: Path, version: str) -> Any:
+    """The devkit's ``NuScenes`` object. All tables are read: v1.0-trainval takes about a minute and 10 GB of memory.
+
+    Raises:
+        UserError: the devkit is not installed, or the folder, a table or a map is missing or damaged.
+    """
+    try:
+        from nuscenes.nuscenes import NuScenes
+    except ImportError as error:
+        raise UserError(
+            f"nuScenes data are read through its devkit, of which {error.name or 'a part'} is missing here: "
+            "pip install 'nuscenes-devkit>=1.2' (it needs numpy below 2)"
+        ) from None
+    folder = root / version
+    if not folder.is_dir():
+        there = ", ".join(sorted(path.name for path in root.glob("v1.0-*"))) or "none"
+        raise UserError(f"{folder}: no such folder of tables; there are: {there}")
+    missing = [name for name in TABLES if not (folder / f"{name}.json").is_file()]
+    if missing:
+        raise UserError(f"{folder / missing[0]}.json: no such table; unpack nuScenes' metadata again")
+    try:
+        return NuScenes(version, str(root), verbose=False)
+    except AssertionError as error:  # a map
+        raise UserError(f"{root}: {error}; unpack nuScenes' metadata again") from None
+    except KeyError as error:
+        raise UserError(f"{folder}: the tables do not fit together: nothing there is called {error}") from None
+    except ValueError:
+        raise _damaged_table(folder) from None
+
+
+def _damaged_table(folder: Path) -> UserError:
+    """The error for the first table that is not JSON: found again, since the devkit does not name it."""
+    for name in TABLES:
+        try:
+            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            return UserError(f"{folder / name}.json: not valid JSON: {error}")
+    return UserError(f"{folder}: damaged tables")
+
+
+def samples_of(tables: Any, split: str | None) -> list[dict[str, Any]]:
+    """The key frames of a split, by scene and time; of all scenes where split is None.
+
+    Raises:
+        UserError: no such split, or none of its scenes is in these tables.
+    """
+    from nuscenes.utils.splits import create_splits_scenes, get_scenes_of_split
+
+    scenes = {scene["token"]: scene["name"] for scene in tables.scene}
+    chosen = set(scenes.values())
+    if split is not None:
+        try:
+            of_split = set(get_scenes_of_split(split, tables))
+        except ValueError:
+            names = ", ".join(create_splits_scenes())
+            raise UserError(f"no split '{split}'; there are {names}, and those of a splits.json") from None
+        chosen &= of_split
+        if not chosen:
+            raise UserError(f"{tables.table_root}: has no scene of split '{split}'; is it of another version?")
+    samples = [sample for sample in tables.sample if scenes[sample["scene_token"]] in chosen]
+    return sorted(samples, key=lambda sample: (scenes[sample["scene_token"]], sample["timestamp"]))
+
+
+def _collect_annotations(tables: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Annotations]:
+    """By sample token."""
+    from nuscenes.eval.detection.utils import category_to_detection_name
+
+    found = {}
+    for sample in samples:
+        records = [tables.get("sample_annotation", token) for token in sample["anns"]]
+        found[sample["token"]] = Annotations(
+            _doubles([record["translation"] for record in records]).reshape(-1, 3),
+            _doubles([record["size"] for record in records]).reshape(-1, 3),
+            _doubles([record["rotation"] for record in records]).reshape(-1, 4),
+            tuple(category_to_detection_name(r["category_name"]) or str(r["category_name"]) for r in records),
+            torch.tensor([int(r["visibility_token"] or UNKNOWN_VISIBILITY) for r in records], dtype=torch.long),
+        )
+    return found
+
+
+def image_boxes(corners: Tensor, camera: Camera) -> Tensor:
+    """2D boxes as the devkit exports them: around the part that the image shows of the hull of the projected corners.
+
+    Corners behind the image plane are left out, so that the box of an object beside the camera is a rough one.
+
+    Args:
+        corners: shape (N, 8, 3), camera frame, metres.
+
+    Returns:
+        shape (N, 4), float64, pixels; NaN where the image shows nothing of the object.
+    """
+    from shapely import MultiPoint, box
+
+    canvas = box(0, 0, camera.width, camera.height)
+    boxes = torch.full((len(corners), 4), torch.nan, dtype=torch.float64)
+    for i in (corners[..., 2] > 0).any(-1).nonzero()[:, 0].tolist():
+        uv = project(camera.P, corners[i][corners[i, :, 2] > 0])
+        shown = MultiPoint(uv.tolist()).convex_hull.intersection(canvas)
+        if shown.area > 0:
+            boxes[i] = boxes.new_tensor(shown.bounds)
+    return boxes
+
+
+def rotation_matrices(quaternions: Tensor) -> Tensor:
+    """shape (..., 4), (w, x, y, z), of any length -> (..., 3, 3)."""
+    w, x, y, z = (quaternions / torch.linalg.vector_norm(quaternions, dim=-1, keepdim=True)).unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def multiply(p: Tensor, q: Tensor) -> Tensor:
+    """Quaternion product, shapes (..., 4), (w, x, y, z), which broadcast: the rotation q, then p; of unit length."""
+    a, b, c, d = p.unbind(-1)
+    w, x, y, z = q.unbind(-1)
+    product: Tensor = torch.stack(
+        [
+            a * w - b * x - c * y - d * z,
+            a * x + b * w + c * z - d * y,
+            a * y - b * z + c * w + d * x,
+            a * z + b * y - c * x + d * w,
+        ],
+        -1,
+    )
+    return product / torch.linalg.vector_norm(product, dim=-1, keepdim=True)
+
+
+def nearest_yaw(rotation: Tensor) -> Tensor:
+    """The yaw whose rotation is nearest, by the angle between them, to one from a box's own axes to the camera frame.
+
+    It maximises the trace of ``R(yaw)^T R``, and R(yaw) has columns (c, 0, -s), (s, 0, c), (0, -1, 0) [ours].
+
+    Args:
+        rotation: shape (..., 3, 3).
+
+    Returns:
+        shape (...), radians.
+    """
+    return torch.atan2(rotation[..., 0, 1] - rotation[..., 2, 0], rotation[..., 0, 0] + rotation[..., 2, 1])
+
+
+def _check_size(path: Path, shape: Sequence[int], camera: Camera) -> None:
+    if tuple(shape) != (camera.height, camera.width):
+        raise UserError(f"{path}: is {shape[1]}x{shape[0]}, but nuScenes' table says {camera.width}x{camera.height}")
+
+
+def _doubles(rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)

@@ -1,0 +1,328 @@
+"""The nuScenes detection task: submissions in the global frame, scored by the devkit's own evaluation.
+
+One image says nothing of velocity and little of attributes, both of which a submission must state. Every box gets zero
+velocity and its class's most frequent attribute, so AVE and AAE, and with them a fifth of NDS, are those of a guess.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from skd_core.boxes import Boxes3D
+from skd_core.data.kitti import write_atomic
+from skd_core.data.nuscenes import (
+    CLASSES,
+    Frame,
+    NuScenesDataset,
+    find_version,
+    load_tables,
+    multiply,
+    rotation_matrices,
+    samples_of,
+)
+from skd_core.data.sample import read_image
+from skd_core.errors import UserError
+from skd_core.inference.detector import Detector
+
+PROTOCOL = "detection_cvpr_2019"
+MAX_BOXES = 500
+"""Of one key frame, over its six cameras: more is an error of the task."""
+
+ATTRIBUTES = {
+    "car": "vehicle.parked",
+    "truck": "vehicle.parked",
+    "bus": "vehicle.moving",
+    "trailer": "vehicle.parked",
+    "construction_vehicle": "vehicle.parked",
+    "pedestrian": "pedestrian.moving",
+    "motorcycle": "cycle.without_rider",
+    "bicycle": "cycle.without_rider",
+    "traffic_cone": "",
+    "barrier": "",
+}
+"""The attribute that each class has most often."""
+
+META = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": True}
+"""What a submission says of its input; external are the depth estimator's and the backbone's training data."""
+
+ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
+UNITS = {"ATE": "m", "ASE": "1-IoU", "AOE": "rad", "AVE": "m/s", "AAE": "1-acc"}
+
+Record = dict[str, Any]
+
+
+def to_records(boxes: Boxes3D, frame: Frame) -> list[Record]:
+    """Boxes of one image as a submission's entries, in the global frame, in float64.
+
+    The whole rotation is written, camera's tilt included, so that nothing is lost; the metric takes the yaw of it.
+
+    Raises:
+        UserError: a class is none of the task's, or a value is not finite.
+    """
+    exact = boxes.to("cpu", torch.float64)
+    translation = exact.center @ rotation_matrices(frame.rotation).T + frame.translation
+    rotation = multiply(frame.rotation, exact.quaternion.roll(1, -1))  # ours is (x, y, z, w)
+    table = torch.cat([translation, exact.size[:, [1, 0, 2]], rotation, exact.scores[:, None]], -1).detach()
+    if not bool(table.isfinite().all()):
+        raise UserError(f"{frame.name}: a detection holds NaN or infinity")
+    records = []
+    for label, row in zip(boxes.labels, table.tolist(), strict=True):
+        if label not in ATTRIBUTES:
+            raise UserError(f"{frame.name}: '{label}' is no nuScenes class; they are {', '.join(CLASSES)}")
+        records.append(
+            {
+                "sample_token": frame.sample_token,
+                "translation": row[:3],
+                "size": row[3:6],
+                "rotation": row[6:10],
+                "velocity": [0.0, 0.0],
+                "detection_name": label,
+                "detection_score": row[10],
+                "attribute_name": ATTRIBUTES[label],
+            }
+        )
+    return records
+
+
+def merge_cameras(parts: Sequence[Sequence[Record]]) -> list[Record]:
+    """One key frame's entries, best first: no object twice because two cameras see it.
+
+    Of two boxes of one class from different cameras, the centres nearer than half the diagonal of the better one's
+    footprint, the better one stays [ours]. Boxes of the same camera never suppress each other: the detector has done
+    that on the image, where it can tell neighbours apart.
+
+    Args:
+        parts: entries by camera.
+
+    Returns:
+        at most :data:`MAX_BOXES`.
+    """
+    ordered = sorted(
+        ((camera, record) for camera, part in enumerate(parts) for record in part),
+        key=lambda entry: entry[1]["detection_score"],
+        reverse=True,
+    )
+    kept: list[tuple[int, Record]] = []
+    for camera, record in ordered:
+        x, y = record["translation"][:2]
+        twice = any(
+            other != camera
+            and better["detection_name"] == record["detection_name"]
+            and math.hypot(better["translation"][0] - x, better["translation"][1] - y)
+            < 0.5 * math.hypot(*better["size"][:2])
+            for other, better in kept
+        )
+        if not twice:
+            kept.append((camera, record))
+    return [record for _, record in kept[:MAX_BOXES]]
+
+
+def write_submission(path: str | Path, dataset: NuScenesDataset, boxes: Iterable[Boxes3D]) -> int:
+    """Write the detections of all images of a split as one submission; key frames without any are in it too.
+
+    Args:
+        dataset: the split.
+        boxes: of its images, in its order.
+
+    Returns:
+        the number of boxes written.
+
+    Raises:
+        UserError: see :func:`to_records`; or the file cannot be written.
+    """
+    parts: dict[str, list[list[Record]]] = {token: [] for token in dataset.sample_tokens}
+    for index, found in zip(range(len(dataset)), boxes, strict=True):
+        frame = dataset.frame(index)
+        parts[frame.sample_token].append(to_records(found, frame))
+    results = {token: merge_cameras(cameras) for token, cameras in parts.items()}
+    write_atomic(path, json.dumps({"meta": META, "results": results}, allow_nan=False) + "\n")
+    return sum(map(len, results.values()))
+
+
+def predict_split(dataset: NuScenesDataset, detector: Detector, out: Path, threshold: float) -> int:
+    """Detect in every image of a split and write the submission.
+
+    Weights that were trained on other data take part with the classes that have the same name but for capitals ("Car").
+
+    Returns:
+        the number of boxes written.
+
+    Raises:
+        UserError: the weights know none of the classes; an image is malformed; ``out`` cannot be written.
+    """
+    own = {name: name.lower() for name in detector.classes if name.lower() in CLASSES}
+    if not own:
+        raise UserError(f"the weights know {', '.join(detector.classes)}, but none of nuScenes' {', '.join(CLASSES)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out.parent}: cannot make this folder: {error.strerror}") from None
+
+    def detect(index: int) -> Boxes3D:
+        frame = dataset.frame(index)
+        found = detector.predict(read_image(frame.image).permute(1, 2, 0).numpy(), frame.camera, threshold)
+        found = found[[label in own for label in found.labels]]
+        found.labels = tuple(own[label] for label in found.labels)
+        return found
+
+    images = tqdm(range(len(dataset)), unit="image", disable=len(dataset) < 10)
+    return write_submission(out, dataset, map(detect, images))
+
+
+@dataclass(frozen=True)
+class NuScenesScores:
+    """What the devkit says.
+
+    Attributes:
+        summary: its ``metrics_summary``: mean_ap, nd_score, tp_errors, mean_dist_aps and label_tp_errors by class, ...
+        labels: by class, the labels that count: near enough, with a LiDAR or radar point, not in a bicycle rack.
+        detections: by class, those near enough and not in a bicycle rack.
+    """
+
+    summary: dict[str, Any]
+    labels: dict[str, int]
+    detections: dict[str, int]
+
+    @property
+    def present(self) -> list[str]:
+        """The classes that have labels; the others count in the means, with AP 0 and errors 1."""
+        return [name for name in CLASSES if self.labels[name]]
+
+
+def evaluate(
+    results: Path, root: Path, split: str = "val", version: str | None = None, plots: Path | None = None
+) -> NuScenesScores:
+    """Score a submission with the devkit's ``DetectionEval`` and its configuration of the task.
+
+    Args:
+        results: the submission.
+        root: nuScenes' folder.
+        split: see :class:`skd_core.data.nuscenes.NuScenesDataset`.
+        version: may be left out where there is only one.
+        plots: folder that gets the devkit's curves as PDF.
+
+    Raises:
+        UserError: see :func:`skd_core.data.nuscenes.load_tables`; or the file is no submission for the split.
+    """
+    listed = read_submission(results)
+    tables = load_tables(root, version or find_version(root))
+    _check_key_frames(results, listed, {sample["token"] for sample in samples_of(tables, split)}, split)
+    from nuscenes.eval.common.config import config_factory
+    from nuscenes.eval.detection.evaluate import DetectionEval
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            run = DetectionEval(tables, config_factory(PROTOCOL), str(results), split, scratch, verbose=False)
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            said = f"an entry has no {error}" if isinstance(error, KeyError) else str(error).removeprefix("Error: ")
+            raise UserError(f"{results}: cannot be scored on split '{split}' of {tables.version}: {said}") from None
+        metrics, curves = run.evaluate()
+        if plots is not None:
+            try:
+                plots.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{plots}: cannot make this folder: {error.strerror}") from None
+            run.plot_dir = str(plots)
+            run.render(metrics, curves)
+    counts = [Counter(box.detection_name for box in boxes.all) for boxes in (run.gt_boxes, run.pred_boxes)]
+    return NuScenesScores(metrics.serialize(), *({name: count[name] for name in CLASSES} for count in counts))
+
+
+def read_submission(path: Path) -> dict[str, list[Record]]:
+    """The entries by sample token, unchecked but for what the devkit would trip over.
+
+    Raises:
+        UserError: unreadable, not JSON, not a submission, or without a single box.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path}: not a JSON file") from None
+    results = data.get("results") if isinstance(data, dict) and "meta" in data else None
+    if not isinstance(results, dict) or not all(isinstance(entries, list) for entries in results.values()):
+        raise UserError(f"{path}: not a nuScenes submission: needs 'meta', and 'results' with a list by sample token")
+    if not any(results.values()):
+        raise UserError(
+            f"{path}: holds no detection at all, which the devkit cannot score; predict with a lower threshold"
+        )
+    return results
+
+
+def _check_key_frames(path: Path, listed: Iterable[str], wanted: set[str], split: str) -> None:
+    missing, foreign = sorted(wanted - set(listed)), sorted(set(listed) - wanted)
+    if missing:
+        count = f"{len(missing)} of {len(wanted)} key frames of split '{split}'"
+        raise UserError(f"{path}: has no entry for {count}, first {missing[0]}; an empty list means nothing was found")
+    if foreign:
+        raise UserError(f"{path}: {len(foreign)} entries are no key frames of split '{split}', first {foreign[0]}")
+
+
+def report_nuscenes(
+    results: Path,
+    root: Path,
+    split: str = "val",
+    version: str | None = None,
+    json_file: Path | None = None,
+    plots: Path | None = None,
+) -> None:
+    """Evaluate and print tables; what needs a word is said on stderr.
+
+    Raises:
+        UserError: see :func:`evaluate`; or the JSON file cannot be written.
+    """
+    scores = evaluate(results, root, split, version, plots)
+    console, notes = Console(), Console(stderr=True, soft_wrap=True, highlight=False)
+    absent = [name for name in CLASSES if name not in scores.present]
+    if absent:
+        mean = sum(scores.summary["mean_dist_aps"][name] for name in scores.present) / max(len(scores.present), 1)
+        notes.print(f"no labels of {', '.join(absent)}: the devkit counts them as AP 0; mAP of the others {mean:.4f}")
+    notes.print(
+        "AVE, AAE: velocity and attributes are not seen in one image; 0 m/s and each class's usual one stand in"
+    )
+    if json_file is not None:
+        data = {"split": split, "labels": scores.labels, "detections": scores.detections, **scores.summary}
+        write_atomic(json_file, json.dumps(_no_nan(data), indent=1, allow_nan=False) + "\n")
+    console.print(score_table(scores))
+    summary = scores.summary
+    console.print(f"mAP {summary['mean_ap']:.4f}, NDS {summary['nd_score']:.4f}", highlight=False)
+    means = (f"m{name} {summary['tp_errors'][key]:.4f}" for key, name in ERRORS.items())
+    console.print(", ".join(means), highlight=False)
+
+
+def score_table(scores: NuScenesScores) -> Table:
+    """AP and true-positive errors by class."""
+    table = Table(
+        title="nuScenes detection: AP over 0.5, 1, 2 and 4 m, errors of matches within 2 m", title_justify="left",
+        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("class", no_wrap=True)
+    for column in ("AP", *(f"{name}\n{UNITS[name]}" for name in ERRORS.values()), "labels", "found"):
+        table.add_column(column, justify="right")
+    for name in CLASSES:
+        values = [scores.summary["mean_dist_aps"][name]]
+        values += [scores.summary["label_tp_errors"][name][key] for key in ERRORS]
+        cells = ["-" if math.isnan(value) or not scores.labels[name] else f"{value:.3f}" for value in values]
+        table.add_row(name, *cells, str(scores.labels[name]), str(scores.detections[name]))
+    return table
+
+
+def _no_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {str(key): _no_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
