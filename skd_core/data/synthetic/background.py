@@ -20,7 +20,7 @@ GROUND_END, BACKDROP_DEPTH = 140.0, 150.0
 """The ground is drawn up to this depth; the line of far trees and roofs stands at the other (metres)."""
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def ground_hit(ox: float, oy: float, dx: float, dy: float, g: Ground, lift: float) -> float:
     """Depth where the ray (ox + dx z, oy + dy z, z) meets the ground raised by ``lift``; GROUND_END * 10 if nowhere."""
     A, B, C = g.curve, g.roll * dx + g.slope - dy, g.height - lift + g.roll * ox - oy
@@ -34,12 +34,12 @@ def ground_hit(ox: float, oy: float, dx: float, dy: float, g: Ground, lift: floa
     return z
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def on_road(s: float, t: float, road: Road) -> bool:
     return bool(abs(t) < road.half or abs(s - road.cross) < road.cross_half)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def trace_ground(P: FloatArray, g: Ground, road: Road, zbuffer: FloatArray, depth: FloatArray, kind: Any) -> None:
     """Fill ``depth`` (0 = sky) and ``kind`` (H, W) of the empty street, and ``zbuffer`` for the rasteriser.
 
@@ -77,7 +77,7 @@ def trace_ground(P: FloatArray, g: Ground, road: Road, zbuffer: FloatArray, dept
             kind[v, u] = BACKDROP if up < skyline else SKY
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def sky_colour(dx: float, up: float, light: Light, seed: int, out: FloatArray) -> None:
     f = clamp01(up * 1.6)
     f = f * (2 - f)
@@ -93,7 +93,7 @@ def sky_colour(dx: float, up: float, light: Light, seed: int, out: FloatArray) -
             out[k] += c * (0.95 - out[k]) * 0.85
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def street_colour(s: float, t: float, z: float, kind: int, road: Road, fp: float, out: FloatArray) -> None:
     """Albedo of the ground at street coordinates (s, t), seen at depth z; ``fp``: metres per pixel."""
     seed = road.seed

@@ -43,7 +43,7 @@ class DepthNoise:
     bleed: int = 1
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _estimate(
     depth: NDArray[np.float64],
     object_ids: Any,

@@ -7,7 +7,7 @@ is what varies linearly over the image, so that is what is interpolated. Pixel (
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -24,7 +24,16 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int32]
 
 
-@njit(cache=True)
+class Triangles(NamedTuple):
+    """All triangles of a frame, object after object, in the camera frame."""
+
+    points: FloatArray  # (T, 3, 3), metres
+    normals: FloatArray  # (T, 3, 3), one per corner, any sign and length
+    material: NDArray[np.int64]  # (T,)
+    starts: NDArray[np.int64]  # (O + 1,), object o owns triangles starts[o]..starts[o + 1]
+
+
+@njit(cache=True, error_model="numpy")
 def clip_near(tri: FloatArray, poly: FloatArray) -> int:
     """Clip a (3, 3) triangle at z = NEAR into ``poly`` (4, 3); returns the number of corners (0, 3 or 4)."""
     n = 0
@@ -43,7 +52,7 @@ def clip_near(tri: FloatArray, poly: FloatArray) -> int:
     return n
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def project_point(P: FloatArray, p: FloatArray, out: FloatArray) -> None:
     """``out`` = (u, v, 1/w)."""
     w = p[2] + P[2, 3]
@@ -52,7 +61,7 @@ def project_point(P: FloatArray, p: FloatArray, out: FloatArray) -> None:
     out[2] = 1.0 / w
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def span(edge: float, step: float, lo: int, hi: int) -> tuple[int, int]:
     """Columns ``lo <= i < hi`` where ``edge + step * i >= 0``."""
     if step > 0.0:
@@ -68,7 +77,7 @@ def span(edge: float, step: float, lo: int, hi: int) -> tuple[int, int]:
     return lo, hi
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def fill(
     a: FloatArray,
     b: FloatArray,
@@ -119,7 +128,7 @@ def fill(
         box[2], box[3] = max(box[2], hi), max(box[3], v + 1)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def rasterise(
     triangles: FloatArray,
     starts: NDArray[np.int64],
@@ -172,7 +181,7 @@ def rasterise(
     return solo, shown, boxes
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def rasterise_shadows(
     triangles: FloatArray, sun: tuple[float, float, float], g: Ground, P: FloatArray, shape: tuple[int, int]
 ) -> Any:

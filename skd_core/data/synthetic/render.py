@@ -23,9 +23,10 @@ from skd_core.data.synthetic.config import SynthConfig
 from skd_core.data.synthetic.depth_noise import estimate_depth
 from skd_core.data.synthetic.labels import RenderedFrame, Seen, label_frame
 from skd_core.data.synthetic.layout_files import read_layout
+from skd_core.data.synthetic.materials import ITEM
 from skd_core.data.synthetic.mesh import Array
 from skd_core.data.synthetic.objects import Thing
-from skd_core.data.synthetic.shading import Objects, Triangles
+from skd_core.data.synthetic.raster import Triangles
 from skd_core.data.synthetic.world import OVERCAST, Road, Scene, ground_height
 from skd_core.errors import UserError
 
@@ -124,16 +125,11 @@ def _triangles(placed: list[_Placed]) -> Triangles:
     )
 
 
-def _objects(placed: list[_Placed]) -> Objects:
+def _items(placed: list[_Placed]) -> Array:
+    """What the materials need to know of each thing, shape (O, ITEM)."""
     things = [p.thing for p in placed]
-    return Objects(
-        centre=np.array([p.centre for p in placed]).reshape(-1, 3),
-        size=np.array([t.size for t in things]).reshape(-1, 3),
-        turn=np.array([(math.cos(p.yaw), math.sin(p.yaw)) for p in placed]).reshape(-1, 2),
-        paint=np.array([t.template.paint for t in things]).reshape(-1, 8),
-        palette=np.array([t.palette for t in things]).reshape(-1, 8, 3),
-        seed=np.array([t.seed for t in things], np.int64),
-    )
+    rows = [np.concatenate([t.size, t.template.paint, t.palette.ravel()]) for t in things]
+    return np.array(rows).reshape(-1, ITEM)
 
 
 def _footprints(placed: list[_Placed]) -> Array:
@@ -160,9 +156,13 @@ def render_scene(config: SynthConfig, scene: Scene, rng: np.random.Generator, ti
     shadow = raster.rasterise_shadows(thrown, scene.light.sun, scene.ground, P, shape)
     contact = raster.rasterise_shadows(_footprints(placed), (0.0, -1.0, 0.0), scene.ground, P, shape)
     radiance, image = np.empty((*shape, 3)), np.empty((*shape, 3), np.uint8)
+    centres = np.array([p.centre for p in placed]).reshape(-1, 3)
+    turns = np.array([(math.cos(p.yaw), math.sin(p.yaw)) for p in placed]).reshape(-1, 2)
+    seeds = np.array([p.thing.seed for p in placed], np.int64)
     shading.shade(
-        P, road, scene.light, depth, kind, tri_ids, object_ids, triangles, _objects(placed), shadow, contact, radiance
-    )
+        P, road, scene.light, depth, kind, tri_ids, object_ids, triangles,
+        centres, turns, _items(placed), seeds, shadow, contact, radiance,
+    )  # fmt: skip
     shading.develop(radiance, scene.lens, int(rng.integers(1 << 30)), image)
 
     visible = shown / np.maximum(solo, 1)

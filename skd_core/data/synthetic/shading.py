@@ -8,7 +8,7 @@ the bit, so pictures do not depend on the machine's maths library. Colours are l
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -17,54 +17,36 @@ from numpy.typing import NDArray
 from skd_core.data.synthetic.background import BACKDROP, KERB, SKY, sky_colour, street_colour
 from skd_core.data.synthetic.materials import object_colour
 from skd_core.data.synthetic.noise import clamp01, hash32, value_noise
+from skd_core.data.synthetic.raster import Triangles
 from skd_core.data.synthetic.world import Lens, Light, Road
 
 FloatArray = NDArray[np.float64]
 
 
-class Triangles(NamedTuple):
-    """All triangles of a frame, object after object, in the camera frame."""
-
-    points: FloatArray  # (T, 3, 3), metres
-    normals: FloatArray  # (T, 3, 3), one per corner, any sign and length
-    material: NDArray[np.int64]  # (T,)
-    starts: NDArray[np.int64]  # (O + 1,), object o owns triangles starts[o]..starts[o + 1]
-
-
-class Objects(NamedTuple):
-    """What the shader needs to know of each object."""
-
-    centre: FloatArray  # (O, 3), camera frame, metres
-    size: FloatArray  # (O, 3), (l, w, h), metres
-    turn: FloatArray  # (O, 2), cosine and sine of yaw
-    paint: FloatArray  # (O, 8), see meshes.Template
-    palette: FloatArray  # (O, 8, 3), linear colours
-    seed: NDArray[np.int64]  # (O,)
-
-
-@njit(cache=True)
-def normal_at(a: FloatArray, normals: FloatArray, x: float, y: float, z: float, out: FloatArray) -> None:
-    """Normal in a triangle with corners ``a`` at a point in its plane: the corners' normals, blended and normalised."""
-    ux, uy, uz = a[1, 0] - a[0, 0], a[1, 1] - a[0, 1], a[1, 2] - a[0, 2]
-    vx, vy, vz = a[2, 0] - a[0, 0], a[2, 1] - a[0, 1], a[2, 2] - a[0, 2]
-    px, py, pz = x - a[0, 0], y - a[0, 1], z - a[0, 2]
+@njit(cache=True, error_model="numpy")
+def normal_at(triangles: Triangles, t: int, x: float, y: float, z: float, out: FloatArray) -> None:
+    """Normal of triangle t at a point in its plane: the corners' normals, blended and normalised."""
+    a, normals = triangles.points, triangles.normals
+    ux, uy, uz = a[t, 1, 0] - a[t, 0, 0], a[t, 1, 1] - a[t, 0, 1], a[t, 1, 2] - a[t, 0, 2]
+    vx, vy, vz = a[t, 2, 0] - a[t, 0, 0], a[t, 2, 1] - a[t, 0, 1], a[t, 2, 2] - a[t, 0, 2]
+    px, py, pz = x - a[t, 0, 0], y - a[t, 0, 1], z - a[t, 0, 2]
     uu, uv, vv = ux * ux + uy * uy + uz * uz, ux * vx + uy * vy + uz * vz, vx * vx + vy * vy + vz * vz
     pu, pv = px * ux + py * uy + pz * uz, px * vx + py * vy + pz * vz
     det = uu * vv - uv * uv
     if det > 0.0:
-        s, t = clamp01((vv * pu - uv * pv) / det), clamp01((uu * pv - uv * pu) / det)
+        b, c = clamp01((vv * pu - uv * pv) / det), clamp01((uu * pv - uv * pu) / det)
     else:
-        s, t = 0.0, 0.0
+        b, c = 0.0, 0.0
     length = 0.0
     for k in range(3):
-        out[k] = normals[0, k] * (1 - s - t) + normals[1, k] * s + normals[2, k] * t
+        out[k] = normals[t, 0, k] * (1 - b - c) + normals[t, 1, k] * b + normals[t, 2, k] * c
         length += out[k] * out[k]
     scale = 1.0 / math.sqrt(max(length, 1e-30))
     for k in range(3):
         out[k] *= scale
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def illuminate(rgb: FloatArray, n: FloatArray, lit: float, dim: float, light: Light) -> None:
     """Albedo to radiance: sun, and skylight from above and light from the ground below."""
     sun = max(0.0, n[0] * light.sun[0] + n[1] * light.sun[1] + n[2] * light.sun[2]) * light.strength * lit
@@ -74,7 +56,7 @@ def illuminate(rgb: FloatArray, n: FloatArray, lit: float, dim: float, light: Li
         rgb[k] *= dim * (around + sun * (1.0 if k == 0 else 0.96 if k == 1 else 0.88))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def polish(
     rgb: FloatArray, n: FloatArray, dx: float, dy: float, gloss: float, light: Light, seed: int, sky: FloatArray
 ) -> None:
@@ -92,7 +74,7 @@ def polish(
         rgb[k] += mirror * ((sky[k] if ry < 0.03 else 0.08) - rgb[k]) + min(gloss, 1.0) * 0.7 * glint * light.strength
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def shade(
     P: FloatArray,
     road: Road,
@@ -102,7 +84,10 @@ def shade(
     tri_ids: Any,
     object_ids: Any,
     triangles: Triangles,
-    objects: Objects,
+    centres: FloatArray,
+    turns: FloatArray,
+    items: FloatArray,
+    seeds: Any,
     shadow: Any,
     contact: Any,
     image: FloatArray,
@@ -110,7 +95,8 @@ def shade(
     """Radiance of every pixel into ``image`` (H, W, 3).
 
     ``depth``, ``kind`` (of background), ``tri_ids``, ``object_ids`` (-1 = background), ``shadow`` and ``contact``
-    (>= 0 = in the shade; beneath a road user) have shape (H, W).
+    (>= 0 = in the shade; beneath a road user) have shape (H, W). Of each object: ``centres`` (O, 3) in the camera
+    frame, ``turns`` (O, 2) cosine and sine of yaw, ``items`` (O, ITEM) as in materials.py, ``seeds`` (O,).
     """
     height, width = depth.shape
     rgb, sky, n, p, local = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
@@ -129,16 +115,15 @@ def shade(
             x, y = ox + dx * z, oy + dy * z
             if o >= 0:
                 t = tri_ids[v, u]
-                c, s = objects.turn[o, 0], objects.turn[o, 1]
-                qx, qz = x - objects.centre[o, 0], z - objects.centre[o, 2]
+                c, s = turns[o, 0], turns[o, 1]
+                qx, qz = x - centres[o, 0], z - centres[o, 2]
                 p[0], p[1] = c * qx - s * qz, s * qx + c * qz
-                p[2] = objects.centre[o, 1] - y + 0.5 * objects.size[o, 2]
-                normal_at(triangles.points[t], triangles.normals[t], x, y, z, n)
+                p[2] = centres[o, 1] - y + 0.5 * items[o, 2]
+                normal_at(triangles, t, x, y, z, n)
                 if n[0] * dx + n[1] * dy + n[2] > 0:  # faces are two-sided: turn the normal to the viewer
                     n[0], n[1], n[2] = -n[0], -n[1], -n[2]
                 local[0], local[1], local[2] = c * n[0] - s * n[2], s * n[0] + c * n[2], -n[1]
-                gloss = object_colour(triangles.material[t], p, local, objects.size[o], objects.paint[o],
-                                      objects.palette[o], objects.seed[o], fp, rgb)  # fmt: skip
+                gloss = object_colour(triangles.material[t], p, local, items[o], seeds[o], fp, rgb)
                 dim = 0.62 + 0.38 * clamp01(p[2] / 0.9)  # near the ground less of the sky is in view
             elif kind[v, u] == BACKDROP:
                 a = 0.5 + 0.6 * value_noise(dx * 60, dy * 60, road.seed + 9)
@@ -158,7 +143,7 @@ def shade(
                 image[v, u, k] = rgb[k] + fog * (light.horizon[k] - rgb[k])
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def develop(image: FloatArray, lens: Lens, seed: int, out: Any) -> None:
     """Lens and sensor: 3x3 blur, exposure, gamma 2, noise, 8 bit into ``out`` (H, W, 3)."""
     height, width, _ = image.shape

@@ -90,7 +90,7 @@ class Scene:
     speed: float = 0.0
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def ground_height(g: Ground, x: float, z: float) -> float:
     """y of the road below (x, z) in the camera frame."""
     return g.height + g.roll * x + g.slope * z + g.curve * z * z
