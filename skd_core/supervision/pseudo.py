@@ -1,6 +1,7 @@
 """Pseudo-targets: where an estimated depth map and a 2D box put an object (METHOD 5 [ours]).
 
-After ideas of OVM3D-Det, WeakM3D, GGA and MonoSOWA. Nothing here sees a 3D label.
+After ideas of OVM3D-Det, WeakM3D, GGA and MonoSOWA. Nothing here sees a 3D label. The constants were set on rendered
+scenes; `skd_core pseudo` shows what they give.
 """
 
 from __future__ import annotations
@@ -19,14 +20,27 @@ from skd_core.supervision.priors import ClassPrior, prior_of
 
 Floats = NDArray[np.float64]
 
+VERSION = 2
+"""Of the formulas below: cached targets of another version are made anew."""
+
 POINTS = 128
 """Points kept per object for L_points."""
 
+LEAST = 15
+"""Pixels that an object's surface must have."""
+
 SURFACE_TO_CENTER = ((0.95, 0.97), (0.80, 0.86), (0.50, 0.68), (0.0, 0.75))
-"""k(a): (least |sin a|, share of e between the median of the visible surface and the centre), real cars (METHOD 5.2)."""
+"""k(a): (least |sin a|, share of e from the median of the visible surface to the centre), real cars (METHOD 5.2)."""
+
+THIN = 1.0
+"""Metres of width below which k is 0: estimators blur thin things into what is behind them, by about as much as their
+surface is in front of their centre."""
 
 DEPTH_ERROR = 0.05
 """Relative error of the surface depth where the estimator names none (METHOD 5.4)."""
+
+YAWS = np.radians(np.arange(-90.0, 90.0, 2.0))
+"""The grid that yaw is fitted on, radians."""
 
 
 @dataclass
@@ -36,7 +50,7 @@ class PseudoTargets:
     Attributes:
         z: shape (N,), fused depth of the volume centre, metres.
         alpha: shape (N,), observation angle modulo pi, radians.
-        alpha_weight: shape (N,), q_yaw in [0, 1]; 0 where alpha is NaN.
+        alpha_weight: shape (N,), q_yaw in [0, 1], what cos 2(alpha - truth) is expected to be; 0 where alpha is NaN.
         points: shape (N, POINTS, 2), (x, z) of the visible surface, camera frame, metres; NaN-padded.
     """
 
@@ -56,116 +70,158 @@ class PseudoTargets:
         return PseudoTargets(self.z, -self.alpha, self.alpha_weight, self.points * self.points.new_tensor([-1.0, 1.0]))
 
 
+@dataclass
+class _Object:
+    """One 2D box, and what is made of it.
+
+    Attributes:
+        box: shape (4,), pixels; prior: of its class.
+        cut, side: whether the image border cuts the box at top or bottom, at left or right.
+        surface: shape (n, 3), visible points, metres, None if too few.
+        alpha, weight: see :class:`PseudoTargets`.
+        e: half the extent along the optical axis, metres.
+    """
+
+    box: Floats
+    prior: ClassPrior
+    cut: bool
+    side: bool
+    surface: Floats | None
+    alpha: float
+    weight: float
+    e: float
+
+    def geometric(self, P: Floats) -> float:
+        """z_geo = f H / h2d + e, metres."""
+        return geometric_depth(self.box, self.prior, P, self.e)
+
+    def surface_depth(self, factor: float = 1.0) -> float | None:
+        """z* (METHOD 5.2) with the surface scaled by ``factor``; None where the border hides how much is not seen."""
+        if self.surface is None or (self.cut and self.side):
+            return None
+        if self.side:  # the median of what the border leaves says little; the nearest part is the nearest part
+            return float(np.percentile(self.surface[:, 2], 5)) * factor + self.e
+        table = ((0.0, 0.0),) if self.prior.size[1] < THIN else SURFACE_TO_CENTER
+        k = next(k for least, k in table if abs(math.sin(self.alpha)) >= least)
+        return float(np.median(self.surface[:, 2])) * factor + k * self.e
+
+
 def pseudo_targets(sample: Sample, center_offset: bool = True) -> PseudoTargets:
-    """METHOD 5 for one sample.
+    """METHOD 5 for one sample. The targets are in metres and radians, whatever the size of the image.
 
     Args:
-        sample: with its depth map; one without gives no targets.
+        sample: with its metric depth map; one without gives no targets.
         center_offset: False leaves z at the surface (an ablation; METHOD 2 (a)).
     """
-    boxes = sample.boxes2d
-    targets = PseudoTargets.none(len(boxes))
-    if sample.depth is None or len(boxes) == 0:
+    targets = PseudoTargets.none(len(sample.boxes2d))
+    if sample.depth is None or len(targets.z) == 0:
         return targets
-    depth = sample.depth.numpy().astype(np.float64)
-    xyxy = boxes.xyxy.numpy().astype(np.float64)
     P = sample.camera.P.numpy()
-    priors = [prior_of(name) for name in boxes.labels]
-    points = depth_points(depth, P)  # (H, W, 3)
-    ground = fit_ground(points, xyxy)
-
-    surfaces = [surface_points(points, xyxy, i, priors, P, ground) for i in range(len(boxes))]
-    geometric = np.array([geometric_depth(xyxy[i], priors[i], P) for i in range(len(boxes))])
-    factor = scale_factor(surfaces, geometric, xyxy, depth.shape[0])
-    for i, surface in enumerate(surfaces):
-        if surface is None:
+    objects = _objects(sample, P)
+    factor = scale_factor([o.geometric(P) / z for o in objects if not o.cut and (z := o.surface_depth())])
+    for i, each in enumerate(objects):
+        if each.weight > 0:
+            targets.alpha[i], targets.alpha_weight[i] = each.alpha, each.weight
+        if each.surface is None:
             continue
-        surface = surface * factor
-        prior = priors[i]
-        yaw, weight = fit_yaw(surface[:, [0, 2]], prior, xyxy[i], P)
-        ray = math.atan2(0.5 * (xyxy[i, 0] + xyxy[i, 2]) - P[0, 2], P[0, 0])
-        alpha = (yaw - ray + 0.5 * math.pi) % math.pi - 0.5 * math.pi
-        h, w, l = prior.size  # noqa: E741 (the field's name)
-        e = 0.5 * (l * abs(math.sin(yaw)) + w * abs(math.cos(yaw)))
-        k = next(k for least, k in SURFACE_TO_CENTER if abs(math.sin(alpha)) >= least)
-        z_surface = float(np.median(surface[:, 2])) + (k * e if center_offset else 0.0)
-        cut = touches_vertically(xyxy[i], depth.shape[0])
-        z_geometric = P[1, 1] * h / (xyxy[i, 3] - xyxy[i, 1]) + (e if center_offset else 0.0)
-        if not cut and abs(z_surface / z_geometric - 1) > 0.35:
-            continue
-        z = z_surface if cut else fuse(z_surface, DEPTH_ERROR, z_geometric, prior.geometric_error)
-        targets.z[i] = z
-        targets.alpha[i], targets.alpha_weight[i] = alpha, weight
-        shifted = surface[:, [0, 2]] * (z / z_surface)  # onto the fused depth, along the rays
-        chosen = np.linspace(0, len(shifted) - 1, min(POINTS, len(shifted))).astype(int)
-        targets.points[i, : len(chosen)] = torch.from_numpy(shifted[chosen]).float()
+        shift = factor
+        z_surface = each.surface_depth(factor)
+        if z_surface is not None:
+            z_geometric = each.geometric(P)
+            if not each.cut and abs(z_surface / z_geometric - 1) > 0.35:
+                continue
+            z = z_surface if each.cut else fuse(z_surface, DEPTH_ERROR, z_geometric, each.prior.geometric_error)
+            targets.z[i] = z if center_offset else z - each.e
+            shift *= z / z_surface  # onto the fused depth, along the rays
+        chosen = np.linspace(0, len(each.surface) - 1, min(POINTS, len(each.surface))).astype(int)
+        targets.points[i, : len(chosen)] = torch.from_numpy(each.surface[chosen][:, [0, 2]] * shift).float()
     return targets
 
 
-def depth_points(depth: Floats, P: Floats) -> Floats:
-    """(H, W) metres -> (H, W, 3), camera frame; NaN where depth is 0."""
+def _objects(sample: Sample, P: Floats) -> list[_Object]:
+    assert sample.depth is not None
+    depth = sample.depth.numpy().astype(np.float64)
     H, W = depth.shape
+    xyxy = sample.boxes2d.xyxy.numpy().astype(np.float64)
+    ground = fit_ground(depth, xyxy, P)
+    objects = []
+    for i, label in enumerate(sample.boxes2d.labels):
+        box, prior = xyxy[i], prior_of(label)
+        cut, side = touches(box[1], box[3], H), touches(box[0], box[2], W)
+        surface = surface_points(depth, xyxy, i, prior, P, ground)
+        seen = None if surface is None else surface[:, [0, 2]]
+        alpha, weight = fit_alpha(seen, prior, box, P, whole=not (cut or side))
+        yaw = alpha + ray_angle(box, P)
+        e = 0.5 * (prior.size[2] * abs(math.sin(yaw)) + prior.size[1] * abs(math.cos(yaw)))
+        objects.append(_Object(box, prior, cut, side, surface, alpha, weight, e))
+    return objects
+
+
+def back_project(depth: Floats, P: Floats, columns: NDArray[np.int64], rows: NDArray[np.int64]) -> Floats:
+    """(n, m) metres at the given pixel columns (m,) and rows (n,) -> (n, m, 3), camera frame; NaN where depth is 0."""
     z = np.where(depth > 0, depth, np.nan)
-    x = ((np.arange(W) + 0.5 - P[0, 2]) * z - P[0, 3]) / P[0, 0]
-    y = ((np.arange(H)[:, None] + 0.5 - P[1, 2]) * z - P[1, 3]) / P[1, 1]
+    x = ((columns + 0.5 - P[0, 2]) * z - P[0, 3]) / P[0, 0]
+    y = ((rows[:, None] + 0.5 - P[1, 2]) * z - P[1, 3]) / P[1, 1]
     return np.stack([x, y, z], -1)
 
 
-def fit_ground(points: Floats, xyxy: Floats) -> Floats | None:
-    """Ground plane ``y = a x + b z + c`` as (a, b, c) from the lower half of the image outside the boxes; None if unseen.
+def fit_ground(depth: Floats, xyxy: Floats, P: Floats) -> Floats | None:
+    """Ground plane ``y = a x + b z + c`` as (a, b, c) from the image's lower half outside the boxes; None if unseen.
 
     Least squares, re-fitted five times to points within 0.3 m x (1 + z/20): estimated depth errs more when far.
+
+    Args:
+        depth: shape (H, W), metres, 0 = unknown; xyxy: shape (N, 4), pixels.
     """
-    H, W = points.shape[:2]
-    free = np.ones((H, W), bool)
-    free[: H // 2] = False
+    H, W = depth.shape
+    free = depth > 0
     for x1, y1, x2, y2 in xyxy.round().astype(int):
         free[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = False
-    p = points[free]
-    p = p[np.isfinite(p[:, 2]) & (p[:, 2] < 40)][::7]
-    p = p[p[:, 1] > 0.5]  # below the camera
+    step = max(1, round(W / 400))
+    rows, columns = np.arange(H // 2, H, step), np.arange(0, W, 2 * step)
+    p = back_project(depth[np.ix_(rows, columns)], P, columns, rows)[free[np.ix_(rows, columns)]]
+    p = p[(p[:, 2] < 40) & (p[:, 1] > 0.5)]  # below the camera
     if len(p) < 50:
         return None
     A = np.column_stack([p[:, 0], p[:, 2], np.ones(len(p))])
-    plane = np.array([0.0, 0.0, np.median(p[:, 1])])
+    plane: Floats = np.array([0.0, 0.0, np.median(p[:, 1])])
     for _ in range(5):
         near = np.abs(A @ plane - p[:, 1]) < 0.3 * (1 + p[:, 2] / 20)
         if near.sum() < 50:
             return None
-        plane = np.linalg.lstsq(A[near], p[near, 1], rcond=None)[0]
+        plane = np.linalg.solve(A[near].T @ A[near] + 1e-9 * np.eye(3), A[near].T @ p[near, 1])
     return plane
 
 
 def surface_points(
-    points: Floats, xyxy: Floats, index: int, priors: Sequence[ClassPrior], P: Floats, ground: Floats | None
+    depth: Floats, xyxy: Floats, index: int, prior: ClassPrior, P: Floats, ground: Floats | None, least: int = LEAST
 ) -> Floats | None:
-    """METHOD 5.1: (n, 3) points of the object's visible surface, 30 <= n <= 500, or None.
+    """METHOD 5.1: (n, 3) points of the object's visible surface, ``least`` <= n <= 500, or None.
 
     Pixels in the box shrunk by 10 %, minus those in nearer boxes, minus the ground; of these the nearest mode of log z.
     """
-    H, W = points.shape[:2]
+    H, W = depth.shape
     x1, y1, x2, y2 = xyxy[index]
     dx, dy = 0.05 * (x2 - x1), 0.05 * (y2 - y1)
     left, top, right, bottom = (round(v) for v in (x1 + dx, y1 + dy, x2 - dx, y2 - dy))
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, W), min(bottom, H)
     if right - left < 2 or bottom - top < 2:
         return None
-    mask = np.ones((bottom - top, right - left), bool)
+    patch = depth[top:bottom, left:right]
+    mask = patch > 0
     for other, box in enumerate(xyxy):  # a nearer box is one whose bottom edge lies lower in the image
         if other != index and box[3] > y2 + 1:
             a, b, c, d = (round(v) for v in box)
             mask[max(b - top, 0) : max(d - top, 0), max(a - left, 0) : max(c - left, 0)] = False
-    p = points[top:bottom, left:right][mask]
-    p = p[np.isfinite(p[:, 2])]
-    if ground is not None and len(p):
+    p = back_project(patch, P, np.arange(left, right), np.arange(top, bottom))[mask]
+    if ground is not None:
         height = ground[0] * p[:, 0] + ground[1] * p[:, 2] + ground[2] - p[:, 1]
         p = p[height > 0.2]
-    if len(p) < 30:
+    if len(p) < least:
         return None
-    p = nearest_mode(p, max(1.0, priors[index].size[2]))
-    if len(p) < 30:
-        return None
-    return p[np.linspace(0, len(p) - 1, min(500, len(p))).astype(int)]
+    p = nearest_mode(p, max(1.0, prior.size[2]))
+    chosen: Floats = p[np.linspace(0, len(p) - 1, min(500, len(p))).astype(int)]
+    return chosen if len(p) >= least else None
 
 
 def nearest_mode(points: Floats, reach: float, bandwidth: float = 0.04, least: float = 0.25) -> Floats:
@@ -184,30 +240,33 @@ def nearest_mode(points: Floats, reach: float, bandwidth: float = 0.04, least: f
     inside = slice(start, start + int(count[start]))
     best = start + int(np.argmax(count[inside]))
     center = np.exp(np.median(order[best : best + int(count[best])]))
-    return points[np.abs(points[:, 2] - center) < reach]
+    near: Floats = points[np.abs(points[:, 2] - center) < reach]
+    return near
 
 
-def touches_vertically(box: Floats, height: int, border: float = 3.0) -> bool:
-    """The box's top or bottom is cut by the image border, so its height means nothing."""
-    return bool(box[1] < border or box[3] > height - border)
+def touches(low: float, high: float, size: int, border: float = 3.0) -> bool:
+    """Whether one of two opposite edges of a box is within ``border`` pixels of the image's, 0 and ``size``."""
+    return bool(low < border or high > size - border)
 
 
-def geometric_depth(box: Floats, prior: ClassPrior, P: Floats) -> float:
-    """``f_y H / h2d + e`` with e averaged over all yaws, metres."""
-    h, w, l = prior.size  # noqa: E741
-    return float(P[1, 1] * h / max(box[3] - box[1], 1.0) + (l + w) / math.pi)
+def geometric_depth(box: Floats, prior: ClassPrior, P: Floats, e: float | None = None) -> float:
+    """``f_y H / h2d + e``, metres; without ``e`` its average over all yaws."""
+    h, w, l = prior.size  # noqa: E741 (the field's name)
+    return float(P[1, 1] * h / max(box[3] - box[1], 1.0) + ((l + w) / math.pi if e is None else e))
 
 
-def scale_factor(surfaces: Sequence[Floats | None], geometric: Floats, xyxy: Floats, height: int) -> float:
-    """METHOD 5.5: per-image factor ``median(z_geo / z*)`` over at least 3 objects, in [.8, 1.25], blended by half."""
-    ratios = [
-        geometric[i] / (float(np.median(s[:, 2])) + 1.2)  # 1.2 m: an average way from the surface to the centre
-        for i, s in enumerate(surfaces)
-        if s is not None and not touches_vertically(xyxy[i], height)
-    ]
-    if len(ratios) < 3:
-        return 1.0
-    return 0.5 + 0.5 * float(np.clip(np.median(ratios), 0.8, 1.25))
+def ray_angle(box: Floats, P: Floats) -> float:
+    """Angle from the optical axis to the box's centre, seen from above: yaw - alpha, radians."""
+    return math.atan2(0.5 * (box[0] + box[2]) - P[0, 2], P[0, 0])
+
+
+def scale_factor(ratios: Sequence[float]) -> float:
+    """METHOD 5.5: an image's scale by its objects, the median of z_geo / z* in [.8, 1.25], blended by half.
+
+    Args:
+        ratios: z_geo / z* of the objects that have both; fewer than 3 give 1.
+    """
+    return 0.5 + 0.5 * float(np.clip(np.median(ratios), 0.8, 1.25)) if len(ratios) >= 3 else 1.0
 
 
 def fuse(z_a: float, error_a: float, z_b: float, error_b: float) -> float:
@@ -216,48 +275,63 @@ def fuse(z_a: float, error_a: float, z_b: float, error_b: float) -> float:
     return (a * z_a + b * z_b) / (a + b)
 
 
-def fit_yaw(points: Floats, prior: ClassPrior, box: Floats, P: Floats) -> tuple[float, float]:
-    """METHOD 5.3: rectangle fit seen from above by the surface-closeness criterion.
+def fit_alpha(points: Floats | None, prior: ClassPrior, box: Floats, P: Floats, whole: bool) -> tuple[float, float]:
+    """METHOD 5.3: observation angle modulo pi from the 2D box's width and the points seen from above.
+
+    Every yaw of a grid gets a cost: that of the box's width, which an average box at z_geo should have (15 % error; it
+    tells |alpha| and never its sign), and that of the points, which should lie on the two faces turned to the camera
+    and reach no farther than an average box. exp(-cost) is read as a distribution; alpha is its circular mean modulo
+    pi, and q_yaw the length of the mean vector: 1 for a sharp peak, near 0 where two yaws explain the same picture.
 
     Args:
-        points: shape (n, 2), (x, z), metres; box: shape (4,), pixels.
+        points: shape (n, 2), (x, z), metres, or None.
+        box: shape (4,), pixels.
+        whole: the image border does not cut the box, so that its width and height mean something.
 
     Returns:
-        yaw modulo pi, radians, and its confidence q_yaw in [0, 1].
+        alpha in [-pi/2, pi/2), radians, and q_yaw in [0, 1]; 0 for a footprint too square to have a direction.
     """
-    h, w, l = prior.size  # noqa: E741
-    angles = np.radians(np.arange(90.0))
+    l, w = prior.size[2], prior.size[1]  # noqa: E741
+    if abs(l - w) < 0.5:
+        return 0.0, 0.0
+    cost = np.zeros(len(YAWS))
+    if whole:
+        cost += width_cost(prior, box, P)
+    if points is not None:
+        cost += surface_cost(points[:: max(1, len(points) // 150)], prior) * min(len(points) / 100, 1)
+    likelihood = np.exp(cost.min() - cost)
+    mean = (likelihood * np.exp(2j * (YAWS - ray_angle(box, P)))).sum() / likelihood.sum()
+    return float((0.5 * np.angle(mean) + 0.5 * math.pi) % math.pi - 0.5 * math.pi), float(min(abs(mean), 1.0))
+
+
+def width_cost(prior: ClassPrior, box: Floats, P: Floats, error: float = 0.15) -> Floats:
+    """shape (YAWS,): how far the width of an average box at z_geo is from the 2D box's, in units of half a variance."""
+    l, w = prior.size[2], prior.size[1]  # noqa: E741
+    z = geometric_depth(box, prior, P)
+    x = z * math.tan(ray_angle(box, P))
+    forward, left = 0.5 * np.array([[l, l, -l, -l], [w, -w, -w, w]])[..., None]
+    corner_z = np.maximum(z - forward * np.sin(YAWS) + left * np.cos(YAWS), 0.5)
+    u = P[0, 0] * (x + forward * np.cos(YAWS) + left * np.sin(YAWS)) / corner_z  # (4, YAWS)
+    deviation = np.log((u.max(0) - u.min(0)) / max(box[2] - box[0], 1.0)) / error
+    cost: Floats = np.minimum(0.5 * deviation**2, 4.5)
+    return cost
+
+
+def surface_cost(points: Floats, prior: ClassPrior) -> Floats:
+    """shape (YAWS,): how far the points are from the near faces of a box of each yaw, and how much they stick out.
+
+    Depth maps get worse with range, and the cost with them weaker.
+
+    Args:
+        points: shape (n, 2), (x, z), metres.
+    """
+    l, w = prior.size[2], prior.size[1]  # noqa: E741
     # a box of yaw t has forward (cos t, -sin t) and left (sin t, cos t) in (x, z)
-    along = points[:, 0, None] * np.cos(angles) - points[:, 1, None] * np.sin(angles)  # (n, 90)
-    across = points[:, 0, None] * np.sin(angles) + points[:, 1, None] * np.cos(angles)
-    (a_low, a_high), (c_low, c_high) = np.percentile(along, (10, 90), 0), np.percentile(across, (10, 90), 0)
-    d_along = np.minimum(np.abs(along - a_low), np.abs(a_high - along))
-    d_across = np.minimum(np.abs(across - c_low), np.abs(c_high - across))
-    score = (1 / np.maximum(np.minimum(d_along, d_across), 0.05)).mean(0)  # (90,)
-    best = int(np.argmax(score))
-    extent_along, extent_across = float(a_high[best] - a_low[best]), float(c_high[best] - c_low[best])
-    candidates = [angles[best], angles[best] + 0.5 * math.pi]
-    if max(extent_along, extent_across) >= 0.65 * l:
-        yaw = candidates[0] if extent_along >= extent_across else candidates[1]
-    else:
-        center = points.mean(0)
-        costs = [projection_cost(t, center, prior, box, P) for t in candidates]
-        yaw = candidates[int(np.argmin(costs))]
-    away = np.abs((np.arange(90) - best + 45) % 90 - 45) > 15
-    margin = float((score[best] - score[away].max()) / score[best])
-    distance = float(np.median(points[:, 1]))
-    weight = float(np.clip(4 * margin, 0, 1)) if len(points) >= 50 and distance < 40 else 0.0
-    return float((yaw + 0.5 * math.pi) % math.pi - 0.5 * math.pi), weight
-
-
-def projection_cost(yaw: float, surface: Floats, prior: ClassPrior, box: Floats, P: Floats) -> float:
-    """How far the width of an average box of this yaw, its surface at the points, is from the 2D box's (relative)."""
-    h, w, l = prior.size  # noqa: E741
-    direction = surface / max(float(np.linalg.norm(surface)), 1e-6)
-    half = 0.5 * (l * abs(math.sin(yaw)) + w * abs(math.cos(yaw)))
-    x, z = surface + direction * half
-    corners = np.array([[l, w], [l, -w], [-l, -w], [-l, w]]) * 0.5
-    cx = x + corners[:, 0] * math.cos(yaw) + corners[:, 1] * math.sin(yaw)
-    cz = np.maximum(z - corners[:, 0] * math.sin(yaw) + corners[:, 1] * math.cos(yaw), 0.5)
-    u = P[0, 0] * cx / cz
-    return float(abs(u.max() - u.min() - (box[2] - box[0])) / max(box[2] - box[0], 1.0))
+    axes = np.stack([[np.cos(YAWS), -np.sin(YAWS)], [np.sin(YAWS), np.cos(YAWS)]])  # (2 axes, 2, YAWS)
+    along = points @ axes  # (2, n, YAWS)
+    low, high = np.sort(along, 1)[:, [int(0.07 * len(points)), int(0.93 * (len(points) - 1))]].transpose(1, 0, 2)
+    away = np.median(points, 0) @ axes > 0  # the face turned to the camera is the one with the least coordinate
+    distance = np.abs(along - np.where(away, low, high)[:, None]).min(0)  # (n, YAWS)
+    beyond = np.maximum((high - low) / np.array([[l], [w]]) - 1, 0).sum(0)
+    cost: Floats = 40 * (distance / (distance + 0.1)).mean(0) + 5 * beyond
+    return cost / (1 + (float(np.median(points[:, 1])) / 20) ** 2)
