@@ -18,6 +18,8 @@ from skd_core.inference.weights import load_weights, save_weights
 from skd_core.models.student import Detections, Student
 
 DEFAULT_THRESHOLD = 0.2
+MAX_PIXELS = 1 << 24
+"""Of the network's input: what a wrong calibration asks for beyond would only fill the memory."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -92,10 +94,18 @@ class Detector:
 
         So a car at a given distance has the size in pixels that it had in training, whatever the camera
         (virtual focal length [peer: Cube R-CNN]); the network takes any input size.
+
+        Raises:
+            UserError: the focal length is so short that the scaled image would have more than MAX_PIXELS.
         """
         fx, fy = self.metadata["focal"]
         width = max(32, round(camera.width * fx / camera.fx))
         height = max(32, round(camera.height * fy / camera.fy))
+        if width * height > MAX_PIXELS:
+            raise UserError(
+                f"camera: focal length {camera.fx:g}x{camera.fy:g} px for {camera.width}x{camera.height} px; the network "
+                f"(focal length {fx:g}x{fy:g}) would see {width}x{height} px; check the calibration"
+            )
         return camera.resize(width, height)
 
     def predict(self, image: NDArray[np.uint8], camera: Camera, score_threshold: float = DEFAULT_THRESHOLD) -> Boxes3D:
@@ -119,7 +129,8 @@ class Detector:
                 f"image is {image.shape[1]}x{image.shape[0]}, but its camera says {camera.width}x{camera.height}"
             )
         target = self.network_camera(camera)
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)
+        own = np.require(image, requirements=["C", "W"])  # torch takes neither mirrored nor read-only memory
+        pixels = torch.from_numpy(own).to(self.device).permute(2, 0, 1)
         pixels = resize_image(pixels, target.width, target.height)
         with torch.inference_mode():
             P = target.P.to(self.device, torch.float32)[None]

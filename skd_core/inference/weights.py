@@ -85,16 +85,23 @@ def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"weights '{path}': not a safetensors file, or damaged ({error})") from None
-    metadata = json.loads(text) if text else {}
+    try:
+        metadata = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        metadata = {}
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"weights '{path}': not written by skd_core (format {metadata.get('format')!r}, not {FORMAT!r})"
         )
+    missing = [key for key in ("model", "focal", "sha256") if key not in metadata]
+    if missing:
+        raise UserError(f"weights '{path}': the metadata lack {', '.join(missing)}; export the weights again")
     if digest(state) != metadata["sha256"]:
         raise UserError(f"weights '{path}': the tensors do not match their sha256; copy the file again")
-    student = Student(parse_config(ModelConfig, metadata["model"], f"weights '{path}'"))
+    config = parse_config(ModelConfig, metadata["model"], f"weights '{path}'")
     try:
+        student = Student(config)
         student.load_state_dict(state)
-    except RuntimeError as error:
+    except (UserError, RuntimeError) as error:
         raise UserError(f"weights '{path}': {' '.join(str(error).split())[:300]}") from None
     return student.eval(), metadata
