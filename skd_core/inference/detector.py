@@ -103,8 +103,8 @@ class Detector:
         height = max(32, round(camera.height * fy / camera.fy))
         if width * height > MAX_PIXELS:
             raise UserError(
-                f"camera: focal length {camera.fx:g}x{camera.fy:g} px for {camera.width}x{camera.height} px; the network "
-                f"(focal length {fx:g}x{fy:g}) would see {width}x{height} px; check the calibration"
+                f"camera: focal length {camera.fx:g}x{camera.fy:g} px for {camera.width}x{camera.height} px: the "
+                f"network (focal length {fx:g}x{fy:g}) would see {width}x{height} px; check the calibration"
             )
         return camera.resize(width, height)
 
