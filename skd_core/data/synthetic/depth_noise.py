@@ -72,18 +72,22 @@ def _estimate(
             if object_ids[v, u] >= 0:
                 e += (1 + growth * z / 40.0) * errors[object_ids[v, u]]
             inverse[v, u] = 1.0 / (z * max(0.2, 1 + e + 0.5 * e * e))  # the exponential's first terms: exact arithmetic
+    # The mean over a (2 bleed + 1)^2 window that leaves out the sky: sums along rows, then along columns.
+    sums, counts = np.zeros((height, width)), np.zeros((height, width))
+    for v in range(height):
+        for u in range(width):
+            for i in range(max(0, u - bleed), min(width, u + bleed + 1)):
+                sums[v, u] += inverse[v, i]
+                counts[v, u] += 1.0 if inverse[v, i] > 0.0 else 0.0
     out = np.zeros((height, width))
     for v in range(height):
         for u in range(width):
-            if depth[v, u] <= 0.0:
-                continue
-            total, count = 0.0, 0
-            for j in range(max(0, v - bleed), min(height, v + bleed + 1)):
-                for i in range(max(0, u - bleed), min(width, u + bleed + 1)):
-                    if inverse[j, i] > 0.0:
-                        total += inverse[j, i]
-                        count += 1
-            out[v, u] = min(250.0, count / total)
+            if depth[v, u] > 0.0:
+                total, count = 0.0, 0.0
+                for j in range(max(0, v - bleed), min(height, v + bleed + 1)):
+                    total += sums[j, u]
+                    count += counts[j, u]
+                out[v, u] = min(MAX_DEPTH, count / total)
     return out
 
 

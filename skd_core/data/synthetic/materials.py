@@ -216,8 +216,14 @@ def object_colour(
             )
         return 0.0
     if material in (FOLIAGE, HEDGE):
-        q = value_noise(p[0] * 2.2 + p[2] * 0.7, p[1] * 2.2 + p[2] * 1.9, seed)
-        r = value_noise(p[0] * 8 + p[2] * 3.1, p[1] * 8 - p[2] * 7.3, seed + 1) if fp < 0.12 else 0.5
+        q = 0.5 * (value_noise(p[0] * 2.2, p[2] * 2.2, seed) + value_noise(p[1] * 2.2, p[2] * 2.2 + 9.0, seed))
+        r = 0.5
+        if fp < 0.12:  # leaves, where they are larger than a pixel
+            r = (
+                value_noise(p[0] * 8 + p[1] * 3, p[2] * 8, seed + 1)
+                + value_noise(p[1] * 8 - p[0] * 3, p[2] * 8, seed + 2)
+                - 0.5
+            )
         a = 0.25 + 0.8 * q + 0.9 * (r - 0.5)
         a = max(0.15, a) * (0.55 + 0.6 * clamp01(lz))
         for k in range(3):

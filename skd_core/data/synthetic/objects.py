@@ -143,9 +143,14 @@ class Wardrobe:
     def __post_init__(self) -> None:
         self._families = ("train", "heldout") if self.shapes == "all" else (self.shapes,)
 
+    def index(self, shares: Array) -> int:
+        """A row number, drawn by the rows' shares."""
+        edges = np.cumsum(shares)
+        return int(np.searchsorted(edges, self.rng.random() * edges[-1], side="right"))
+
     def pick(self, options: Array, shares: Array | None = None) -> Array:
-        """One row of a table."""
-        row: Array = options[int(self.rng.choice(len(options), p=None if shares is None else shares / shares.sum()))]
+        """One row of a table, by the rows' shares if there are any."""
+        row: Array = options[self.index(shares) if shares is not None else int(self.rng.integers(len(options)))]
         return row
 
     def normal(self) -> Array:
@@ -183,7 +188,7 @@ class Wardrobe:
             within = np.array(WITHIN_SHAPE[family])
             if size is not None:  # the likelier shapes for this size
                 shares = shares * np.exp(-0.5 * np.square(((size - mean) / sd - offsets) / within).clip(0, 9).sum(-1))
-            k = int(rng.choice(len(names), p=shares / shares.sum()))
+            k = self.index(shares)
             return meshes.car(names[k]), mean + sd * (offsets[k] + within * draw) if size is None else size, palette
         if label == "Van":
             template = meshes.car("panel van" if family == "train" else "minibus")

@@ -34,6 +34,17 @@ class Triangles(NamedTuple):
 
 
 @njit(cache=True, error_model="numpy")
+def place_mesh(local: FloatArray, centre: FloatArray, cos: float, sin: float, out: FloatArray) -> None:
+    """Points (N, M, 3) from a box's own axes to the camera frame, as :func:`skd_core.boxes.rotation_matrix` turns."""
+    for i in range(local.shape[0]):
+        for j in range(local.shape[1]):
+            x, y, z = local[i, j, 0], local[i, j, 1], local[i, j, 2]
+            out[i, j, 0] = centre[0] + cos * x + sin * y
+            out[i, j, 1] = centre[1] - z
+            out[i, j, 2] = centre[2] - sin * x + cos * y
+
+
+@njit(cache=True, error_model="numpy")
 def clip_near(tri: FloatArray, poly: FloatArray) -> int:
     """Clip a (3, 3) triangle at z = NEAR into ``poly`` (4, 3); returns the number of corners (0, 3 or 4)."""
     n = 0

@@ -34,6 +34,8 @@ FRAME_RATE = 10.0
 """Of sequences, Hz."""
 DRIVE_SECONDS = 60.0
 _SCENE, _SENSOR, _DRIVE = range(3)
+"""What random numbers are for."""
+_ORIGIN = np.zeros(3)
 
 
 @dataclass(eq=False)
@@ -104,25 +106,16 @@ def _place(scene: Scene, time: float) -> tuple[Road, list[_Placed]]:
     return scene.road._replace(s=s0, t=t0, cos=c, sin=sn), placed
 
 
-def _turned(vectors: Array, yaw: float) -> Array:
-    """Vectors (..., 3) from a box's own axes to the camera frame's, as :func:`skd_core.boxes.rotation_matrix`."""
-    c, s = math.cos(yaw), math.sin(yaw)
-    return np.stack(
-        [c * vectors[..., 0] + s * vectors[..., 1], -vectors[..., 2], c * vectors[..., 1] - s * vectors[..., 0]], -1
-    )
-
-
 def _triangles(placed: list[_Placed]) -> Triangles:
-    points, normals, materials, starts = [np.zeros((0, 3, 3))], [np.zeros((0, 3, 3))], [np.zeros(0, np.int64)], [0]
-    for p in placed:
-        template, size = p.thing.template, p.thing.size
-        points.append((p.centre + _turned(template.fit(size), p.yaw))[template.faces])
-        normals.append(_turned(template.fit_normals(size), p.yaw))
-        materials.append(template.material)
-        starts.append(starts[-1] + len(template.faces))
-    return Triangles(
-        np.concatenate(points), np.concatenate(normals), np.concatenate(materials), np.array(starts, np.int64)
-    )
+    shapes = [p.thing.template for p in placed]
+    starts = np.cumsum([0, *(len(shape.faces) for shape in shapes)]).astype(np.int64)
+    points, normals = np.empty((starts[-1], 3, 3)), np.empty((starts[-1], 3, 3))
+    for p, shape, start in zip(placed, shapes, starts, strict=False):
+        size, cos, sin = p.thing.size, math.cos(p.yaw), math.sin(p.yaw)
+        raster.place_mesh(shape.fit(size)[shape.faces], p.centre, cos, sin, points[start:])
+        raster.place_mesh(shape.fit_normals(size), _ORIGIN, cos, sin, normals[start:])
+    material = np.concatenate([np.zeros(0, np.int64), *(shape.material for shape in shapes)])
+    return Triangles(points, normals, material, starts)
 
 
 def _items(placed: list[_Placed]) -> Array:
@@ -135,8 +128,11 @@ def _items(placed: list[_Placed]) -> Array:
 def _footprints(placed: list[_Placed]) -> Array:
     """Two triangles (2 N, 3, 3) over the ground under each road user, for the darkness beneath it."""
     corners = np.array([[1, 1, -0.8], [1, -1, -0.8], [-1, -1, -0.8], [-1, 1, -0.8]])
-    quads = [p.centre + _turned(0.5 * p.thing.size * corners, p.yaw) for p in placed if p.thing.label]
-    return np.array([quad[[0, i, i + 1]] for quad in quads for i in (1, 2)]).reshape(-1, 3, 3)
+    users = [p for p in placed if p.thing.label]
+    quads = np.empty((len(users), 4, 3))
+    for quad, p in zip(quads, users, strict=True):
+        raster.place_mesh((0.5 * p.thing.size * corners)[None], p.centre, math.cos(p.yaw), math.sin(p.yaw), quad[None])
+    return quads[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3)
 
 
 def render_scene(config: SynthConfig, scene: Scene, rng: np.random.Generator, time: float = 0.0) -> RenderedFrame:

@@ -19,9 +19,7 @@ class Plan:
 
     def free(self, s: float, t: float, heading: float, length: float, width: float, margin: float = 0.3) -> bool:
         """Whether a rectangle keeps ``margin`` from all others (separating axes)."""
-        if not self.taken:
-            return True
-        r = np.array(self.taken)
+        r = np.array(self.taken).reshape(-1, 5)
         ds, dt = r[:, 0] - s, r[:, 1] - t
         near = ds * ds + dt * dt < (0.5 * np.hypot(r[:, 3], r[:, 4]) + 0.5 * math.hypot(length, width) + margin) ** 2
         if not near.any():
