@@ -126,8 +126,11 @@ def write_dataset(
     with _fresh_folder(out, overwrite) as root:
         for folder in FOLDERS:
             (root / folder).mkdir(parents=True)
-        start = time.perf_counter()
-        with tqdm(total=frames, unit="frame", desc=f"synth {out.name}") as bar:
+        with tqdm(total=frames, unit="frame", desc="compiling (first use)") as bar:
+            render_frame(config, seed, 0)  # numba compiles here, once per installation, and not in every worker
+            bar.set_description(f"synth {out.name}")
+            bar.reset()
+            start = time.perf_counter()
             if workers == 1:
                 for number in range(frames):
                     _write_frame(root, config, seed, number)
