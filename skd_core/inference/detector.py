@@ -54,7 +54,7 @@ class Detector:
 
     def __init__(self, student: Student, metadata: dict[str, Any], device: str = "auto") -> None:
         self.device = pick_device(device)
-        self.student = student.eval().to(self.device, memory_format=torch.channels_last)
+        self.student = student.eval().to(self.device).to(memory_format=torch.channels_last)
         self.metadata = metadata
         self.classes: tuple[str, ...] = student.config.classes
 

@@ -38,7 +38,7 @@ def predict_images(
     except OSError as error:
         raise UserError(f"{out}: cannot make this folder: {error.strerror}") from None
     count = 0
-    for sample in tqdm(folder, total=len(folder), unit="image", disable=len(folder) < 10):  # type: ignore[arg-type]
+    for sample in tqdm(folder, total=len(folder), unit="image", disable=len(folder) < 10):
         pixels = sample.image.permute(1, 2, 0).numpy()
         boxes = detector.predict(pixels, sample.camera, threshold)
         write_results(out / "results" / f"{sample.name}.txt", boxes)

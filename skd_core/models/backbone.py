@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -23,6 +24,13 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
     )
 
 
+def set_bias(layer: nn.Conv2d | nn.Linear, values: Sequence[float]) -> None:
+    """Where a layer's outputs start."""
+    assert layer.bias is not None
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor(values))
+
+
 class Neck(nn.Module):
     """Top-down pyramid that ends at stride 4 (feature pyramid network [peer])."""
 
@@ -33,7 +41,7 @@ class Neck(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features from fine to coarse, (B, C_i, H_i, W_i) -> (B, channels, H_0, W_0)."""
-        x = self.lateral[-1](features[-1])
+        x: Tensor = self.lateral[-1](features[-1])
         for i in range(len(features) - 2, -1, -1):
             up = F.interpolate(x, size=features[i].shape[-2:], mode="bilinear", align_corners=False)
             x = self.smooth[i](self.lateral[i](features[i]) + up)
@@ -60,7 +68,8 @@ class Backbone(nn.Module):
             raise UserError(
                 f"model.backbone '{name}' is not a timm feature backbone ({error}); similar: {similar}"
             ) from None
-        reductions, widths = self.body.feature_info.reduction(), self.body.feature_info.channels()
+        info: Any = self.body.feature_info
+        reductions, widths = info.reduction(), info.channels()
         self.levels = [i for i, r in enumerate(reductions) if r >= STRIDE]
         if not self.levels or reductions[self.levels[0]] != STRIDE:
             raise UserError(f"model.backbone '{name}' has features at strides {reductions}; stride {STRIDE} is needed")

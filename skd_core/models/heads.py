@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skd_core.models.backbone import conv_bn_relu
+from skd_core.models.backbone import conv_bn_relu, set_bias
 
 MIN_LOG_SCALE = math.log(0.03)
 """Floor of log b_z (METHOD 6, L_z): below it the Laplace term would dwarf every other gradient."""
@@ -37,11 +37,11 @@ class Heads2D(nn.Module):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.heatmap = nn.Sequential(conv_bn_relu(channels, channels), nn.Conv2d(channels, classes, 1))
-        self.box = nn.Sequential(conv_bn_relu(channels, channels), nn.Conv2d(channels, 4, 1))
-        nn.init.constant_(self.heatmap[-1].bias, -4.6)  # sigmoid .01: few cells hold an object
-        nn.init.zeros_(self.box[-1].weight)
-        self.box[-1].bias.data = torch.tensor([0.5, 0.5, 2.0, 2.0])
+        self.heatmap = nn.Sequential(conv_bn_relu(channels, channels), peak := nn.Conv2d(channels, classes, 1))
+        self.box = nn.Sequential(conv_bn_relu(channels, channels), box := nn.Conv2d(channels, 4, 1))
+        set_bias(peak, [-4.6] * classes)  # sigmoid .01: few cells hold an object
+        nn.init.zeros_(box.weight)
+        set_bias(box, [0.5, 0.5, 2.0, 2.0])
 
     def forward(self, features: Tensor) -> Maps2D:
         offset, size = self.box(features).split(2, 1)
@@ -76,24 +76,25 @@ class Head3D(nn.Module):
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
         self.convs = nn.ModuleDict({name: conv_bn_relu(inputs, channels) for name, _ in self.OUTPUTS})
-        self.fcs = nn.ModuleDict({name: nn.Linear(channels, n) for name, n in self.OUTPUTS})
-        for fc in self.fcs.values():
+        fcs = {name: nn.Linear(channels, n) for name, n in self.OUTPUTS}
+        for fc in fcs.values():
             nn.init.normal_(fc.weight, std=0.01)
             nn.init.zeros_(fc.bias)
-        self.fcs["depth"].bias.data[2] = -math.log(8.0)  # objects cut by the border are near
-        self.fcs["yaw"].bias.data[:2] = torch.tensor([-0.1, 0.0])  # a = +-90 degrees: seen from behind
+        set_bias(fcs["depth"], [0.0, 0.0, -math.log(8.0)])  # objects cut by the border are near
+        set_bias(fcs["yaw"], [-0.1, 0.0, 0.0, 0.0])  # a = +-90 degrees: seen from behind
+        self.fcs = nn.ModuleDict(fcs)
 
     def forward(self, rois: Tensor) -> Raw3D:
         """(N, inputs, R, R) -> :class:`Raw3D`; N may be 0."""
         if len(rois) == 0:
-            empty = {name: rois.new_zeros(0, n) + rois.sum() for name, n in self.OUTPUTS}
+            found = {name: rois.new_zeros(0, n) + rois.sum() for name, n in self.OUTPUTS}
         else:
-            empty = {name: self.fcs[name](self.convs[name](rois).mean((-2, -1))) for name, _ in self.OUTPUTS}
-        out = {name: value.float() for name, value in empty.items()}
+            found = {name: self.fcs[name](self.convs[name](rois).mean((-2, -1))) for name, _ in self.OUTPUTS}
+        out = {name: value.float() for name, value in found.items()}
         correction, scale, free = out["depth"].unbind(-1)
         log_scale = (MIN_LOG_SCALE + F.softplus(scale + 0.8)).clamp(max=0.0)
         depth = torch.stack([correction, log_scale, free], -1)
-        return Raw3D(depth, out["center"], out["size"], *out["yaw"].split(2, -1))
+        return Raw3D(depth, out["center"], out["size"], out["yaw"][:, :2], out["yaw"][:, 2:])
 
 
 def roi_rays(boxes: Tensor, P: Tensor, size: int) -> Tensor:

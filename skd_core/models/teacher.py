@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skd_core.config import ModelConfig
-from skd_core.models.backbone import STRIDE, conv_bn_relu, roi_features
+from skd_core.models.backbone import STRIDE, conv_bn_relu, roi_features, set_bias
 from skd_core.models.decode import half_extent
 from skd_core.models.heads import Head3D, Raw3D
 from skd_core.models.student import Rois
@@ -50,7 +50,7 @@ class Teacher(nn.Module):
         )
         self.depth_output = nn.Conv2d(channels, 2, 1)
         nn.init.normal_(self.depth_output.weight, std=0.01)
-        self.depth_output.bias.data = torch.tensor([-math.log(20.0), -1.0])
+        set_bias(self.depth_output, [-math.log(20.0), -1.0])
         fused = 2 * channels + GEOMETRY + 2 + classes
         self.fusion = nn.Sequential(conv_bn_relu(fused, 128, 1), nn.Conv2d(128, 2 * channels, 3, padding=1))
         self.head_3d = Head3D(channels + 2 + classes, config.head_channels)
