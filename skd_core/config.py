@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from skd_core.errors import UserError
 from skd_core.supervision.priors import prior_of
@@ -50,10 +50,18 @@ class ModelConfig(Strict):
 
 
 class SetConfig(Strict):
-    """One data set in the KITTI layout."""
+    """One data set."""
 
+    kind: Literal["kitti", "nuscenes"] = "kitti"  # the layout of its folder
     root: str
-    split: str | None = None  # a name in ImageSets/; all images if none
+    split: str | None = None  # kitti: a name in ImageSets/; nuscenes: train, val, mini_train, ...; all images if none
+    version: str | None = None  # nuscenes: v1.0-trainval, ...; may be left out where there is only one
+
+    @model_validator(mode="after")
+    def _version(self) -> SetConfig:
+        if self.version is not None and self.kind != "nuscenes":
+            raise ValueError("version is for kind: nuscenes")
+        return self
 
 
 class DataConfig(Strict):
@@ -61,9 +69,17 @@ class DataConfig(Strict):
 
     train: SetConfig
     val: SetConfig | None = None  # 3D labels are read here only, and only to report
-    depth_dir: str | None = None  # folder beside image_2 with estimated depth, training only
+    depth_dir: str | None = None  # estimated depth, training only: beside image_2 (kitti), under root (nuscenes)
+    depth_kind: Literal["metric", "relative"] = "metric"  # relative: inverse depth of any scale and shift
+    camera_height: float = Field(1.65, gt=0)  # metres above the road; relative depth only
     workers: int = Field(0, ge=0)
     cache: bool = True  # keep the resized images in memory
+
+    @model_validator(mode="after")
+    def _split(self) -> DataConfig:
+        if self.val is not None and self.val.kind == "nuscenes" and self.val.split is None:
+            raise ValueError("val of kind nuscenes needs a split, which its evaluation goes by")
+        return self
 
 
 class AugmentConfig(Strict):
@@ -109,12 +125,20 @@ class ScheduleConfig(Strict):
     freeze_norm: bool = False  # batch norms keep their statistics: several processes then equal one
 
 
+class InitialConfig(Strict):
+    """What the backbone starts from."""
+
+    weights: str | None = None  # a file, or a package that carries ImageNet weights (skd_core.models.pretrained)
+    freeze: tuple[str, ...] = ()  # parts of the backbone that stay as they are, such as conv_stem, blocks.0
+
+
 class TrainConfig(Strict):
     """All of `skd_core train`."""
 
     seed: int = 0
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     model: ModelConfig = ModelConfig()
+    initial: InitialConfig = InitialConfig()
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     method: MethodConfig = MethodConfig()
