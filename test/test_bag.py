@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.bag import (
     CAMERA_INFO,
@@ -19,9 +22,12 @@ from skd_core.data.bag import (
     BagWriter,
     Frame,
     find_camera,
+    find_cameras,
+    find_topic,
     open_bag,
     read_detections,
     read_frames,
+    read_texts,
     typestore,
     write_frames,
 )  # fmt: skip
@@ -99,6 +105,154 @@ def test_truncated_bag_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match="cannot be read"):
         list(read_frames(tmp_path / "bag"))
+
+
+@pytest.mark.parametrize(("storage", "suffix"), [("mcap", "mcap"), ("sqlite3", "db3")])
+def test_a_recording_cut_short_is_read_up_to_there(
+    tmp_path: Path, storage: str, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = frames(20, 320, 240)
+    write_frames(tmp_path / "bag", written, storage=storage)
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    file = tmp_path / "bag" / f"bag.{suffix}"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    problems: list[str] = []
+    read = list(read_frames(tmp_path / "bag", problems=problems))
+    assert 6 <= len(read) <= 10
+    for a, b in zip(written, read, strict=False):
+        assert np.array_equal(a.image, b.image)
+        assert (a.stamp, a.frame_id) == (b.stamp, b.frame_id)
+    assert "damaged" in " ".join(problems)
+    assert "damaged" in caplog.text
+    assert len(list(read_frames(file))) == len(read)  # the file by itself
+
+
+@pytest.mark.parametrize(("storage", "suffix"), [("mcap", "mcap"), ("sqlite3", "db3")])
+def test_missing_metadata_and_split_recordings(tmp_path: Path, storage: str, suffix: str) -> None:
+    """The files of a folder count in their natural order: _2 before _10."""
+    written = frames(3)
+    folder = tmp_path / "bag"
+    folder.mkdir()
+    for number, frame in zip((1, 2, 10), written, strict=True):
+        write_frames(tmp_path / "part", [frame], storage=storage)
+        (tmp_path / "part" / f"part.{suffix}").rename(folder / f"bag_{number}.{suffix}")
+        (tmp_path / "part" / "metadata.yaml").unlink()
+        (tmp_path / "part").rmdir()
+    (folder / f"bag_11.{suffix}").write_bytes(b"")
+    problems: list[str] = []
+    assert [f.stamp for f in read_frames(folder, problems=problems)] == [f.stamp for f in written]
+    assert any(f"bag_11.{suffix}: left out" in problem for problem in problems)
+    assert any("no metadata.yaml" in problem for problem in problems)
+
+
+def test_a_damaged_chunk_costs_only_itself(tmp_path: Path) -> None:
+    written = frames(20, 320, 240)
+    write_frames(tmp_path / "bag", written)
+    file = tmp_path / "bag" / "bag.mcap"
+    data = bytearray(file.read_bytes()[: file.stat().st_size - 40])  # without its end: read record by record
+    data[data.index(b"\x28\xb5\x2f\xfd", len(data) // 2)] ^= 0xFF  # a compressed chunk's first byte
+    file.write_bytes(data)
+    problems: list[str] = []
+    read = [frame.stamp for frame in read_frames(tmp_path / "bag", problems=problems)]
+    stamps = [frame.stamp for frame in written]
+    assert set(read) < set(stamps)
+    assert read[0] == stamps[0]
+    assert read[-1] == stamps[-1]
+    assert len(read) >= 10
+    assert any("chunk was skipped" in problem for problem in problems)
+
+
+def test_custom_types_do_not_disturb(tmp_path: Path) -> None:
+    """A type nobody here knows, its definition not even parseable, beside a camera."""
+    frame = frames(1)[0]
+    with BagWriter(tmp_path / "bag", storage="sqlite3") as bag:
+        bag.write_frame(frame, "/camera/image", "/camera/camera_info")
+        bag.write_text("/car/secret", "x", frame.stamp)
+    with sqlite3.connect(tmp_path / "bag" / "bag.db3") as database:
+        database.execute("UPDATE topics SET type = 'acme_msgs/msg/Secret' WHERE name = '/car/secret'")
+        database.execute(
+            "UPDATE message_definitions SET topic_type = 'acme_msgs/msg/Secret',"
+            " encoded_message_definition = 'no such thing' WHERE topic_type = 'std_msgs/msg/String'"
+        )
+    metadata = tmp_path / "bag" / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("std_msgs/msg/String", "acme_msgs/msg/Secret"))
+    assert [f.stamp for f in read_frames(tmp_path / "bag")] == [frame.stamp]
+    with open_bag(tmp_path / "bag") as reader:
+        assert {c.topic for c, _, _ in reader.messages()} == {"/camera/image", "/camera/camera_info", "/car/secret"}
+
+
+def test_another_version_of_a_type_is_named(tmp_path: Path) -> None:
+    write_frames(tmp_path / "bag", frames(1))
+    metadata = tmp_path / "bag" / "metadata.yaml"
+    digest = typestore().hash_rihs01(CAMERA_INFO)
+    assert digest in metadata.read_text()
+    metadata.write_text(metadata.read_text().replace(digest, "RIHS01_" + 64 * "0"))
+    with pytest.raises(UserError, match="another version of sensor_msgs/msg/CameraInfo"):
+        list(read_frames(tmp_path / "bag"))
+
+
+def test_unusable_images_are_skipped_when_asked(tmp_path: Path) -> None:
+    good, bad, late = frames()
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_frame(good, "/camera/image", "/camera/camera_info")
+        bag.write_frame(Frame(bad.image[:-8], bad.camera, bad.stamp, "front"), "/camera/image", "/other/camera_info")
+        bag.write("/camera/image", IMAGE, b"\0\1\0\0\7", bad.stamp + 1)
+        bag.write_frame(late, "/camera/image", "/camera/camera_info")
+    problems: list[str] = []
+    read = read_frames(tmp_path / "bag", "/camera/image", problems=problems)
+    assert [frame.stamp for frame in read] == [good.stamp, late.stamp]
+    assert len(problems) == 2
+    assert "is 64x40" in problems[0]
+    assert "cannot be read" in problems[1]
+    with pytest.raises(UserError, match="is 64x40"):
+        list(read_frames(tmp_path / "bag", "/camera/image"))
+
+
+def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
+    """200 frames of 0.9 MB go through in the memory of a few of them."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    camera = Camera(P, 640, 480)
+    write_frames(tmp_path / "bag", (Frame(image, camera, SECOND + i, "front") for i in range(200)))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_frames(tmp_path / "bag")) == 200
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 25 * image.nbytes
+
+
+def test_a_camera_is_known_by_the_camera_info_beside_it(tmp_path: Path) -> None:
+    """Debug and depth pictures are no cameras."""
+    frame = frames(1)[0]
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_frame(frame, "/front/image_raw", "/front/camera_info")
+        bag.write_frame(frame, "/detector/debug_image", "/elsewhere/camera_info")
+    assert find_camera(tmp_path / "bag").image == "/front/image_raw"
+    assert [c.image for c in find_cameras(tmp_path / "bag")] == ["/front/image_raw"]
+
+
+def test_detections_survive_to_float_precision(tmp_path: Path) -> None:
+    boxes = Boxes3D(
+        torch.tensor([[1.5, 1.25, 20.0], [-3, 1, 9]], dtype=torch.float64),
+        torch.tensor([[4.1, 1.7, 1.5], [0.8, 0.6, 1.8]], dtype=torch.float64),
+        torch.tensor([2.9, -1.2], dtype=torch.float64),
+        ("Car", "Pedestrian"),
+        torch.tensor([0.75, 0.5], dtype=torch.float64),
+        depth_std=torch.tensor([1.5, 0.4], dtype=torch.float64),
+    )
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_detections("/truth", boxes, 5 * SECOND + 3, "front")
+        bag.write_detections("/truth", Boxes3D.empty(), 6 * SECOND, "front")
+        bag.write_text("/note", "hello", 5 * SECOND)
+    (stamp, frame_id, read), (_, _, nothing) = read_detections(tmp_path / "bag", classes=("Car", "Pedestrian"))
+    assert (stamp, frame_id, read.labels, len(nothing)) == (5 * SECOND + 3, "front", ("Car", "Pedestrian"), 0)
+    for name in ("center", "size", "yaw", "scores", "depth_std"):
+        torch.testing.assert_close(getattr(read, name), getattr(boxes, name), rtol=1e-12, atol=1e-12)
+    assert list(read_texts(tmp_path / "bag", "/note")) == [(5 * SECOND, "hello")]
+    assert find_topic(tmp_path / "bag", [DETECTIONS], None, "--truth") == ("/truth", DETECTIONS)
+    with pytest.raises(UserError, match=r"with --truth; the bag has Detection3DArray on /truth$"):
+        find_topic(tmp_path / "bag", [DETECTIONS], "/other", "--truth")
 
 
 def test_two_cameras_must_be_told_apart(tmp_path: Path) -> None:

@@ -1,43 +1,50 @@
-"""rosbag2 bags (sqlite3 and MCAP) without ROS: camera frames in and out, detections in, raw messages through.
+"""Camera frames and detections in rosbag2 bags (sqlite3 and MCAP), without ROS.
 
-Bags are written in a temporary folder and renamed, so that an interrupted run leaves none behind.
+Bags are read one message at a time; only numbers are kept (a camera's calibrations, never its images). They are written
+in a temporary folder and renamed, so that an interrupted run leaves none behind.
 """
 
 from __future__ import annotations
 
-import bisect
-import contextlib
 import functools
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, ReaderError, StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
+from skd_core.data.bag_reader import BagReader, first_line, open_bag
 from skd_core.data.ros_messages import (
     boxes_from_detections,
     camera_from_info,
     decode_compressed,
     decode_raw,
+    detections_message,
     stamp_nanoseconds,
 )
 from skd_core.errors import UserError
+
+__all__ = [
+    "CAMERA_INFO", "COMPRESSED_IMAGE", "DETECTIONS", "IMAGE", "STRING", "BagReader", "BagWriter", "CameraTopics",
+    "Frame", "find_camera", "find_cameras", "find_topic", "open_bag", "read_detections", "read_frames", "read_texts",
+    "typestore", "write_frames",
+]  # fmt: skip
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 DETECTIONS = "vision_msgs/msg/Detection3DArray"
+STRING = "std_msgs/msg/String"
 
 VISION_MSGS = {
     "vision_msgs/msg/ObjectHypothesis": "string class_id\nfloat64 score\n",
@@ -89,93 +96,128 @@ class CameraTopics:
     compressed: bool = False
 
 
-@contextlib.contextmanager
-def open_bag(path: str | Path) -> Iterator[AnyReader]:
-    """A reader of a bag folder, open for the length of a ``with`` block.
+def find_topic(path: str | Path, kinds: Sequence[str], wanted: str | None, option: str) -> tuple[str, str]:
+    """The topic of some types, and its type: the one that is named, or the only one there is.
 
     Raises:
-        UserError: the folder is missing or no bag.
+        UserError: none, or several to choose from; the message lists them and names the option.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such bag folder")
-    try:
-        reader = AnyReader([path], default_typestore=typestore())
-        reader.open()
-    except (AnyReaderError, ReaderError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a rosbag2 bag ({_first_line(error)})") from None
-    try:
-        yield reader
-    finally:
-        reader.close()
+    with open_bag(path) as reader:
+        types = {c.topic: c.msgtype for c in reader.connections}
+    found = [topic for topic, kind in sorted(types.items()) if kind in kinds and wanted in (None, topic)]
+    if len(found) != 1:
+        names = " or ".join(kind.rsplit("/", 1)[-1] for kind in kinds)
+        others = [topic for topic, kind in sorted(types.items()) if kind in kinds]
+        have = f"{names} on {', '.join(others)}" if others else f"no {names}, only {', '.join(sorted(types)) or '-'}"
+        raise UserError(f"{path}: name one topic with {option}; the bag has {have}")
+    return found[0], types[found[0]]
+
+
+def find_cameras(path: str | Path) -> list[CameraTopics]:
+    """The cameras of a bag: image topics with a camera_info beside them, in the order of their names.
+
+    Where a camera has raw and compressed images, only the raw ones are listed.
+    """
+    with open_bag(path) as reader:
+        types = {c.topic: c.msgtype for c in reader.connections}
+    infos = {topic for topic, kind in types.items() if kind == CAMERA_INFO}
+    cameras = []
+    for topic in _image_topics(types):
+        if _beside(topic, types) in infos:
+            cameras.append(CameraTopics(topic, _beside(topic, types), types[topic] == COMPRESSED_IMAGE))
+    return cameras
 
 
 def find_camera(path: str | Path, image_topic: str | None = None, camera_info_topic: str | None = None) -> CameraTopics:
-    """The camera of a bag: its only image topic, or the one named, and the camera_info next to it.
+    """One camera of a bag: the image topic named, or else the only one with a camera_info beside it, or the only one.
+
+    The camera_info is the one named, the one beside the image, or the only one.
 
     Raises:
         UserError: none, or several to choose from; the message lists them.
     """
     with open_bag(path) as reader:
         types = {c.topic: c.msgtype for c in reader.connections}
-    images = [t for t, kind in types.items() if kind in (IMAGE, COMPRESSED_IMAGE) and image_topic in (None, t)]
-    if len(images) > 1 and image_topic is None:  # the same camera, raw and compressed: take raw
-        images = [t for t in images if types[t] == IMAGE or t.rsplit("/", 1)[0] not in images]
-    if len(images) != 1:
-        found = ", ".join(images) if images else f"only {', '.join(sorted(types)) or 'nothing'}"
+    images = _image_topics(types) if image_topic is None else [image_topic]
+    infos = [topic for topic, kind in types.items() if kind == CAMERA_INFO and camera_info_topic in (None, topic)]
+    if image_topic is None and camera_info_topic is None:
+        images = [topic for topic in images if _beside(topic, types) in infos] or images
+    if len(images) != 1 or types.get(images[0]) not in (IMAGE, COMPRESSED_IMAGE):
+        several = image_topic is None and len(images) > 1
+        found = ", ".join(images) if several else f"only {', '.join(sorted(types)) or 'nothing'}"
         raise UserError(f"{path}: name one image topic with --image-topic; the bag has {found}")
-    image, compressed = images[0], types[images[0]] == COMPRESSED_IMAGE
-    infos = [t for t, kind in types.items() if kind == CAMERA_INFO and camera_info_topic in (None, t)]
-    base = image.removesuffix("/compressed") if compressed else image
-    beside = base.rsplit("/", 1)[0] + "/camera_info"
-    if len(infos) > 1 and beside in infos:
-        infos = [beside]
+    image = images[0]
+    if len(infos) > 1 and _beside(image, types) in infos:
+        infos = [_beside(image, types)]
     if len(infos) != 1:
         found = ", ".join(infos) if infos else "none"
         raise UserError(f"{path}: name the camera_info of {image} with --camera-info-topic; the bag has {found}")
-    return CameraTopics(image, infos[0], compressed)
+    return CameraTopics(image, infos[0], types[image] == COMPRESSED_IMAGE)
 
 
 def read_frames(
-    path: str | Path, image_topic: str | None = None, camera_info_topic: str | None = None
+    path: str | Path,
+    image_topic: str | None = None,
+    camera_info_topic: str | None = None,
+    problems: list[str] | None = None,
 ) -> Iterator[Frame]:
     """Frames of one camera in a bag, in the order of recording; each with the camera_info nearest in time.
+
+    Args:
+        problems: gets a line for each image that cannot be used, which is then skipped, and for what of the bag cannot
+            be read; without it an unusable image is an error.
 
     Raises:
         UserError: no such camera, an image that cannot be decoded, an uncalibrated camera, or sizes that disagree.
     """
     topics = find_camera(path, image_topic, camera_info_topic)
     with open_bag(path) as reader:
-        infos = sorted(
-            ((stamp_nanoseconds(m.header), m) for m in _messages(reader, topics.camera_info)), key=lambda item: item[0]
-        )
-        if not infos:
-            raise UserError(f"{path}: no message on {topics.camera_info}")
-        stamps = [stamp for stamp, _ in infos]
+        calibrations = _read_calibrations(reader, topics.camera_info)
         decode = decode_compressed if topics.compressed else decode_raw
-        for message in _messages(reader, topics.image):
+        for message in _messages(reader, topics.image, problems):
             stamp = stamp_nanoseconds(message.header)
-            at = bisect.bisect_left(stamps, stamp)
-            nearest = min(range(max(at - 1, 0), min(at + 1, len(stamps))), key=lambda i: abs(stamps[i] - stamp))
-            camera = camera_from_info(infos[nearest][1], f"{path}: {topics.camera_info}")
-            image = decode(message, f"{path}: {topics.image}")
-            if image.shape[:2] != (camera.height, camera.width):
-                raise UserError(
-                    f"{path}: {topics.image} is {image.shape[1]}x{image.shape[0]}, "
-                    f"but {topics.camera_info} is for {camera.width}x{camera.height}"
-                )
+            try:
+                camera = min(calibrations, key=lambda c: c.distance(stamp)).camera
+                image = decode(message, f"{path}: {topics.image}")
+                if image.shape[:2] != (camera.height, camera.width):
+                    raise UserError(
+                        f"{path}: {topics.image} is {image.shape[1]}x{image.shape[0]}, "
+                        f"but {topics.camera_info} is for {camera.width}x{camera.height}"
+                    )
+            except UserError as error:
+                if problems is None:
+                    raise
+                problems.append(f"{error} (stamp {stamp})")
+                continue
             yield Frame(image, camera, stamp, message.header.frame_id)
+        if problems is not None:
+            problems += reader.problems
 
 
-def read_detections(path: str | Path, topic: str | None = None) -> Iterator[tuple[int, str, Boxes3D]]:
-    """(stamp in nanoseconds, frame_id, boxes) of every Detection3DArray of a bag, or of one topic of it."""
+def read_detections(
+    path: str | Path, topic: str | None = None, classes: Sequence[str] = ()
+) -> Iterator[tuple[int, str, Boxes3D]]:
+    """(stamp in nanoseconds, frame_id, boxes) of every Detection3DArray of a bag, or of one topic of it.
+
+    Args:
+        classes: names as the data set spells them; messages have them in lower case.
+    """
     with open_bag(path) as reader:
         topics = {c.topic for c in reader.connections if c.msgtype == DETECTIONS and topic in (None, c.topic)}
         if not topics:
             raise UserError(f"{path}: no Detection3DArray" + (f" on {topic}" if topic else ""))
         for name in sorted(topics):
             for message in _messages(reader, name):
-                yield stamp_nanoseconds(message.header), message.header.frame_id, boxes_from_detections(message)
+                boxes = boxes_from_detections(message, classes)
+                yield stamp_nanoseconds(message.header), message.header.frame_id, boxes
+
+
+def read_texts(path: str | Path, topic: str) -> Iterator[tuple[int, str]]:
+    """(time of recording in nanoseconds, text) of a std_msgs/String topic."""
+    with open_bag(path) as reader:
+        connections = [c for c in reader.connections if c.topic == topic]
+        for connection, timestamp, data in reader.messages(connections) if connections else ():
+            yield timestamp, typestore().deserialize_cdr(data, connection.msgtype).data  # type: ignore[attr-defined]
 
 
 class BagWriter:
@@ -227,8 +269,7 @@ class BagWriter:
         """Write the camera_info, then the image (rgb8), both with the frame's stamp."""
         types = typestore().types
         height, width = frame.image.shape[:2]
-        stamp = types["builtin_interfaces/msg/Time"](frame.stamp // 1_000_000_000, frame.stamp % 1_000_000_000)
-        header = types["std_msgs/msg/Header"](stamp, frame.frame_id)
+        header = _header(frame.stamp, frame.frame_id)
         P = frame.camera.P.numpy()
         info = types[CAMERA_INFO](
             header=header, height=height, width=width, distortion_model="plumb_bob", d=np.zeros(5),
@@ -242,6 +283,15 @@ class BagWriter:
         self.write(camera_info_topic, CAMERA_INFO, info, frame.stamp)
         self.write(image_topic, IMAGE, image, frame.stamp)
 
+    def write_detections(self, topic: str, boxes: Boxes3D, stamp: int, frame_id: str) -> None:
+        """Write boxes in the frame ``frame_id`` as a Detection3DArray."""
+        types = SimpleNamespace(**{name.rsplit("/", 1)[1]: kind for name, kind in typestore().types.items()})
+        self.write(topic, DETECTIONS, detections_message(boxes, _header(stamp, frame_id), types), stamp)
+
+    def write_text(self, topic: str, text: str, stamp: int) -> None:
+        """Write a std_msgs/String."""
+        self.write(topic, STRING, typestore().types[STRING](text), stamp)
+
 
 def write_frames(path: str | Path, frames: Iterable[Frame], namespace: str = "/camera", **options: Any) -> None:
     """Write frames as a bag with the topics ``<namespace>/image`` and ``<namespace>/camera_info``."""
@@ -250,11 +300,68 @@ def write_frames(path: str | Path, frames: Iterable[Frame], namespace: str = "/c
             bag.write_frame(frame, f"{namespace}/image", f"{namespace}/camera_info")
 
 
-def _messages(reader: AnyReader, topic: str) -> Iterator[Any]:
+@dataclass
+class _Calibration:
+    """A camera, and from when to when its camera_info said so, nanoseconds."""
+
+    camera: Camera
+    content: tuple[Any, ...]
+    first: int
+    last: int
+
+    def distance(self, stamp: int) -> int:
+        return max(self.first - stamp, stamp - self.last, 0)
+
+
+def _read_calibrations(reader: BagReader, topic: str) -> list[_Calibration]:
+    """The calibrations of a camera_info topic; messages in a row that say the same are one."""
+    runs: list[_Calibration] = []
+    for message in _messages(reader, topic, reader.problems):
+        stamp = stamp_nanoseconds(message.header)
+        fields = (message.k, message.p, message.d, message.height, message.width, message.binning_x, message.binning_y)
+        content = (*(np.asarray(field).tobytes() for field in fields), repr(message.roi))
+        if runs and runs[-1].content == content and stamp >= runs[-1].last:
+            runs[-1].last = stamp
+        else:
+            runs.append(_Calibration(camera_from_info(message, f"{reader.path}: {topic}"), content, stamp, stamp))
+    if not runs:
+        raise UserError(f"{reader.path}: no message on {topic}")
+    return runs
+
+
+def _image_topics(types: dict[str, str]) -> list[str]:
+    """Image topics by name; without the compressed ones of a camera that has raw ones, and without depth."""
+    images = [topic for topic, kind in sorted(types.items()) if kind in (IMAGE, COMPRESSED_IMAGE)]
+    images = [topic for topic in images if not topic.endswith("/compressedDepth")]
+    return [t for t in images if types[t] == IMAGE or t.rsplit("/", 1)[0] not in images]
+
+
+def _beside(image: str, types: dict[str, str]) -> str:
+    base = image.removesuffix("/compressed") if types.get(image) == COMPRESSED_IMAGE else image
+    return base.rsplit("/", 1)[0] + "/camera_info"
+
+
+def _header(stamp: int, frame_id: str) -> Any:
+    types = typestore().types
+    time = types["builtin_interfaces/msg/Time"](stamp // 1_000_000_000, stamp % 1_000_000_000)
+    return types["std_msgs/msg/Header"](time, frame_id)
+
+
+def _messages(reader: BagReader, topic: str, problems: list[str] | None = None) -> Iterator[Any]:
+    """Messages of a topic of a type we know; those that cannot be read are errors, or problems if there is a list."""
     connections = [c for c in reader.connections if c.topic == topic]
-    for connection, _, data in reader.messages(connections):
-        yield reader.deserialize(data, connection.msgtype)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    store = typestore()
+    for connection in connections:
+        ours = store.hash_rihs01(connection.msgtype)
+        if connection.digest and connection.digest != ours:
+            raise UserError(f"{reader.path}: {topic} is another version of {connection.msgtype} ({connection.digest})")
+    for connection, timestamp, data in reader.messages(connections) if connections else ():
+        try:
+            message = store.deserialize_cdr(data, connection.msgtype)
+        except Exception as error:  # rosbags' generated code raises whatever malformed bytes lead to
+            problem = f"{reader.path}: {topic}: message at {timestamp} cannot be read ({first_line(error)})"
+            if problems is None:
+                raise UserError(problem) from None
+            problems.append(problem)
+            continue
+        yield message

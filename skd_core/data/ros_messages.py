@@ -43,7 +43,16 @@ _TO_RGB = {
     "bayer_grbg8": (1, cv2.COLOR_BayerGRBG2RGB),
 }
 
+DISTORTION_MODELS = {
+    "plumb_bob": (4, 5),
+    "rational_polynomial": (8, 12, 14),
+    "equidistant": (4,),
+    "fisheye": (4,),
+}
+"""Distortion models of sensor_msgs/CameraInfo and the lengths of their D."""
+
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"  # some cameras pad after the end
+_PNG_BEGIN, _PNG_END = b"\x89PNG", b"IEND"
 
 
 def stamp_nanoseconds(header: Any) -> int:
@@ -51,17 +60,59 @@ def stamp_nanoseconds(header: Any) -> int:
     return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
 
 
-def camera_from_info(info: Any, name: str = "camera_info") -> Camera:
-    """The rectified camera of a sensor_msgs/CameraInfo.
+def camera_from_info(info: Any, name: str = "camera_info", rectified: bool = True) -> Camera:
+    """The pinhole camera of a sensor_msgs/CameraInfo, after its ROI and binning.
+
+    Args:
+        info: the message.
+        name: what to call it in an error.
+        rectified: True: P, of the rectified image; False: K, of the raw image once it is undistorted
+            (:func:`undistortion_maps`).
 
     Raises:
         UserError: uncalibrated (K[0] = 0) or unusable; the message begins with ``name``.
     """
     if info.k[0] == 0:
         raise UserError(f"{name}: uncalibrated (K[0] = 0); calibrate the camera or publish its calibration")
+    for key in ("k", "p", "d"):
+        if not np.isfinite(np.asarray(getattr(info, key), np.float64)).all():
+            raise UserError(f"{name}: {key.upper()} holds NaN or infinity; check the calibration")
+    if rectified and info.p[0] == 0 and any(info.d):
+        raise UserError(f"{name}: has distortion but no P; rectify the images first or set image_is_rectified to false")
     roi = {key: getattr(info.roi, key) for key in ("x_offset", "y_offset", "width", "height")}
-    names = ("width", "height", "k", "p", "d", "binning_x", "binning_y")
+    names = ("width", "height", "k", "binning_x", "binning_y", *(("p", "d") if rectified else ()))
     return Camera.from_ros({key: getattr(info, key) for key in names} | {"roi": roi}, name)
+
+
+def undistortion_maps(
+    info: Any, camera: Camera, name: str = "camera_info"
+) -> tuple[NDArray[np.generic], NDArray[np.generic]] | None:
+    """Maps for ``cv2.remap`` from the raw image of a CameraInfo to the undistorted one; None without distortion.
+
+    The new image has the same K and the same orientation (no R), so it stays in the frame of the raw image. What
+    barrel distortion brings in from beyond the field of view of K is lost, what lies outside the raw image is black.
+
+    Args:
+        info: the message; its D is dimensionless, so ROI and binning do not change it.
+        camera: what :func:`camera_from_info` made of it with ``rectified=False``.
+        name: what to call it in an error.
+
+    Raises:
+        UserError: an unknown distortion model, or one with a wrong number of coefficients.
+    """
+    model, D = info.distortion_model, np.asarray(info.d, np.float64)
+    if not D.any():
+        return None
+    if model not in DISTORTION_MODELS:
+        raise UserError(f"{name}: distortion_model '{model}' is not one of {', '.join(DISTORTION_MODELS)}")
+    if len(D) not in DISTORTION_MODELS[model]:
+        lengths = " or ".join(map(str, DISTORTION_MODELS[model]))
+        raise UserError(f"{name}: distortion_model '{model}' needs {lengths} coefficients in D, got {len(D)}")
+    K, size = camera.K.numpy(), (camera.width, camera.height)
+    rotation = np.eye(3)
+    if model in ("equidistant", "fisheye"):
+        return cv2.fisheye.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
+    return cv2.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
 
 
 def decode_raw(image: Any, name: str = "image") -> NDArray[np.uint8]:
@@ -88,9 +139,14 @@ def decode_compressed(image: Any, name: str = "image") -> NDArray[np.uint8]:
         UserError: the data is no complete picture.
     """
     data = np.frombuffer(image.data, np.uint8)
-    if data[:2].tobytes() == _JPEG_BEGIN and _JPEG_END not in data[-64:].tobytes():  # OpenCV would fill up with grey
-        raise UserError(f"{name}: incomplete JPEG of {len(data)} bytes")
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    begin, end = data[:4].tobytes(), data[-64:].tobytes()
+    for kind, first, last in (("JPEG", _JPEG_BEGIN, _JPEG_END), ("PNG", _PNG_BEGIN, _PNG_END)):
+        if begin.startswith(first) and last not in end:  # OpenCV would fill up with grey
+            raise UserError(f"{name}: incomplete {kind} of {len(data)} bytes")
+    try:  # as stored: a calibration knows nothing of EXIF orientation
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
+    except cv2.error:  # a header that asks for more pixels than OpenCV allows
+        pixels = None
     if pixels is None:
         raise UserError(f"{name}: {len(data)} bytes of format '{image.format}' are no picture")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
@@ -116,6 +172,31 @@ def pose_covariance(boxes: Boxes3D) -> Tensor:
     covariance[:, :3, :3] = depth_std[:, None, None] ** 2 * torch.einsum("ni,nj->nij", along, along) + lateral
     covariance[:, 3:, 3:] = torch.diag(torch.tensor([TILT_STD, YAW_STD, TILT_STD], dtype=torch.float64) ** 2)
     return covariance
+
+
+def detections_message(boxes: Boxes3D, header: Any, types: Any) -> Any:
+    """Boxes as a vision_msgs/Detection3DArray; every detection carries the array's header.
+
+    Args:
+        boxes: finite boxes in the frame of ``header``.
+        header: a std_msgs/Header.
+        types: has the message classes as attributes (``Detection3DArray``, ``Detection3D``, ``Pose`` ...).
+    """
+    boxes = boxes.to("cpu", torch.float64)
+    rows = zip(
+        boxes.center.tolist(), boxes.size.tolist(), boxes.quaternion.tolist(), boxes.labels,
+        boxes.scores.clamp(0, 1).tolist(), pose_covariance(boxes).numpy().reshape(-1, 36), strict=True,
+    )  # fmt: skip
+    detections = []
+    for (x, y, z), (length, width, height), (qx, qy, qz, qw), label, score, covariance in rows:
+        pose = types.Pose(position=types.Point(x=x, y=y, z=z), orientation=types.Quaternion(x=qx, y=qy, z=qz, w=qw))
+        result = types.ObjectHypothesisWithPose(
+            hypothesis=types.ObjectHypothesis(class_id=label.lower(), score=score),
+            pose=types.PoseWithCovariance(pose=pose, covariance=covariance),
+        )
+        bbox = types.BoundingBox3D(center=pose, size=types.Vector3(x=length, y=width, z=height))
+        detections.append(types.Detection3D(header=header, results=[result], bbox=bbox, id=""))
+    return types.Detection3DArray(header=header, detections=detections)
 
 
 def boxes_from_detections(array: Any, classes: Sequence[str] = ()) -> Boxes3D:
