@@ -150,15 +150,14 @@ def test_a_damaged_chunk_costs_only_itself(tmp_path: Path) -> None:
     write_frames(tmp_path / "bag", written)
     file = tmp_path / "bag" / "bag.mcap"
     data = bytearray(file.read_bytes()[: file.stat().st_size - 40])  # without its end: read record by record
-    data[data.index(b"\x28\xb5\x2f\xfd", len(data) // 2)] ^= 0xFF  # a compressed chunk's first byte
+    data[data.index(b"\x28\xb5\x2f\xfd")] ^= 0xFF  # the first compressed chunk's first byte
     file.write_bytes(data)
     problems: list[str] = []
     read = [frame.stamp for frame in read_frames(tmp_path / "bag", problems=problems)]
     stamps = [frame.stamp for frame in written]
     assert set(read) < set(stamps)
-    assert read[0] == stamps[0]
-    assert read[-1] == stamps[-1]
-    assert len(read) >= 10
+    assert read == stamps[-len(read) :]
+    assert len(read) >= 5
     assert any("chunk was skipped" in problem for problem in problems)
 
 
