@@ -36,8 +36,9 @@ from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
 from skd_core.visualize import draw_boxes3d
 from skd_wm3d_ros import messages, parameters
+from skd_wm3d_ros.decoding import Decoder, Rejection
 from skd_wm3d_ros.diagnostics import Statistics, to_diagnostics
-from skd_wm3d_ros.inputs import CameraInput, Decoder
+from skd_wm3d_ros.inputs import CameraInput
 from skd_wm3d_ros.worker import LatestWorker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -139,11 +140,13 @@ class DetectorNode(LifecycleNode):
         worker = self._worker
         self._input = CameraInput(
             self,
+            lambda image, info: worker.put((image, info)),
             self._value("image_transport"),
             self._value("sync_slop"),
-            lambda image, info: worker.put((image, info)),
+            self._value("use_latest_camera_info"),
         )
-        self._decode = Decoder(self._input.image_topic, self._input.camera_info_topic)
+        rectified = self._value("image_is_rectified")
+        self._decode = Decoder(self._input.image_topic, self._input.camera_info_topic, rectified)
         header = Header(stamp=self.get_clock().now().to_msg())
         threshold = self._value("score_threshold")
         self._outputs["label_info"].publish(messages.to_label_info(self.detector.classes, threshold, header))
@@ -181,10 +184,10 @@ class DetectorNode(LifecycleNode):
         image, info = pair
         try:
             self._detect(image, info)
-        except UserError as error:
-            self._reject(str(error))
+        except Rejection as rejection:
+            self._reject(rejection.kind, str(rejection))
         except Exception as error:  # the node must outlive whatever one frame does to it
-            self._reject(f"frame skipped: {type(error).__name__}: {error}")
+            self._reject("inference", f"frame skipped: {type(error).__name__}: {error}")
 
     def _detect(self, image: Image | CompressedImage, info: CameraInfo) -> None:
         assert self.detector is not None
@@ -203,10 +206,11 @@ class DetectorNode(LifecycleNode):
             drawn = draw_boxes3d(picture, boxes, camera)
             self._outputs["debug_image"].publish(messages.to_image(drawn, image.header))
         self._camera_frame = image.header.frame_id
-        self._statistics.answer(decoded - start, inferred - decoded, time.perf_counter() - inferred)
+        encoding = image.encoding if isinstance(image, Image) else image.format
+        self._statistics.answer(encoding, decoded - start, inferred - decoded, time.perf_counter() - inferred)
 
-    def _reject(self, reason: str) -> None:
-        self._statistics.reject(reason)
+    def _reject(self, kind: str, reason: str) -> None:
+        self._statistics.reject(kind, reason)
         self.get_logger().warning(reason, throttle_duration_sec=WARNING_PERIOD)
 
     # -- the rest ---------------------------------------------------------------------------------------------------
@@ -264,11 +268,9 @@ class DetectorNode(LifecycleNode):
         if self.detector is not None:
             values["device"] = str(self.detector.device)
         if self._input is not None and self._worker is not None:
-            counts, statistics = self._input.counts, self._statistics
+            statistics = self._statistics
             values |= {
-                "images received": str(counts.images),
-                "camera_info received": str(counts.infos),
-                "pairs": str(counts.pairs),
+                **self._input.values(),
                 "frames dropped": str(self._worker.dropped),
                 **statistics.values(),
             }
@@ -279,7 +281,8 @@ class DetectorNode(LifecycleNode):
             elif statistics.rejected and not statistics.answered:
                 level, message = DiagnosticStatus.ERROR, statistics.last_error
             elif statistics.rejected:
-                level, message = DiagnosticStatus.WARN, f"{statistics.rejected} frames rejected"
+                count = statistics.rejected.total()
+                level, message = DiagnosticStatus.WARN, f"{count} frames rejected, the last: {statistics.last_error}"
         name = f"{self.get_fully_qualified_name()}: detector"
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(to_diagnostics(name, self._camera_frame, level, message, values, stamp))

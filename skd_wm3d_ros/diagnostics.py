@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -20,29 +20,33 @@ class Statistics:
     """Counts since activation; written by the worker, read by the diagnostics timer."""
 
     answered: int = 0
-    rejected: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)  # by kind
+    encodings: Counter[str] = field(default_factory=Counter)  # of the images answered
     last_error: str = ""
     last_answer: float = 0.0
     latencies: deque[tuple[float, ...]] = field(default_factory=lambda: deque(maxlen=50))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, *seconds: float) -> None:
-        """One frame published; seconds spent in each of STAGES."""
+    def answer(self, encoding: str, *seconds: float) -> None:
+        """One frame published; its encoding and the seconds spent in each of STAGES."""
         with self.lock:
             self.answered += 1
+            self.encodings[encoding] += 1
             self.last_answer = time.monotonic()
             self.latencies.append(seconds)
 
-    def reject(self, reason: str) -> None:
+    def reject(self, kind: str, reason: str) -> None:
         """One frame skipped."""
         with self.lock:
-            self.rejected += 1
+            self.rejected[kind] += 1
             self.last_error = reason
 
     def values(self) -> dict[str, str]:
         """For a DiagnosticStatus."""
         with self.lock:
-            values = {"frames answered": str(self.answered), "frames rejected": str(self.rejected)}
+            values = {"frames answered": str(self.answered), "frames rejected": str(self.rejected.total())}
+            values |= {f"frames rejected: {kind}": str(count) for kind, count in self.rejected.items()}
+            values |= {f"frames answered: {encoding}": str(count) for encoding, count in self.encodings.items()}
             if self.last_error:
                 values["last rejection"] = self.last_error
             if self.answered:

@@ -1,29 +1,39 @@
-"""The camera's two topics: subscribe, pair, decode. What is malformed becomes a `UserError`, never more."""
+"""The camera's two topics: subscribe, pair, count."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import cv2
 import message_filters
-import numpy as np
-from cv_bridge import CvBridge, CvBridgeError
-from numpy.typing import NDArray
+from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_policy_name_from_kind,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from skd_core.camera import Camera
-from skd_core.data.ros_messages import camera_from_info, decode_compressed, stamp_nanoseconds
-from skd_core.errors import UserError
+from skd_core.data.ros_messages import stamp_nanoseconds
+from skd_wm3d_ros.loss import LossMeter
 
 SENSOR_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 SYNC_QUEUE = 10  # messages of each topic that wait for their partner
 SILENCE = 3.0  # seconds without a frame after which a camera counts as dead
+GRACE = 0.05  # seconds an image waits for its own camera_info before the latest one is taken
+LATCHED_AFTER = 2.0  # seconds after which a camera_info is not one of a stream: no image waits for the next
+MUCH_LOSS = 0.1  # share of lost images that is worth a warning
+
+ImageMessage = Image | CompressedImage
 
 
 @dataclass
@@ -33,55 +43,99 @@ class InputCounts:
     images: int = 0
     infos: int = 0
     pairs: int = 0
+    pairs_with_latest_info: int = 0
     last_pair: float = 0.0  # monotonic seconds
 
 
 class CameraInput:
     """Subscriptions to one camera; calls ``on_pair(image message, camera_info message)`` in the executor's thread.
 
+    An image is paired with the camera_info of its stamp (or within ``slop``). Where none comes, as from drivers that
+    publish camera_info once and latched, or where it was lost, the latest camera_info with the image's frame_id is
+    taken, if ``use_latest_info`` allows it.
+
     Args:
         node: the node that subscribes.
+        on_pair: called with messages that belong together; must be quick and must not raise.
         transport: "raw" or "compressed".
         slop: greatest difference of the two stamps in seconds; 0 = equal stamps.
-        on_pair: called with messages that belong together; must be quick and must not raise.
+        use_latest_info: whether an image may be paired with a camera_info of another stamp.
     """
 
     def __init__(
-        self, node: Node, transport: str, slop: float, on_pair: Callable[[Image | CompressedImage, CameraInfo], None]
+        self,
+        node: Node,
+        on_pair: Callable[[ImageMessage, CameraInfo], None],
+        transport: str = "raw",
+        slop: float = 0.0,
+        use_latest_info: bool = True,
     ) -> None:
-        self._node = node
-        self._on_pair = on_pair
-        self._latest: dict[str, int] = {}
-        self.counts = InputCounts()
+        self._node, self._on_pair, self._use_latest = node, on_pair, use_latest_info
+        self.counts, self.loss, self.qos_problem = InputCounts(), LossMeter(), ""
+        self._newest: dict[str, int] = {}  # topic -> stamp
+        self._info: tuple[CameraInfo, float] | None = None  # the latest, and when it came (monotonic seconds)
+        self._waiting: ImageMessage | None = None  # for its camera_info
+        self._done_early: deque[int] = deque(maxlen=SYNC_QUEUE)  # stamps that may still find their own camera_info
         image_topic = node.resolve_topic_name("image")
         # a remapping of `image` does not reach `image/compressed`, so the suffix is put on the remapped name
         self.image_topic = f"{image_topic}/compressed" if transport == "compressed" else image_topic
         self.camera_info_topic = node.resolve_topic_name("camera_info")
         image_type = CompressedImage if transport == "compressed" else Image
-        self._subscribers = [
-            self._subscribe(image_type, self.image_topic),
-            self._subscribe(CameraInfo, self.camera_info_topic),
-        ]
-        for subscriber in self._subscribers:  # before the synchronizer's, so that it sees a mended queue
-            subscriber.registerCallback(self._arrived, subscriber.getTopic())
+        images = self._subscribe(image_type, self.image_topic)
+        infos = self._subscribe(CameraInfo, self.camera_info_topic)
+        self._sources = (images, infos)
+        self._subscriptions = [images.sub, infos.sub]
+        images.registerCallback(self._image_arrived)  # before the synchronizer's callbacks
+        infos.registerCallback(self._info_arrived)
         if slop > 0:
-            self._sync = message_filters.ApproximateTimeSynchronizer(self._subscribers, SYNC_QUEUE, slop)
+            self._sync = message_filters.ApproximateTimeSynchronizer([images, infos], SYNC_QUEUE, slop)
         else:
-            self._sync = message_filters.TimeSynchronizer(self._subscribers, SYNC_QUEUE)
+            self._sync = message_filters.TimeSynchronizer([images, infos], SYNC_QUEUE)
         self._sync.registerCallback(self._paired)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._grace = node.create_timer(GRACE + slop, self._pair_with_latest, clock=steady)
+        self._grace.cancel()
+        if use_latest_info:
+            images.registerCallback(lambda image: self._wait_for_info())  # after the synchronizer's
+            infos.registerCallback(lambda info: self._wait_for_info())
+            self._subscriptions.append(self._subscribe_latched())
 
     def destroy(self) -> None:
         """Unsubscribe."""
-        for subscriber in self._subscribers:
-            self._node.destroy_subscription(subscriber.sub)
-        self._subscribers = []
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._node.destroy_timer(self._grace)
+        self._subscriptions = []
+
+    def values(self) -> dict[str, str]:
+        """For a DiagnosticStatus."""
+        values = {
+            "images received": str(self.counts.images),
+            "image rate (Hz)": f"{self.loss.rate():.1f}",
+            "images lost (%)": f"{100 * self.loss.lost():.0f}",
+            "camera_info received": str(self.counts.infos),
+            "pairs": str(self.counts.pairs),
+            "pairs with the latest camera_info": str(self.counts.pairs_with_latest_info),
+        }
+        if self.counts.pairs:
+            values["age of the last pair (s)"] = f"{time.monotonic() - self.counts.last_pair:.2f}"
+        return values
 
     def problem(self) -> str | None:
-        """Why no pairs come, in one line with the cure; None where they do."""
+        """What is wrong with the camera, in one line with the cure; None where nothing is."""
         images, infos = self.counts.images, self.counts.infos
+        if self.qos_problem and not images:
+            return self.qos_problem
         if self.counts.pairs:
             age = time.monotonic() - self.counts.last_pair
-            return f"no frame on {self.image_topic} for {age:.0f} s" if age > SILENCE else None
+            if age > SILENCE:
+                return f"no frame on {self.image_topic} for {age:.0f} s: is the camera's driver alive?"
+            if (lost := self.loss.lost()) > MUCH_LOSS:
+                return (
+                    f"{lost:.0%} of the images on {self.image_topic} are lost on the way: set "
+                    "FASTRTPS_DEFAULT_PROFILES_FILE to config/fastdds_images.xml for the camera's driver and this node"
+                )
+            return None
         if not images and not infos:
             return f"no image on {self.image_topic} and no camera_info on {self.camera_info_topic} yet"
         if not infos:
@@ -94,18 +148,25 @@ class CameraInput:
                 f"camera_info arrives on {self.camera_info_topic} but no image on {self.image_topic}: "
                 "remap image, or check image_transport"
             )
+        if self._use_latest:
+            return (
+                f"stamps and frame_ids on {self.image_topic} and {self.camera_info_topic} never agree: "
+                "publish the same header on both, or set sync_slop"
+            )
         return (
             f"stamps on {self.image_topic} and {self.camera_info_topic} never agree: "
-            "set sync_slop to the greatest difference in seconds"
+            "set sync_slop to the greatest difference in seconds, or use_latest_camera_info"
         )
 
+    # -- subscriptions ------------------------------------------------------------------------------------------------
     def _subscribe(self, kind: type, topic: str) -> message_filters.Subscriber:
-        def incompatible(event: object) -> None:
-            policy = qos_policy_name_from_kind(event.last_policy_kind)  # type: ignore[attr-defined]
-            self._node.get_logger().error(
+        def incompatible(event: Any) -> None:
+            policy = qos_policy_name_from_kind(event.last_policy_kind)
+            self.qos_problem = (
                 f"a publisher of {topic} offers an incompatible QoS ({policy}), nothing is received from it: "
                 f"set the parameter qos_overrides.{topic}.subscription.{policy.lower()} to what it offers"
             )
+            self._node.get_logger().error(self.qos_problem)
 
         return message_filters.Subscriber(
             self._node,
@@ -116,78 +177,81 @@ class CameraInput:
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
         )
 
-    def _arrived(self, message: Image | CompressedImage | CameraInfo, topic: str) -> None:
-        if topic == self.camera_info_topic:
-            self.counts.infos += 1
-        else:
-            self.counts.images += 1
-        stamp = stamp_nanoseconds(message.header)
-        if stamp < self._latest.get(topic, stamp):
-            # Time went back (a bag starts again). The synchronizer drops the oldest when its queue is full, so what
-            # waits from before the jump would push out every new message.
-            with self._sync.lock:
-                for queue in self._sync.queues:
-                    for late in [key for key in queue if key > stamp]:
-                        del queue[late]
-        self._latest[topic] = stamp
+    def _subscribe_latched(self) -> Any:
+        """What was latched before this node came is only sent to a transient-local subscription, and such a one does
+        not match drivers that stream without latching: hence the second, on which that mismatch means nothing."""
+        return self._node.create_subscription(
+            CameraInfo,
+            self.camera_info_topic,
+            self._latched_arrived,
+            LATCHED_QOS,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=lambda event: None),
+        )
 
-    def _paired(self, image: Image | CompressedImage, info: CameraInfo) -> None:
+    # -- pairing ------------------------------------------------------------------------------------------------------
+    def _image_arrived(self, image: ImageMessage) -> None:
+        stamp = stamp_nanoseconds(image.header)
+        self.counts.images += 1
+        self.loss.image(stamp)
+        self._mind_the_clock(self.image_topic, stamp)
+        self._pair_with_latest()  # the image before, if it still waits
+        if stamp in self._done_early:
+            self._done_early.remove(stamp)  # sent again on purpose
+        self._waiting = image
+
+    def _info_arrived(self, info: CameraInfo) -> None:
+        stamp = stamp_nanoseconds(info.header)
+        self.counts.infos += 1
+        self.loss.info(stamp)
+        self._mind_the_clock(self.camera_info_topic, stamp)
+        self._info = (info, time.monotonic())
+
+    def _latched_arrived(self, info: CameraInfo) -> None:
+        if self._info is None:  # else it has come, or will come, on the other subscription too
+            self.counts.infos += 1
+            self._info = (info, time.monotonic())
+            self._wait_for_info()
+
+    def _wait_for_info(self) -> None:
+        if self._waiting is None or self._info is None:
+            return
+        if time.monotonic() - self._info[1] > LATCHED_AFTER:
+            self._pair_with_latest()
+        else:
+            self._grace.reset()
+
+    def _pair_with_latest(self) -> None:
+        image, self._waiting = self._waiting, None
+        self._grace.cancel()
+        if image is None or self._info is None or not self._use_latest:
+            return
+        info = self._info[0]
+        if info.header.frame_id == image.header.frame_id:
+            self.counts.pairs_with_latest_info += 1
+            self._done_early.append(stamp_nanoseconds(image.header))
+            self._hand_over(image, info)
+
+    def _paired(self, image: ImageMessage, info: CameraInfo) -> None:
+        stamp = stamp_nanoseconds(image.header)
+        if self._waiting is image:
+            self._waiting = None
+            self._grace.cancel()
+        if stamp in self._done_early:
+            self._done_early.remove(stamp)  # its own camera_info came after all, too late
+        else:
+            self._hand_over(image, info)
+
+    def _hand_over(self, image: ImageMessage, info: CameraInfo) -> None:
         self.counts.pairs += 1
         self.counts.last_pair = time.monotonic()
         self._on_pair(image, info)
 
-
-class Decoder:
-    """Messages of one camera to an RGB picture and its camera."""
-
-    def __init__(self, image_topic: str, camera_info_topic: str) -> None:
-        self._image_topic, self._camera_info_topic = image_topic, camera_info_topic
-        self._bridge = CvBridge()
-        self._camera: tuple[CameraInfo, Camera] | None = None
-
-    def __call__(self, image: Image | CompressedImage, info: CameraInfo) -> tuple[NDArray[np.uint8], Camera]:
-        """Decode a pair.
-
-        Returns:
-            the picture, shape (H, W, 3), RGB, and its camera.
-
-        Raises:
-            UserError: malformed or of an unknown encoding, uncalibrated, or the sizes disagree; one line that names
-                the topics.
-        """
-        camera = self._camera_of(info)
-        picture = self._picture_of(image)
-        if picture.shape[:2] != (camera.height, camera.width):
-            raise UserError(
-                f"{self._image_topic} is {picture.shape[1]}x{picture.shape[0]}, but {self._camera_info_topic} is for "
-                f"{camera.width}x{camera.height} (after ROI and binning)"
-            )
-        return picture, camera
-
-    def _camera_of(self, info: CameraInfo) -> Camera:
-        if self._camera is None or not _same_camera(self._camera[0], info):
-            name = f"{self._camera_info_topic} (for {self._image_topic})"
-            self._camera = (info, camera_from_info(info, name))
-        return self._camera[1]
-
-    def _picture_of(self, image: Image | CompressedImage) -> NDArray[np.uint8]:
-        if isinstance(image, CompressedImage):
-            return decode_compressed(image, self._image_topic)
-        if image.width == 0 or image.height == 0 or len(image.data) < image.step * image.height:
-            raise UserError(
-                f"{self._image_topic}: {len(image.data)} bytes are no {image.width}x{image.height} image "
-                f"with a step of {image.step}"
-            )
-        try:
-            return np.asarray(self._bridge.imgmsg_to_cv2(image, desired_encoding="rgb8"))
-        except (CvBridgeError, TypeError, ValueError, cv2.error) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{self._image_topic}: encoding '{image.encoding}' cannot be decoded ({reason})") from None
-
-
-def _same_camera(a: CameraInfo, b: CameraInfo) -> bool:
-    """Whether two messages describe the same camera; their headers may differ."""
-    names = ("height", "width", "binning_x", "binning_y", "distortion_model", "d", "roi")
-    return bool(
-        np.array_equal(a.k, b.k) and np.array_equal(a.p, b.p) and all(getattr(a, n) == getattr(b, n) for n in names)
-    )
+    def _mind_the_clock(self, topic: str, stamp: int) -> None:
+        """Time goes back where a bag starts again. The synchronizer drops the oldest when its queue is full, so what
+        waits from before the jump would push out every new message."""
+        if stamp < self._newest.get(topic, stamp):
+            with self._sync.lock:
+                for queue in self._sync.queues:
+                    for late in [key for key in queue if key > stamp]:
+                        del queue[late]
+        self._newest[topic] = stamp

@@ -47,6 +47,18 @@ PARAMETERS = (
         when="activate",
     ),
     Spec(
+        "image_is_rectified",
+        True,
+        "true: the image is rectified, P of camera_info is its camera; false: it is raw, and undistorted with K and D.",
+        when="activate",
+    ),
+    Spec(
+        "use_latest_camera_info",
+        True,
+        "Pair an image that has no camera_info of its own stamp with the latest one of its frame_id (latched drivers).",
+        when="activate",
+    ),
+    Spec(
         "sync_slop",
         0.0,
         "Greatest difference in seconds between the stamps of an image and its camera_info; 0 = equal stamps.",

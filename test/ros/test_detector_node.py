@@ -29,13 +29,15 @@ from ros_harness import (
     image_message,
     picture,
 )  # fmt: skip
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import Marker, MarkerArray
 
+from skd_core.camera import Camera
 from skd_core.data.ros_messages import boxes_from_detections
 from skd_core.inference.detector import Detector
 
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TYPE_HASH = "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"
 
 
@@ -143,8 +145,7 @@ def test_publishers_of_either_reliability(process, qos):
 
 def test_label_info_is_latched(rig, detector):
     received = []
-    latched = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    rig.node.create_subscription(LabelInfo, "/detector/label_info", received.append, latched)
+    rig.node.create_subscription(LabelInfo, "/detector/label_info", received.append, LATCHED)
     rig.spin_until(lambda: received, "label_info")  # published long ago
     assert [c.class_name for c in received[0].class_map] == [name.lower() for name in detector.classes]
 
@@ -232,8 +233,7 @@ def test_uncalibrated_camera(rig):
 
 
 def test_missing_camera_info_names_both_topics(rig):
-    assert rig.transition(DEACTIVATE)
-    assert rig.transition(ACTIVATE)
+    reactivate(rig)
     rig.diagnostics.clear()
 
     def status():
@@ -244,6 +244,14 @@ def test_missing_camera_info_names_both_topics(rig):
     assert rig.ask(image_message(picture(1))).detections
 
 
+def reactivate(rig, **values):
+    """With other parameters, which it returns to undo."""
+    assert rig.transition(DEACTIVATE)
+    result = rig.set(**values)
+    assert result.successful, result.reason
+    assert rig.transition(ACTIVATE)
+
+
 def test_stamps_that_disagree_and_sync_slop(rig):
     def send():
         image, info = image_message(picture(1)), camera_info()
@@ -251,8 +259,7 @@ def test_stamps_that_disagree_and_sync_slop(rig):
         rig.infos.publish(info)
         rig.images.publish(image)
 
-    assert rig.transition(DEACTIVATE)
-    assert rig.transition(ACTIVATE)
+    reactivate(rig, use_latest_camera_info=False)
     rig.diagnostics.clear()
 
     def told():
@@ -260,9 +267,7 @@ def test_stamps_that_disagree_and_sync_slop(rig):
         return [s for s in rig.diagnostics if "never agree" in s.message and "sync_slop" in s.message]
 
     rig.spin_until(told, "a diagnostic about the stamps")
-    assert rig.transition(DEACTIVATE)
-    assert rig.set(sync_slop=0.15).successful
-    assert rig.transition(ACTIVATE)
+    reactivate(rig, sync_slop=0.15)
     rig.answers.clear()
 
     def answered():
@@ -270,9 +275,45 @@ def test_stamps_that_disagree_and_sync_slop(rig):
         return rig.answers
 
     rig.spin_until(answered, "detections with sync_slop")
-    assert rig.transition(DEACTIVATE)
-    assert rig.set(sync_slop=0.0).successful
-    assert rig.transition(ACTIVATE)
+    reactivate(rig, sync_slop=0.0, use_latest_camera_info=True)
+
+
+def test_camera_info_that_was_latched_before_the_node_came(rig):
+    reactivate(rig, image_transport="compressed")  # and back: forget every camera_info
+    rig.node.destroy_publisher(rig.infos)
+    info = camera_info()
+    info.header.frame_id = FRAME_ID
+    latched = rig.node.create_publisher(CameraInfo, "camera_info", LATCHED)
+    latched.publish(info)
+    reactivate(rig, image_transport="raw")
+    rig.answers.clear()
+
+    def answered():
+        rig.send(image_message(picture(1)), None)
+        return rig.answers
+
+    rig.spin_until(answered, "detections with the latched camera_info")
+    assert next(iter(rig.answers.values())).detections
+    rig.node.destroy_publisher(latched)
+    rig.infos = rig.node.create_publisher(CameraInfo, "camera_info", BEST_EFFORT)
+    reactivate(rig)
+
+
+def test_raw_image_with_distortion(rig, detector):
+    """What the node undistorts is what the library sees, with K for its camera."""
+    reactivate(rig, image_is_rectified=False)
+    info = camera_info()
+    info.d = [-0.3, 0.1, 0.0, 0.0, 0.0]
+    k, d = np.array(info.k).reshape(3, 3), np.array(info.d)
+    pixels = picture(6)
+    boxes = boxes_from_detections(rig.ask(image_message(pixels), info))
+    straight = cv2.undistort(pixels, k, d)
+    assert np.abs(straight.astype(int) - pixels).mean() > 1
+    pinhole = Camera(torch.from_numpy(np.hstack([k, np.zeros((3, 1))])), WIDTH, HEIGHT)
+    expected = detector.predict(straight, pinhole, score_threshold=0.0)
+    assert len(boxes) == len(expected)
+    torch.testing.assert_close(boxes.center, expected.center.double(), rtol=1e-2, atol=1e-2)
+    reactivate(rig, image_is_rectified=True)
 
 
 def test_time_that_goes_back(rig):
@@ -286,9 +327,7 @@ def test_time_that_goes_back(rig):
 
 
 def test_compressed_images(rig):
-    assert rig.transition(DEACTIVATE)
-    assert rig.set(image_transport="compressed").successful
-    assert rig.transition(ACTIVATE)
+    reactivate(rig, image_transport="compressed")
     pixels = picture(5)
     png = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
     answer = rig.ask(CompressedImage(format="rgb8; png compressed bgr8", data=array.array("B", png)))
@@ -301,9 +340,7 @@ def test_compressed_images(rig):
 
     rig.spin_until(reported, "a diagnostic about half a JPEG")
     assert rig.ask(CompressedImage(format="jpeg", data=array.array("B", jpeg))).detections
-    assert rig.transition(DEACTIVATE)
-    assert rig.set(image_transport="raw").successful
-    assert rig.transition(ACTIVATE)
+    reactivate(rig, image_transport="raw")
     raw = boxes_from_detections(rig.ask(image_message(pixels)))
     assert torch.equal(boxes_from_detections(answer).center, raw.center)  # PNG loses nothing
 
@@ -363,8 +400,7 @@ def test_bad_parameters_are_rejected_with_a_reason(rig, values, reason):
 
 
 def test_incompatible_subscriber_is_named(rig, process):
-    latched = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    rig.node.create_subscription(Detection3DArray, "/detector/detections", lambda _: None, latched)
+    rig.node.create_subscription(Detection3DArray, "/detector/detections", lambda _: None, LATCHED)
 
     def named():
         rclpy.spin_once(rig.node, timeout_sec=0.05)

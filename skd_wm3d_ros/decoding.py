@@ -1,0 +1,130 @@
+"""Messages of one camera to an RGB picture and its rectified camera. What is malformed is a `Rejection`, never more."""
+
+from __future__ import annotations
+
+import array
+
+import cv2
+import numpy as np
+from cv_bridge import CvBridge, CvBridgeError
+from numpy.typing import NDArray
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from skd_core.camera import Camera
+from skd_core.data.ros_messages import camera_from_info, decode_compressed, undistortion_maps
+from skd_core.errors import UserError
+
+_ALIASES = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8", "16UC1": "mono16"}
+"""OpenCV's names, which say nothing about colour, as the order OpenCV keeps."""
+
+
+class Rejection(UserError):
+    """A frame that is skipped, and why.
+
+    Attributes:
+        kind: what it is counted under in the diagnostics.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class Decoder:
+    """Decodes pairs of messages; what a camera_info means is worked out once and kept until another one comes.
+
+    A raw image (``rectified`` False) is undistorted with K and D to a pinhole image with the same K and the same
+    orientation, so that boxes are in the frame that the image's header names; P and R, which belong to a rectified
+    image, are not used then. Undistorting the image rather than the boxes keeps what the network sees a pinhole
+    image, as in training.
+    """
+
+    def __init__(self, image_topic: str, camera_info_topic: str, rectified: bool = True) -> None:
+        self._image_topic, self._camera_info_topic, self._rectified = image_topic, camera_info_topic, rectified
+        self._bridge = CvBridge()
+        self._info: CameraInfo | None = None
+        self._camera: Camera | None = None
+        self._maps: tuple[NDArray[np.generic], NDArray[np.generic]] | None = None
+
+    def __call__(self, image: Image | CompressedImage, info: CameraInfo) -> tuple[NDArray[np.uint8], Camera]:
+        """Decode a pair.
+
+        Returns:
+            the picture, shape (H, W, 3), RGB, without distortion, and its camera.
+
+        Raises:
+            Rejection: malformed or of an unknown encoding, uncalibrated, or the sizes disagree; one line that names
+                the topics.
+        """
+        camera = self._camera_of(info)
+        picture = self._picture_of(image)
+        if picture.shape[:2] != (camera.height, camera.width):
+            raise Rejection(
+                "size",
+                f"{self._image_topic} is {picture.shape[1]}x{picture.shape[0]}, but {self._camera_info_topic} is for "
+                f"{camera.width}x{camera.height} (after ROI and binning)",
+            )
+        if self._maps is not None:
+            picture = cv2.remap(picture, *self._maps, cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+        return picture, camera
+
+    def _camera_of(self, info: CameraInfo) -> Camera:
+        if self._camera is None or self._info is None or not _same_camera(self._info, info):
+            self._camera = None  # also where the new one is no good
+            name = f"{self._camera_info_topic} (for {self._image_topic})"
+            try:
+                camera = camera_from_info(info, name, self._rectified)
+                self._maps = None if self._rectified else undistortion_maps(info, camera, name)
+            except UserError as error:
+                raise Rejection("calibration", str(error)) from None
+            self._info, self._camera = info, camera
+        return self._camera
+
+    def _picture_of(self, image: Image | CompressedImage) -> NDArray[np.uint8]:
+        if isinstance(image, CompressedImage):
+            try:
+                return decode_compressed(image, self._image_topic)
+            except UserError as error:
+                raise Rejection("compressed data", str(error)) from None
+        try:
+            return np.asarray(self._bridge.imgmsg_to_cv2(self._tight(image), desired_encoding="rgb8"))
+        except Rejection:
+            raise
+        except (CvBridgeError, TypeError, ValueError, KeyError, cv2.error) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise Rejection(
+                "encoding", f"{self._image_topic}: encoding '{image.encoding}' cannot be decoded ({reason})"
+            ) from None
+
+    def _tight(self, image: Image) -> Image:
+        """The image without padding at the end of its rows: cv_bridge only takes some paddings."""
+        encoding = _ALIASES.get(image.encoding, image.encoding)
+        dtype, channels = self._bridge.encoding_to_dtype_with_channels(encoding)
+        row = image.width * channels * np.dtype(dtype).itemsize
+        size = image.step * image.height
+        if row == 0 or size == 0 or image.step < row or len(image.data) < size:
+            raise Rejection(
+                "size",
+                f"{self._image_topic}: {len(image.data)} bytes are no {image.width}x{image.height} {encoding} image "
+                f"with a step of {image.step}",
+            )
+        data = image.data
+        if image.step > row or len(data) > size:
+            rows = np.frombuffer(data, np.uint8, size).reshape(image.height, image.step)[:, :row]
+            data = array.array("B", rows.tobytes())
+        return Image(
+            height=image.height,
+            width=image.width,
+            encoding=encoding,
+            is_bigendian=image.is_bigendian,
+            step=row,
+            data=data,
+        )
+
+
+def _same_camera(a: CameraInfo, b: CameraInfo) -> bool:
+    """Whether two messages describe the same camera; their headers may differ."""
+    names = ("height", "width", "binning_x", "binning_y", "distortion_model", "d", "roi")
+    return bool(
+        np.array_equal(a.k, b.k) and np.array_equal(a.p, b.p) and all(getattr(a, n) == getattr(b, n) for n in names)
+    )

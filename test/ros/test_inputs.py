@@ -1,0 +1,437 @@
+"""Decoding, undistortion, pairing and loss, each without a network and most without a node."""
+
+from __future__ import annotations
+
+import array
+import math
+import time
+
+import cv2
+import numpy as np
+import pytest
+import rclpy
+from ros_harness import HEIGHT, WIDTH, camera_info, image_message, picture
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from skd_wm3d_ros.decoding import Decoder, Rejection
+from skd_wm3d_ros.inputs import LATCHED_AFTER, CameraInput
+from skd_wm3d_ros.loss import LossMeter
+
+K = np.array([[100.0, 0, 79.5], [0, 100, 59.5], [0, 0, 1]])
+
+
+def decode(image, info=None, rectified=True):
+    return Decoder("/image", "/camera_info", rectified)(image, info or camera_info())
+
+
+# -- encodings --------------------------------------------------------------------------------------------------------
+def grey_message(encoding, value=100, width=WIDTH, height=HEIGHT):
+    """An image of one grey value in any encoding."""
+    if encoding.startswith("yuv422") or encoding in ("uyvy", "yuyv"):
+        y_first = encoding in ("yuv422_yuy2", "yuyv")
+        luma = round(16 + value * 219 / 255)
+        pixels = np.full((height, width, 2), 128, np.uint8)
+        pixels[..., 0 if y_first else 1] = luma
+    elif encoding.endswith("16"):
+        shape = (height, width) if encoding.startswith(("mono", "bayer")) else (height, width, 3)
+        pixels = np.full(shape, value * 257, np.uint16)
+    else:
+        channels = {"mono8": 1, "8UC1": 1, "rgba8": 4, "bgra8": 4, "8UC4": 4}.get(encoding, 3)
+        channels = 1 if encoding.startswith("bayer") else channels
+        pixels = np.full((height, width) if channels == 1 else (height, width, channels), value, np.uint8)
+    return image_message(pixels, encoding)
+
+
+BAYER = [f"bayer_{p}{b}" for p in ("rggb", "bggr", "gbrg", "grbg") for b in (8, 16)]
+ENCODINGS = [
+    "rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "rgb16", "bgr16", *BAYER, "yuv422", "yuv422_yuy2", "8UC1",
+    "8UC3", "8UC4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_becomes_rgb(encoding):
+    pixels, _ = decode(grey_message(encoding))
+    assert pixels.shape == (HEIGHT, WIDTH, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - 100).max() <= 1
+
+
+@pytest.mark.parametrize(("encoding", "order"), [("rgb8", [0, 1, 2]), ("bgr8", [2, 1, 0]), ("8UC3", [2, 1, 0])])
+@pytest.mark.parametrize("padding", [0, 1, 7, 12])
+def test_channel_order_and_padding_of_any_size(encoding, order, padding):
+    pixels = picture(1)
+    rows = np.ascontiguousarray(pixels[..., order]).reshape(HEIGHT, -1)
+    rows = np.hstack([rows, np.full((HEIGHT, padding), 77, np.uint8)])
+    message = Image(
+        height=HEIGHT, width=WIDTH, encoding=encoding, step=rows.shape[1], data=array.array("B", rows.tobytes())
+    )
+    np.testing.assert_array_equal(decode(message)[0], pixels)
+
+
+def test_big_endian_16_bit():
+    message = image_message(np.full((HEIGHT, WIDTH), 100 * 257, ">u2"), "mono16")
+    message.is_bigendian = 1
+    assert np.abs(decode(message)[0].astype(int) - 100).max() <= 1
+
+
+# -- what is malformed ------------------------------------------------------------------------------------------------
+def changed(message, **fields):
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+def jpeg(**fields):
+    data = cv2.imencode(".jpg", picture(1))[1].tobytes()
+    return changed(CompressedImage(format="jpeg", data=array.array("B", data)), **fields)
+
+
+def half(encoded):
+    return array.array("B", encoded.tobytes()[: len(encoded) // 2])
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "said"),
+    [
+        (lambda: changed(image_message(picture(1)), encoding="plasma9"), "encoding", "plasma9"),
+        (lambda: changed(image_message(picture(1)), encoding=""), "encoding", "''"),
+        (lambda: changed(image_message(picture(1)), encoding="32FC1"), "encoding|size", ""),
+        (lambda: image_message(np.zeros((HEIGHT, WIDTH), np.float32), "32FC1"), "encoding", "32FC1"),
+        (lambda: changed(image_message(picture(1)), data=array.array("B", bytes(10))), "size", "10 bytes"),
+        (lambda: changed(image_message(picture(1)), data=array.array("B")), "size", "0 bytes"),
+        (lambda: changed(image_message(picture(1)), height=0), "size", "320x0"),
+        (lambda: changed(image_message(picture(1)), width=0), "size", "0x96"),
+        (lambda: changed(image_message(picture(1)), step=0), "size", "step of 0"),
+        (lambda: changed(image_message(picture(1)), step=3 * WIDTH - 1), "size", "step of 959"),
+        (lambda: changed(image_message(picture(1)), step=2**32 - 1, height=2**32 - 1), "size", ""),
+        (lambda: image_message(picture(1)[:, :-16]), "size", "304x96"),
+        (lambda: image_message(picture(1)[:, :33, :2], "yuv422"), "encoding|size", ""),
+        (lambda: jpeg(data=array.array("B")), "compressed data", "0 bytes"),
+        (lambda: jpeg(data=array.array("B", b"no picture at all")), "compressed data", "no picture"),
+        (lambda: jpeg(data=half(cv2.imencode(".jpg", picture(1))[1])), "compressed data", "incomplete JPEG"),
+        (lambda: jpeg(data=half(cv2.imencode(".png", picture(1))[1])), "compressed data", "incomplete PNG"),
+    ],
+)
+def test_malformed_images(image, kind, said):
+    with pytest.raises(Rejection) as caught:
+        decode(image())
+    assert caught.value.kind in kind.split("|")
+    assert said in str(caught.value)
+    assert "/image" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"k": [0.0] * 9}, "uncalibrated"),
+        ({"k": [math.nan] * 9}, "K holds NaN"),
+        ({"p": [math.inf] * 12}, "P holds NaN"),
+        ({"d": [math.nan] * 5}, "D holds NaN"),
+        ({"height": 0}, "size must be positive"),
+        ({"p": [0.0] * 12, "d": [0.1] * 5}, "image_is_rectified"),
+        ({"p": [-1.0] * 12}, "focal lengths must be positive"),
+    ],
+)
+def test_malformed_camera_info(fields, said):
+    with pytest.raises(Rejection, match=said) as caught:
+        decode(image_message(picture(1)), changed(camera_info(), **fields))
+    assert caught.value.kind == "calibration"
+    assert "/camera_info" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "d", "said"),
+    [
+        ("fish", [0.1] * 4, "distortion_model 'fish' is not one of plumb_bob"),
+        ("plumb_bob", [0.1] * 3, "needs 4 or 5 coefficients in D, got 3"),
+        ("equidistant", [0.1] * 5, "needs 4 coefficients in D, got 5"),
+        ("rational_polynomial", [0.1] * 5, "needs 8 or 12 or 14"),
+    ],
+)
+def test_malformed_distortion(model, d, said):
+    info = changed(camera_info(), distortion_model=model, d=d)
+    with pytest.raises(Rejection, match=said):
+        decode(image_message(picture(1)), info, rectified=False)
+    decode(image_message(picture(1)), info)  # of no concern to a rectified image
+
+
+def test_after_a_bad_camera_info_the_next_good_one_counts():
+    decoder = Decoder("/image", "/camera_info")
+    for _ in range(2):
+        with pytest.raises(Rejection):
+            decoder(image_message(picture(1)), changed(camera_info(), k=[0.0] * 9))
+        assert decoder(image_message(picture(1)), camera_info())[1].fx == 180
+
+
+def test_exif_orientation_is_not_applied():
+    """The calibration is for the pixels as stored; an upright phone photograph must not be turned under it."""
+    plain = cv2.imencode(".jpg", picture(1))[1].tobytes()
+    tiff = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00\x00\x00\x00\x00"
+    exif = b"Exif\x00\x00" + tiff
+    turned = plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:]
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (WIDTH, HEIGHT, 3)
+    assert decode(jpeg(data=array.array("B", turned)))[0].shape == (HEIGHT, WIDTH, 3)
+
+
+# -- raw images -------------------------------------------------------------------------------------------------------
+def raw_info(model, d, **fields):
+    p = [500.0, 0, 0, -35, 0, 500, 0, 0, 0, 0, 1, 0]  # of a rectified image: must not matter
+    return changed(CameraInfo(height=120, width=160, distortion_model=model, d=d, k=K.flatten(), p=p), **fields)
+
+
+MODELS = [
+    ("plumb_bob", [-0.2, 0.05, 0.001, -0.002, 0.0]),
+    ("rational_polynomial", [0.3, 0.1, 0.0, 0.0, 0.01, 0.5, 0.15, 0.02]),
+    ("equidistant", [0.05, -0.01, 0.002, 0.0]),
+]
+RAYS = np.array([[0.0, 0, 1], [0.4, 0.2, 1], [-0.5, -0.3, 1], [0.3, -0.4, 1]])
+
+
+def distort(model, d, rays):
+    points, zero = rays[:, None], np.zeros(3)
+    if model == "equidistant":
+        return cv2.fisheye.projectPoints(points, zero, zero, K, np.array(d))[0][:, 0]
+    return cv2.projectPoints(points, zero, zero, K, np.array(d))[0][:, 0]
+
+
+def spots(points, width=160, height=120):
+    """A black image with a white blob at each point."""
+    v, u = np.mgrid[:height, :width]
+    bright = sum(np.exp(-((u - x) ** 2 + (v - y) ** 2) / 4) for x, y in points)
+    return np.repeat((255 * np.minimum(bright, 1)).astype(np.uint8)[..., None], 3, 2)
+
+
+def centroid(pixels, u, v, radius=6):
+    x0, y0 = round(u) - radius, round(v) - radius
+    window = pixels[max(y0, 0) : y0 + 2 * radius + 1, max(x0, 0) : x0 + 2 * radius + 1, 0].astype(float)
+    rows, columns = np.mgrid[: window.shape[0], : window.shape[1]]
+    assert window.sum() > 500, "nothing there"
+    return (
+        (columns * window).sum() / window.sum() + max(x0, 0),
+        (rows * window).sum() / window.sum() + max(y0, 0),
+    )
+
+
+@pytest.mark.parametrize(("model", "d"), MODELS, ids=[m for m, _ in MODELS])
+def test_a_raw_image_becomes_a_pinhole_image_with_its_k(model, d):
+    seen = distort(model, d, RAYS)
+    assert np.abs(seen - (RAYS @ K.T)[:, :2]).max() > 2, "the test needs distortion that shows"
+    pixels, camera = decode(image_message(spots(seen)), raw_info(model, d), rectified=False)
+    np.testing.assert_allclose(camera.P.numpy(), np.hstack([K, np.zeros((3, 1))]))
+    for ray in RAYS:
+        u, v = (K @ ray)[:2]
+        np.testing.assert_allclose(centroid(pixels, u, v), (u, v), atol=0.3)
+
+
+def test_a_raw_image_with_roi_and_binning():
+    """D has no unit, so it stays as it is: the window (40, 20) of 80x80, binned by 2, sees each ray where K says."""
+    model, d = MODELS[0]
+    info = raw_info(model, d, binning_x=2, binning_y=2)
+    info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height = 40, 20, 80, 80
+    rays = np.array([[0.0, 0, 1], [0.25, 0.2, 1], [-0.3, -0.3, 1]])
+    seen = (distort(model, d, rays) - [40, 20]) / 2
+    pixels, camera = decode(image_message(spots(seen, 40, 40)), info, rectified=False)
+    assert (camera.width, camera.height, camera.fx, camera.cx, camera.cy) == (40, 40, 50, 19.75, 19.75)
+    for ray in rays:
+        u, v = 50 * ray[0] + 19.75, 50 * ray[1] + 19.75
+        np.testing.assert_allclose(centroid(pixels, u, v, 4), (u, v), atol=0.3)
+
+
+def test_a_raw_image_without_distortion_is_left_alone():
+    pixels, camera = decode(image_message(picture(1)), changed(camera_info(), d=[0.0] * 5), rectified=False)
+    np.testing.assert_array_equal(pixels, picture(1))
+    assert float(camera.P[0, 3]) == 0  # K's camera, not P's with its baseline
+
+
+def test_rectified_image_with_roi_and_binning():
+    info = changed(camera_info(), width=640, height=192, binning_x=2, binning_y=2)
+    info.roi.x_offset, info.roi.width, info.roi.height = 20, 600, 192
+    _, camera = decode(image_message(np.zeros((96, 300, 3), np.uint8)), info)
+    assert (camera.fx, camera.cx, camera.cy, camera.width) == (90, (158.5 - 20) / 2, 47.25 / 2, 300)
+
+
+def test_resolution_and_intrinsics_change_while_running():
+    decoder = Decoder("/image", "/camera_info", rectified=False)
+    small, large = raw_info(*MODELS[0]), raw_info(*MODELS[0], width=320, height=240)
+    large.k = (K * [[2, 1, 2], [1, 2, 2], [1, 1, 1]]).flatten()
+    for info in (small, large, small):
+        pixels, camera = decoder(image_message(np.full((info.height, info.width, 3), 9, np.uint8)), info)
+        assert pixels.shape[:2] == (camera.height, camera.width) == (info.height, info.width)
+        assert camera.fx == info.k[0]
+    with pytest.raises(Rejection, match="160x120, but /camera_info is for 320x240"):
+        decoder(image_message(np.zeros((120, 160, 3), np.uint8)), large)
+
+
+# -- pairing ----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def node():
+    rclpy.init()
+    yield rclpy.create_node("pairing")
+    rclpy.try_shutdown()
+
+
+class Pairing:
+    """A CameraInput that is fed by hand, as its subscriptions would."""
+
+    def __init__(self, node, **options):
+        self.node, self.pairs = node, []
+        self.input = CameraInput(
+            node, lambda i, c: self.pairs.append((i.header.stamp.sec, c.header.stamp.sec)), **options
+        )
+
+    def image(self, second, frame="camera"):
+        self._signal(0, Image(header=header(second, frame)))
+
+    def info(self, second, frame="camera"):
+        self._signal(1, CameraInfo(header=header(second, frame)))
+
+    def wait(self):
+        until = time.monotonic() + 60
+        while not self.pairs and time.monotonic() < until:
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+
+    def _signal(self, index, message):
+        self.input._sources[index].signalMessage(message)
+
+
+def header(second, frame):
+    message = Header(frame_id=frame)
+    message.stamp.sec = second
+    return message
+
+
+@pytest.fixture
+def pairing(node):
+    made = []
+
+    def make(**options):
+        made.append(Pairing(node, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.input.destroy()
+
+
+@pytest.mark.parametrize("first", ["image", "info"])
+def test_equal_stamps_pair_in_either_order(pairing, first):
+    p = pairing()
+    for second in (5, 6, 7):
+        for kind in (first, "info" if first == "image" else "image"):
+            getattr(p, kind)(second)
+    assert p.pairs == [(5, 5), (6, 6), (7, 7)]
+    assert p.input.counts.pairs_with_latest_info == 0
+
+
+def test_latched_camera_info_pairs_at_once(pairing):
+    p = pairing()
+    p.info(1)
+    p.input._info = (p.input._info[0], time.monotonic() - 2 * LATCHED_AFTER)
+    for second in (50, 51):
+        p.image(second)
+    assert p.pairs == [(50, 1), (51, 1)]
+
+
+def test_lost_camera_info_is_waited_for_and_then_replaced(pairing):
+    p = pairing()
+    p.info(5)
+    p.image(6)
+    assert p.pairs == []  # its own may still come
+    p.wait()
+    assert p.pairs == [(6, 5)]
+    p.info(6)  # too late
+    assert p.pairs == [(6, 5)]
+    p.image(7)
+    p.info(7)
+    assert p.pairs[1:] == [(7, 7)]
+
+
+def test_the_next_image_ends_the_wait(pairing):
+    p = pairing()
+    p.info(5)
+    p.image(6)
+    p.image(7)
+    assert p.pairs == [(6, 5)]
+    p.info(7)
+    assert p.pairs == [(6, 5), (7, 7)]
+
+
+def test_camera_info_of_another_frame_is_not_taken(pairing):
+    p = pairing()
+    p.info(5, "rear")
+    p.image(6)
+    p.image(7)
+    assert p.pairs == []
+    assert "frame_ids" in p.input.problem()
+    p.info(8, "rear")
+    p.image(8)  # equal stamps say enough
+    assert p.pairs == [(8, 8)]
+
+
+def test_without_use_latest_info_every_image_needs_its_own(pairing):
+    p = pairing(use_latest_info=False)
+    p.info(5)
+    for second in (6, 7):
+        p.image(second)
+    assert p.pairs == []
+    assert "sync_slop" in p.input.problem()
+    p.info(7)
+    assert p.pairs == [(7, 7)]
+
+
+def test_slop(pairing):
+    p = pairing(use_latest_info=False, slop=1.5)
+    p.info(5)
+    p.image(6)
+    p.image(9)
+    assert p.pairs == [(6, 5)]
+
+
+# -- loss -------------------------------------------------------------------------------------------------------------
+MS = 1_000_000
+
+
+def test_no_loss_where_all_arrive_with_jitter():
+    meter, rng = LossMeter(), np.random.default_rng(0)
+    for i in range(100):
+        meter.image(i * 100 * MS + int(rng.integers(-20, 20)) * MS)
+    assert meter.lost() == 0
+    assert meter.rate() == pytest.approx(10, rel=0.02)
+
+
+def test_loss_by_gaps():
+    meter, rng = LossMeter(), np.random.default_rng(1)
+    arrived = [i for i in range(200) if rng.random() > 0.4]
+    for i in arrived:
+        meter.image(i * 33 * MS)
+    assert meter.lost() == pytest.approx(0.4, abs=0.1)
+
+
+def test_regular_loss_shows_by_the_camera_info():
+    """Two of three images lost, always the same: only camera_info knows."""
+    meter = LossMeter()
+    for i in range(90):
+        meter.info(i * 100 * MS)
+        if i % 3 == 0:
+            meter.image(i * 100 * MS)
+    assert meter.lost() == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_camera_info_of_its_own_time_does_not_confuse():
+    meter = LossMeter()
+    for i in range(60):
+        meter.info(i * 100 * MS + 3 * MS)
+        meter.image(i * 100 * MS)
+    assert meter.lost() == 0
+
+
+def test_loss_after_time_went_back():
+    meter = LossMeter()
+    for begin in (10**15, 0):
+        for i in range(50):
+            meter.image(begin + i * 100 * MS)
+    assert meter.lost() == 0
+    assert meter.rate() == pytest.approx(10)
