@@ -52,8 +52,8 @@ def depth(
     model: Annotated[str, typer.Option(help="FILE.onnx, a folder saved by transformers, or a hub name.")],
     out: Annotated[Path, typer.Option(help="Gets NAME.png (metres x 256) or NAME.npy (inverse depth); goes on.")],
     kind: Annotated[str | None, typer.Option(help="metric or relative; asked of the model if left out.")] = None,
-    camera: Annotated[Path | None, typer.Option(help="Calibration of the images, for --model-focal.")] = None,
-    model_focal: Annotated[float | None, typer.Option(help="Focal length a metric model assumes, pixels.")] = None,
+    camera: Annotated[Path | None, typer.Option(help="For --model-focal: calibration or folder of NAME.txt.")] = None,
+    model_focal: Annotated[float | None, typer.Option(help="Focal length a metric model is right for, pixels.")] = None,
     download: Annotated[bool, typer.Option(help="Allow fetching a hub name.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -62,6 +62,26 @@ def depth(
 
     made, there = depth_command(images, model, out, kind, camera, model_focal, download, device)
     print(f"{out}: {made} maps made, {there} were there")
+
+
+@app.command()
+def pseudo(
+    root: Annotated[Path, typer.Argument(help="Data set in the KITTI layout, with depth maps.")],
+    split: Annotated[str | None, typer.Option(help="A name in ImageSets/; all images if left out.")] = None,
+    depth_dir: Annotated[str, typer.Option(help="Folder of depth maps beside image_2.")] = "depth",
+    depth_kind: Annotated[str, typer.Option(help="metric, or relative (inverse, any scale and shift).")] = "metric",
+    camera_height: Annotated[float, typer.Option(min=0.1, help="Metres above the road; relative depth only.")] = 1.65,
+    classes: Annotated[str, typer.Option(help="Comma-separated.")] = "Car,Pedestrian,Cyclist",
+    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+) -> None:
+    """Show what share of the 2D boxes get a pseudo-target, and their errors where there are 3D labels."""
+    from skd_core.supervision.target_report import report_targets
+    from skd_core.supervision.targets import TargetMaker
+
+    if depth_kind not in ("metric", "relative"):
+        raise UserError(f"--depth-kind {depth_kind}: use metric or relative")
+    names = [name.strip() for name in classes.split(",")]
+    report_targets(root, split, depth_dir, TargetMaker(depth_kind, camera_height), names, json)  # type: ignore[arg-type]
 
 
 @app.command()

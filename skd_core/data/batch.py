@@ -18,6 +18,7 @@ from skd_core.data.sample import Sample
 from skd_core.data.transforms import flip, jitter_colors, resize
 from skd_core.models.student import Rois
 from skd_core.supervision.pseudo import PseudoTargets, pseudo_targets
+from skd_core.supervision.targets import TargetMaker, share_line
 
 Item = tuple[Sample, PseudoTargets, Tensor]
 
@@ -84,28 +85,50 @@ class TrainingSet(Dataset[Item]):
 
     def __init__(self, source: Dataset[Sample], config: TrainConfig) -> None:
         self.source, self.config = source, config
+        data = config.data
+        self.maker = TargetMaker(data.depth_kind, data.camera_height, config.model.center_offset)
+        self.targets: list[PseudoTargets] | None = None  # of all samples, once made
         self.cache: dict[int, tuple[Sample, PseudoTargets]] = {}
 
     def __len__(self) -> int:
         return len(self.source)  # type: ignore[arg-type]
+
+    @property
+    def wants_targets(self) -> bool:
+        """Whether the run learns from pseudo-targets, and there is depth to make them of."""
+        method = self.config.method
+        wanted = (method.teacher or method.direct_targets) and not method.supervised
+        return wanted and self.config.data.depth_dir is not None
+
+    def make_targets(self) -> str:
+        """Make all pseudo-targets now, or read them where they are kept: workers and epochs then share them.
+
+        Returns:
+            one line that says what share of the boxes got one.
+        """
+        if not self.wants_targets:
+            return "pseudo-targets: none, this run does not use any"
+        self.targets = self.maker.all(self.source)
+        return share_line(self.targets)
 
     def prepared(self, index: int) -> tuple[Sample, PseudoTargets]:
         """The sample as it is before augmentation, and its pseudo-targets."""
         if index in self.cache:
             return self.cache[index]
         width, height = self.config.model.input_size
-        sample = resize(self.source[index], width, height)
-        method = self.config.method
-        wanted = (method.teacher or method.direct_targets) and not method.supervised
-        if wanted:
+        sample = self.maker.metric(self.source[index])
+        if self.targets is not None:
+            pseudo = self.targets[index]
+        elif self.wants_targets:
             pseudo = pseudo_targets(sample, self.config.model.center_offset)
         else:
             pseudo = PseudoTargets.none(len(sample.boxes2d))
+        prepared = resize(sample, width, height), pseudo
         if self.config.data.cache:
-            self.cache[index] = sample, pseudo
-        return sample, pseudo
+            self.cache[index] = prepared
+        return prepared
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:  # type: ignore[override]
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         """By (epoch, index): the augmented sample, its pseudo-targets and its jittered boxes."""
         epoch, index = key
         sample, pseudo = self.prepared(index)
@@ -188,7 +211,7 @@ def training_loader(dataset: TrainingSet, sampler: EpochSampler, config: TrainCo
     classes = config.model.classes
     return DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         num_workers=config.data.workers,
         collate_fn=lambda items: collate(items, classes),
         generator=torch.Generator(),  # else a resumed run's global stream would be one draw ahead

@@ -239,6 +239,11 @@ class KittiDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def files(self, index: int) -> dict[str, Path]:
+        """What a frame is read from: "image", "calib", "label", and "depth" where there is one."""
+        kinds = {"image": self._images, "calib": self._calibs, "label": self._labels, "depth": self._depths}
+        return {kind: paths[self.names[index]] for kind, paths in kinds.items() if paths is not None}
+
     def __getitem__(self, index: int) -> Sample:
         """Read one frame.
 

@@ -84,6 +84,9 @@ class Trainer:
                 f"{data.train.root}: {len(source)} frames are fewer than schedule.batch_size {config.schedule.batch_size}"
             )
         self.dataset = TrainingSet(source, config)
+        with self.fabric.rank_zero_first():  # the others read what the first has written
+            share = self.dataset.make_targets()
+        self.fabric.print(share)
         self.sampler = EpochSampler(
             len(source), config.schedule.batch_size, config.seed, self.fabric.global_rank, self.fabric.world_size
         )
