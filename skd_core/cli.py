@@ -131,12 +131,52 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     draw: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
 ) -> None:
-    """Detect 3D boxes in images of one rectified camera."""
+    """Detect 3D boxes in rectified images."""
     from skd_core.inference.detector import Detector
     from skd_core.inference.predict import predict_images
 
     count = predict_images(images, camera, Detector.load(weights, device), out, threshold, draw)
     print(f"{out}: {count} detections")
+
+
+@app.command("predict-nuscenes")
+def predict_nuscenes(
+    root: Annotated[Path, typer.Argument(help="Folder that holds samples/ and v1.0-*.")],
+    out: Annotated[Path, typer.Option(help="The submission, a JSON file.")],
+    split: Annotated[str, typer.Option(help="val, test, mini_val, ..., or one of a splits.json.")] = "val",
+    version: Annotated[str | None, typer.Option(help="v1.0-trainval, ...; if there is more than one.")] = None,
+    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score; AP wants a low one.")] = 0.05,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Detect in the six cameras of every nuScenes key frame; one submission in the global frame."""
+    from skd_core.data.nuscenes import NuScenesDataset
+    from skd_core.evaluation.nuscenes import predict_split
+    from skd_core.inference.detector import Detector
+
+    detector = Detector.load(weights, device)
+    dataset = NuScenesDataset(root, split, version=version)
+    count = predict_split(dataset, detector, out, threshold)
+    print(f"{out}: {count} detections in {len(dataset)} images of {len(dataset.sample_tokens)} key frames")
+
+
+@app.command("bag-make")
+def bag_make(
+    kind: Annotated[str, typer.Argument(help="kitti, folder or nuscenes.")],
+    source: Annotated[Path, typer.Argument(help="Root of the data set, or folder of images.")],
+    out: Annotated[Path, typer.Argument(help="Bag folder to make; it appears when complete.")],
+    split: Annotated[str | None, typer.Option(help="Split of KITTI or nuScenes; all frames without.")] = None,
+    camera: Annotated[Path | None, typer.Option(help="Calibration of a folder's images.")] = None,
+    rate: Annotated[float, typer.Option(help="Frames per second, where the set has no times.")] = 10.0,
+    storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
+    version: Annotated[str | None, typer.Option(help="Of nuScenes, if there is more than one.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a bag.")] = False,
+) -> None:
+    """Write a data set as a rosbag2 bag, with ground truth where there is any."""
+    from skd_core.data.bag_make import make_bag
+
+    count = make_bag(kind, source, out, split, camera, rate, storage, version, overwrite)
+    print(f"{out}: {count} images")
 
 
 @eval_app.command("kitti")
@@ -150,6 +190,21 @@ def eval_kitti(
     from skd_core.evaluation.report import report_kitti
 
     report_kitti(labels, results, json, error_budget)
+
+
+@eval_app.command("nuscenes")
+def eval_nuscenes(
+    root: Annotated[Path, typer.Option(help="Folder that holds samples/ and v1.0-*.")],
+    results: Annotated[Path, typer.Option(help="A submission, as predict-nuscenes writes it.")],
+    split: Annotated[str, typer.Option(help="val, mini_val, ..., or one of a splits.json.")] = "val",
+    version: Annotated[str | None, typer.Option(help="v1.0-trainval, ...; if there is more than one.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder that gets nuscenes_summary.png, the devkit's curves.")] = None,
+) -> None:
+    """nuScenes mAP, true-positive errors and NDS, computed by the nuScenes devkit."""
+    from skd_core.evaluation.nuscenes import report_nuscenes
+
+    report_nuscenes(results, root, split, version, json, plots)
 
 
 def main() -> None:

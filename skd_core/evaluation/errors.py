@@ -97,7 +97,7 @@ def pair_errors(
     """
     label_table, result_table = _tables(labels, results)
     label, detection = match(label_table, result_table, classes)
-    known = _has_3d(label_table.objects)[label] & _has_3d(result_table.objects)[detection]
+    known = has_3d(label_table.objects)[label] & has_3d(result_table.objects)[detection]
     label, detection = label[known], detection[known]
     a, b = result_table.objects[detection], label_table.objects[label]
     offset = _center(a) - _center(b)
@@ -159,7 +159,7 @@ def match(labels: Table, results: Table, classes: Sequence[str] = CLASSES) -> tu
 
     place = (results.objects.location[detection] - labels.objects.location[label])[:, [0, 2]]
     distance = np.hypot(place[:, 0], place[:, 1])
-    near = np.flatnonzero((distance < MAX_DISTANCE) & _has_3d(results.objects)[detection])
+    near = np.flatnonzero((distance < MAX_DISTANCE) & has_3d(results.objects)[detection])
     near = near[np.argsort(distance[near], kind="stable")]
 
     taken: dict[int, int] = {}
@@ -188,7 +188,7 @@ def _substitute(labels: KittiObjects, results: KittiObjects, pairs: tuple[Indice
         results = replace(results, xyxy=xyxy)
     if what == "box2d":
         return results
-    known = _has_3d(results)[pairs[1]] & _has_3d(labels)[pairs[0]]
+    known = has_3d(results)[pairs[1]] & has_3d(labels)[pairs[0]]
     label, detection = pairs[0][known], pairs[1][known]
     dimensions, center = results.dimensions.copy(), _center(results)
     rotation_y, alpha = results.rotation_y.copy(), results.alpha.copy()
@@ -206,7 +206,7 @@ def _substitute(labels: KittiObjects, results: KittiObjects, pairs: tuple[Indice
     return replace(results, dimensions=dimensions, location=location, rotation_y=rotation_y, alpha=alpha)
 
 
-def _has_3d(objects: KittiObjects) -> Flags:
+def has_3d(objects: KittiObjects) -> Flags:
     """shape (N,), whether an object has a box in front of the camera."""
     known: Flags = (objects.dimensions > 0).all(1) & (objects.location != -1000).all(1) & (objects.location[:, 2] > 0)
     return known
