@@ -122,7 +122,7 @@ def test_twice_the_resolution_gives_the_same_boxes(detector: Detector) -> None:
 
 def test_network_camera_has_the_training_focal_length(detector: Detector) -> None:
     fx, fy = detector.metadata["focal"]
-    for width, height in ((1242, 375), (2484, 750), (640, 480), (333, 97)):
+    for width, height in ((1242, 420), (2484, 840), (640, 480), (333, 109)):  # of another shape than the training size
         target = detector.network_camera(camera(width, height))
         assert target.fx == pytest.approx(fx, rel=0.51 / target.width)
         assert target.fy == pytest.approx(fy, rel=0.51 / target.height)
@@ -130,6 +130,16 @@ def test_network_camera_has_the_training_focal_length(detector: Detector) -> Non
     same_size = detector.network_camera(training)
     assert (same_size.width, same_size.height) == (WIDTH, HEIGHT)
     assert torch.equal(same_size.P, training.P)
+
+
+def test_a_camera_much_like_the_training_one_gets_the_training_size(detector: Detector) -> None:
+    """As validation in training does, so that `skd_core predict` and `eval` give the same AP to the last digit."""
+    fx, fy = detector.metadata["focal"]
+    width, height = detector.student.config.input_size
+    for zoom, kept in ((1.04, True), (0.97, True), (1.06, False), (0.9, False)):
+        P = torch.tensor([[2 * fx * zoom, 0, width, 3], [0, 2 * fy * zoom, height, 1], [0, 0, 1, 0]])
+        target = detector.network_camera(Camera(P, 2 * width, 2 * height))
+        assert ((target.width, target.height) == (width, height)) is kept
 
 
 def test_an_absurd_focal_length_is_an_error_not_a_full_memory(detector: Detector) -> None:

@@ -504,6 +504,20 @@ def test_a_folder_of_images(folder: Path) -> None:
     assert len(sample.boxes2d) == len(sample.ignore) == 0
 
 
+def test_a_folder_of_calibrations_holds_one_for_each_image(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "calib").mkdir()
+    for name, focal in (("a", 700.0), ("b", 720.0)):
+        Image.new("RGB", (40, 20)).save(tmp_path / "images" / f"{name}.png")
+        row = f"P2: {focal} 0 20 0 0 {focal} 10 0 0 0 1 0\n"
+        (tmp_path / "calib" / f"{name}.txt").write_text(row, encoding="utf-8")
+    images = ImageFolder(tmp_path / "images", tmp_path / "calib")
+    assert [images[i].camera.fx for i in range(2)] == [700.0, 720.0]
+    (tmp_path / "calib" / "b.txt").unlink()
+    with pytest.raises(UserError, match="no calibration for image b"):
+        ImageFolder(tmp_path / "images", tmp_path / "calib")
+
+
 def test_a_list_of_images_and_a_kitti_calibration(folder: Path) -> None:
     images = ImageFolder([folder / "10.png", str(folder / "9.PNG")], folder.parent / "calib.txt")
     assert images.names == ["9", "10"]

@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 class ImageFolder(Dataset[Sample]):
-    """Images of one camera as samples without labels, in the order of their file names (2 before 10).
+    """Images as samples without labels, in the order of their file names (2 before 10).
 
     Attributes:
         paths: the image files.
@@ -25,8 +25,9 @@ class ImageFolder(Dataset[Sample]):
 
     Args:
         images: image files and folders of images (not searched deeper).
-        camera: calibration file, see :meth:`skd_core.camera.Camera.from_file`. A KITTI calibration holds no image size
-            and is taken to be for these images; any other must agree with their size.
+        camera: calibration file of all images, see :meth:`skd_core.camera.Camera.from_file`, or a folder with one for
+            each, NAME.txt or NAME.yaml, as KITTI has it. A KITTI calibration holds no image size and is taken to be for
+            these images; any other must agree with their size.
 
     Raises:
         UserError: a path is missing, there is no image, or two images have the same name.
@@ -35,9 +36,7 @@ class ImageFolder(Dataset[Sample]):
     def __init__(self, images: str | Path | Sequence[str | Path], camera: str | Path) -> None:
         self.paths = image_files(images)
         self.names = [path.stem for path in self.paths]
-        self.camera_path = Path(camera)
-        if not self.camera_path.is_file():
-            raise UserError(f"{camera}: no such camera file")
+        self.cameras = [_camera_file(Path(camera), name) for name in self.names]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -50,7 +49,7 @@ class ImageFolder(Dataset[Sample]):
         """
         path = self.paths[index]
         image = read_image(path)
-        camera = Camera.from_file(self.camera_path, width=image.shape[2], height=image.shape[1])
+        camera = Camera.from_file(self.cameras[index], width=image.shape[2], height=image.shape[1])
         return Sample(self.names[index], image, camera, Boxes2D.empty(), Boxes2D.empty())
 
 
@@ -70,6 +69,18 @@ def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
         if other is not path:
             raise UserError(f"{path}: same name as {other}; their results would overwrite each other")
     return paths
+
+
+def _camera_file(path: Path, name: str) -> Path:
+    """The calibration of an image: the file itself, or the one of that name in a folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such camera file")
+    for suffix in (".txt", ".yaml", ".yml"):
+        if (path / f"{name}{suffix}").is_file():
+            return path / f"{name}{suffix}"
+    raise UserError(f"{path}: no calibration for image {name} (NAME.txt or NAME.yaml)")
 
 
 def _images_at(path: Path) -> list[Path]:

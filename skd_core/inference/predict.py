@@ -20,7 +20,7 @@ def predict_images(
     """Detect in images of one camera.
 
     Args:
-        images: files and folders; camera: calibration file, see :meth:`skd_core.camera.Camera.from_file`.
+        images: files and folders; camera: calibration file or folder, see :class:`skd_core.data.folder.ImageFolder`.
         out: gets ``results/NAME.txt`` (KITTI format, full precision) and ``pictures/NAME.png``.
         threshold: least score; draw: whether to write pictures.
 
