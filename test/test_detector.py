@@ -122,8 +122,9 @@ def test_twice_the_resolution_gives_the_same_boxes(detector: Detector) -> None:
 
 def test_network_camera_has_the_training_focal_length(detector: Detector) -> None:
     fx, fy = detector.metadata["focal"]
-    for width, height in ((1242, 420), (2484, 840), (640, 480), (333, 109)):  # of another shape than the training size
-        target = detector.network_camera(camera(width, height))
+    for zoom in (0.5, 0.8, 1.3, 2.0):
+        P = torch.tensor([[fx * zoom, 0, 150, 3], [0, fy * zoom, 40, 1], [0, 0, 1, 0]])
+        target = detector.network_camera(Camera(P, 640, 480))
         assert target.fx == pytest.approx(fx, rel=0.51 / target.width)
         assert target.fy == pytest.approx(fy, rel=0.51 / target.height)
     training = Camera(torch.tensor([[fx, 0, 150, 3], [0, fy, 40, 1], [0, 0, 1, 0]]), WIDTH, HEIGHT)
