@@ -22,12 +22,14 @@ global, size is (w, l, h), rotation a quaternion (w, x, y, z) from the box's own
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -145,12 +147,24 @@ class NuScenesDataset(Dataset[Sample]):
         self.min_visibility = min_visibility
         self.version = find_version(self.root) if version is None else version
         tables = load_tables(self.root, self.version)
-        samples = samples_of(tables, split)
+        with tables_fit(self.root / self.version):
+            self._read(tables)
+        self._check_files("images", self._images)
+        self._depths = None
+        if depth_dir is not None:
+            folder = self.root / depth_dir
+            there = {path.stem: path for suffix in ("png", "npy") for path in folder.glob(f"*.{suffix}")}
+            self._depths = [there.get(name, folder / f"{name}.png") for name in self.names]
+            self._check_files("depth maps", self._depths)
+
+    def _read(self, tables: Any) -> None:
+        """Keep what the samples need, and let go of the tables."""
+        samples = samples_of(tables, self.split)
         self.sample_tokens = [sample["token"] for sample in samples]
         self._annotations = _collect_annotations(tables, samples)
         records = [tables.get("sample_data", s["data"][c]) for s in samples for c in CAMERAS if c in s["data"]]
         if not records:
-            raise UserError(f"{self.root / self.version}: no camera images in split '{split}'")
+            raise UserError(f"{self.root / self.version}: no camera images in split '{self.split}'")
         self._tokens = [record["sample_token"] for record in records]
         self._images = [self.root / record["filename"] for record in records]
         self._sizes = [(int(record["width"]), int(record["height"])) for record in records]
@@ -163,13 +177,6 @@ class NuScenesDataset(Dataset[Sample]):
         mounted = _doubles([sensor["translation"] for sensor in sensors])[..., None]
         self._translation = (rotation_matrices(ego_rotation) @ mounted)[..., 0]
         self._translation += _doubles([ego["translation"] for ego in egos])
-        self._check_files("images", self._images)
-        self._depths = None
-        if depth_dir is not None:
-            folder = self.root / depth_dir
-            there = {path.stem: path for suffix in ("png", "npy") for path in folder.glob(f"*.{suffix}")}
-            self._depths = [there.get(name, folder / f"{name}.png") for name in self.names]
-            self._check_files("depth maps", self._depths)
 
     def _check_files(self, what: str, paths: Sequence[Path]) -> None:
         missing = [path for path in paths if not path.is_file()]
@@ -259,13 +266,21 @@ def load_tables(root: Path, version: str) -> Any:
     if missing:
         raise UserError(f"{folder / missing[0]}.json: no such table; unpack nuScenes' metadata again")
     try:
-        return NuScenes(version, str(root), verbose=False)
+        with tables_fit(folder):
+            return NuScenes(version, str(root), verbose=False)
     except AssertionError as error:  # a map
         raise UserError(f"{root}: {error}; unpack nuScenes' metadata again") from None
+    except json.JSONDecodeError:
+        raise _damaged_table(folder) from None
+
+
+@contextmanager
+def tables_fit(folder: Path) -> Iterator[None]:
+    """A reference to a record or field that is not there becomes a :class:`UserError`."""
+    try:
+        yield
     except KeyError as error:
         raise UserError(f"{folder}: the tables do not fit together: nothing there is called {error}") from None
-    except ValueError:
-        raise _damaged_table(folder) from None
 
 
 def _damaged_table(folder: Path) -> UserError:
@@ -343,7 +358,7 @@ def image_boxes(corners: Tensor, camera: Camera) -> Tensor:
 
 def rotation_matrices(quaternions: Tensor) -> Tensor:
     """shape (..., 4), (w, x, y, z), of any length -> (..., 3, 3)."""
-    w, x, y, z = (quaternions / torch.linalg.vector_norm(quaternions, dim=-1, keepdim=True)).unbind(-1)
+    w, x, y, z = F.normalize(quaternions, dim=-1).unbind(-1)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
@@ -356,7 +371,7 @@ def multiply(p: Tensor, q: Tensor) -> Tensor:
     """Quaternion product, shapes (..., 4), (w, x, y, z), which broadcast: the rotation q, then p; of unit length."""
     a, b, c, d = p.unbind(-1)
     w, x, y, z = q.unbind(-1)
-    product: Tensor = torch.stack(
+    product = torch.stack(
         [
             a * w - b * x - c * y - d * z,
             a * x + b * w + c * z - d * y,
@@ -365,7 +380,7 @@ def multiply(p: Tensor, q: Tensor) -> Tensor:
         ],
         -1,
     )
-    return product / torch.linalg.vector_norm(product, dim=-1, keepdim=True)
+    return F.normalize(product, dim=-1)
 
 
 def nearest_yaw(rotation: Tensor) -> Tensor:

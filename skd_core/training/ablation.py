@@ -93,8 +93,8 @@ def run_ablation(
         UserError: unknown row, no validation set, or a run failed (the message names its log).
     """
     base = load_config(config)
-    if base.data.val is None:
-        raise UserError(f"{config}: an ablation needs data.val")
+    if base.data.val is None or base.data.val.kind != "kitti":
+        raise UserError(f"{config}: an ablation needs data.val, of kind kitti: it reports KITTI's AP")
     todo = [(row, seed) for seed in range(seeds) for row in rows]
     for row, seed in todo:
         folder = out / row / str(seed)

@@ -1,4 +1,4 @@
-"""The student on a validation set: KITTI AP and the errors of what it found. The only place that reads 3D labels."""
+"""The student on a validation set: AP and the errors of what it found. The only place that reads 3D labels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from skd_core.boxes import Boxes3D
-from skd_core.data.kitti import KittiDataset, KittiObjects
+from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
+from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.data.transforms import resize
+from skd_core.evaluation import nuscenes
 from skd_core.evaluation.errors import pair_errors
 from skd_core.evaluation.kitti import CLASSES, evaluate
 from skd_core.inference.detector import to_boxes3d
@@ -28,7 +30,7 @@ def detections_to_kitti(boxes: Boxes3D) -> KittiObjects:
 
 def predict_dataset(
     model: TeacherStudent,
-    dataset: KittiDataset,
+    dataset: KittiDataset | NuScenesDataset,
     device: torch.device,
     teacher: bool = False,
     threshold: float = 0.05,
@@ -47,6 +49,18 @@ def predict_dataset(
             camera = sample.camera
             results.append(to_boxes3d(found, classes, camera.width / width, camera.height / height))
     return results
+
+
+def score_dataset(dataset: KittiDataset | NuScenesDataset, boxes: list[Boxes3D]) -> dict[str, Any]:
+    """Score the detections of a whole data set, image by image in its order.
+
+    Returns:
+        As :func:`score`; for nuScenes both are empty and "nuscenes" holds :func:`skd_core.evaluation.nuscenes.score`.
+    """
+    if isinstance(dataset, NuScenesDataset):
+        return {"ap": {}, "errors": {}, "nuscenes": nuscenes.score(dataset, boxes)}
+    folder = dataset.root / "training" / "label_2"
+    return score([read_objects(folder / f"{name}.txt") for name in dataset.names], boxes)
 
 
 def score(labels: list[KittiObjects], boxes: list[Boxes3D]) -> dict[str, Any]:

@@ -23,22 +23,23 @@ from typing import Any
 import torch
 import yaml
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 from tqdm import tqdm
 
-from skd_core.config import TrainConfig
+from skd_core.config import TrainConfig, parse_config
 from skd_core.data.batch import Batch, EpochSampler, TrainingSet, training_loader
-from skd_core.data.kitti import KittiDataset, read_objects, write_atomic
+from skd_core.data.kitti import write_atomic
+from skd_core.data.sets import open_set
 from skd_core.errors import UserError
 from skd_core.inference.detector import pick_device
 from skd_core.inference.weights import save_weights
+from skd_core.models.pretrained import freeze, load_pretrained
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
-from skd_core.training.evaluate import predict_dataset, score
-from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.evaluate import predict_dataset, score_dataset
 from skd_core.training.modulation import YARDSTICKS
+from skd_core.training.module import Step, TeacherStudent
 from skd_core.training.schedule import learning_rate, ramp
-
 
 LOOSE = {"Car": "0.50", "Pedestrian": "0.25", "Cyclist": "0.25"}
 """The IoU at which the progress line reports AP."""
@@ -76,12 +77,11 @@ class Trainer:
             )
 
         data, classes = config.data, config.model.classes
-        source = KittiDataset(
-            data.train.root, data.train.split, classes, data.depth_dir, with_3d=config.method.supervised
-        )
+        source = open_set(data.train, classes, data.depth_dir, with_3d=config.method.supervised)
         if len(source) < config.schedule.batch_size:
             raise UserError(
-                f"{data.train.root}: {len(source)} frames are fewer than schedule.batch_size {config.schedule.batch_size}"
+                f"{data.train.root}: {len(source)} frames are fewer than "
+                f"schedule.batch_size {config.schedule.batch_size}"
             )
         self.dataset = TrainingSet(source, config)
         with self.fabric.rank_zero_first():  # the others read what the first has written
@@ -90,14 +90,19 @@ class Trainer:
         self.sampler = EpochSampler(
             len(source), config.schedule.batch_size, config.seed, self.fabric.global_rank, self.fabric.world_size
         )
-        self.val = KittiDataset(data.val.root, data.val.split, classes) if data.val else None
+        self.val = open_set(data.val, classes) if data.val else None
 
         model = TeacherStudent(config).to(memory_format=torch.channels_last)  # a seventh faster on CPUs
+        if config.initial.weights:
+            load_pretrained(model.student.backbone, config.initial.weights)
+        freeze(model.student.backbone, config.initial.freeze)
         if config.schedule.freeze_norm:
             freeze_batch_norm(model)
         self.ema = copy.deepcopy(model)
         optimizer = torch.optim.Adam(
-            model.parameters(), config.schedule.learning_rate, weight_decay=config.schedule.weight_decay
+            [p for p in model.parameters() if p.requires_grad],
+            config.schedule.learning_rate,
+            weight_decay=config.schedule.weight_decay,
         )
         self.raw = model
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
@@ -136,8 +141,9 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Go on from a checkpoint of the same config."""
         state = load_checkpoint(path)
-        if state["config"] != self.config.model_dump(mode="json"):
-            changed = _differences(state["config"], self.config.model_dump(mode="json"))
+        written = parse_config(TrainConfig, state["config"], f"{path}: config")  # keys added since take their defaults
+        if written != self.config:
+            changed = _differences(written.model_dump(mode="json"), self.config.model_dump(mode="json"))
             raise UserError(f"{path}: is of a run with another config ({changed}); choose another --out or delete it")
         self.raw.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
@@ -154,7 +160,7 @@ class Trainer:
             whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
             write_atomic(path, "".join(line for line in whole if json.loads(line)["step"] <= self.step))
 
-    # -- the loop -------------------------------------------------------------------------------------------------------
+    # -- the loop -----------------------------------------------------------------------------------------------------
     def fit(self, stop_after: float | None = None) -> bool:
         """Train to the end, or until the time is up or a signal comes.
 
@@ -194,7 +200,13 @@ class Trainer:
                         self.save()
                         saved = now
                 epoch = self.step // per_epoch
-                report = {"epoch": epoch, "step": self.step, "lr": self._rate(), **self.means.values(), **self._course()}
+                report = {
+                    "epoch": epoch,
+                    "step": self.step,
+                    "lr": self._rate(),
+                    **self.means.values(),
+                    **self._course(),
+                }
                 if epoch % schedule.eval_every == 0 or self.step == total:
                     report |= self.evaluate()
                 self.means = _Means()
@@ -222,6 +234,7 @@ class Trainer:
         objects = float(self._sum(torch.tensor(float(len(batch.boxes))))) / self.fabric.world_size
         step = Step(ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation), objects)
         self.model.train()
+        freeze(self.raw.student.backbone, self.config.initial.freeze)
         if schedule.freeze_norm:
             freeze_batch_norm(self.raw)
         terms: dict[str, Tensor] = self.model(batch, step)
@@ -300,17 +313,15 @@ class Trainer:
         except ValueError:  # not the main thread
             return {}
 
-    # -- results --------------------------------------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------------------------------
     def evaluate(self) -> dict[str, Any]:
         """AP and errors of the running means of student and teacher on the validation set."""
         if self.val is None or not self.fabric.is_global_zero:
             return {}
-        folder = self.val.root / "training" / "label_2"
-        labels = [read_objects(folder / f"{name}.txt") for name in self.val.names]
         results = {"student": predict_dataset(self.ema, self.val, self.fabric.device)}
         if self.raw.teacher is not None:
             results["teacher"] = predict_dataset(self.ema, self.val, self.fabric.device, teacher=True)
-        return {"val": {who: score(labels, boxes) for who, boxes in results.items()}}
+        return {"val": {who: score_dataset(self.val, boxes) for who, boxes in results.items()}}
 
     def _report(self, report: dict[str, Any], writer: Any, bar: Any) -> None:
         report["images_per_second"] = self.step * self.config.schedule.batch_size / max(self.seconds, 1e-9)
@@ -321,6 +332,10 @@ class Trainer:
                 writer.add_scalar(name, value, report["step"])
         line = f"epoch {report['epoch']}: loss {report['loss']:.3f}, {report['images_per_second']:.1f} images/s"
         for who, scores in report.get("val", {}).items():
+            if "nuscenes" in scores:
+                for measure in ("mAP", "NDS"):
+                    writer.add_scalar(f"{who}/{measure}", scores["nuscenes"][measure], report["step"])
+                line += f"\n  {who}: mAP {scores['nuscenes']['mAP']:.4f}, NDS {scores['nuscenes']['NDS']:.4f}"
             for name in self.config.model.classes:
                 if name in scores["ap"]:
                     value, errors = scores["ap"][name]["3d"]["R40"][LOOSE[name]][1], scores["errors"][name]
