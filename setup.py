@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "skd_core" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
 
 train = ["lightning>=2.3", "tensorboard>=2.14"]
+show = ["rerun-sdk>=0.20"]
 nuscenes = ["nuscenes-devkit>=1.2"]  # wants numpy below 2
 test = ["hypothesis>=6.90", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
 dev = [*test, "colcon-common-extensions", "mypy>=1.10", "ruff>=0.6", "types-PyYAML"]
@@ -33,14 +34,16 @@ setup(
         (f"share/{NAME}/rviz", sorted(glob("rviz/*.rviz"))),
     ],
     install_requires=[
+        "matplotlib>=3.7",
         "numba>=0.59",
         "numpy>=1.24",
         "opencv-python-headless>=4.6",
         "pillow>=9.0",
         "pydantic>=2.5",
         "pyyaml>=6.0",
-        "rosbags>=0.10",
+        "rosbags>=0.11",
         "safetensors>=0.4",
+        "scipy>=1.10",
         "timm>=1.0",
         "torch>=2.4",
         "torchvision>=0.19",
@@ -50,6 +53,7 @@ setup(
     extras_require={
         "train": train,
         "nuscenes": nuscenes,
+        "show": show,
         "test": test,
         "dev": dev,
         "all": train,
@@ -60,6 +64,7 @@ setup(
             "skd_core = skd_core.cli:main",
             "detector_node = skd_wm3d_ros.detector_node:main",
             "bag_player = skd_wm3d_ros.bag_player:main",
+            "soak = skd_wm3d_ros.soak:main",
         ],
     },
 )

@@ -179,17 +179,30 @@ def bag_make(
     print(f"{out}: {count} images")
 
 
+@app.command("plot")
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of training runs (or their metrics.jsonl).")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs.png"),
+) -> None:
+    """Draw training runs over each other: losses, AP, the course of the GTM factors."""
+    from skd_core.evaluation.plots import plot_runs, read_run, write_figure
+
+    write_figure(out, plot_runs({str(run): read_run(run) for run in runs}))
+    print(f"wrote {out}")
+
+
 @eval_app.command("kitti")
 def eval_kitti(
     labels: Annotated[Path, typer.Option(help="Folder of label files, NAME.txt.")],
     results: Annotated[Path, typer.Option(help="Folder of result files, NAME.txt, with scores.")],
     json: Annotated[Path | None, typer.Option(help="Write all numbers there, percent, in full precision.")] = None,
     error_budget: Annotated[bool, typer.Option("--error-budget", help="Also show where AP is lost.")] = False,
+    plots: Annotated[Path | None, typer.Option(help="Folder for PNGs: precision-recall, error by distance.")] = None,
 ) -> None:
     """KITTI average precision in 2D, bird's-eye view, 3D and orientation, as the official evaluator computes it."""
     from skd_core.evaluation.report import report_kitti
 
-    report_kitti(labels, results, json, error_budget)
+    report_kitti(labels, results, json, error_budget, plots)
 
 
 @eval_app.command("nuscenes")

@@ -104,6 +104,21 @@ def evaluate_tables(labels: Table, results: Table, classes: Sequence[str] = CLAS
     return {name: _evaluate_class(scene, name) for name in classes}
 
 
+def precision_recall(
+    labels: Sequence[KittiObjects], results: Sequence[KittiObjects], name: str, metric: str, min_overlap: float
+) -> list[Floats]:
+    """The curves behind AP: precision at recalls 0, 1/40, ..., 1, shape (41,), for easy, moderate and hard.
+
+    Args:
+        name: of :data:`CLASSES`; metric: "2d", "bev" or "3d". Others and errors as :func:`evaluate`.
+    """
+    if len(labels) != len(results) or not len(labels):
+        raise UserError(f"evaluate: {len(labels)} frames of labels, {len(results)} of results; give the same frames")
+    scene = _Scene.of(Table.of(labels), Table.of(results))
+    tasks = (_Task.of(scene, name, level) for level in range(len(DIFFICULTIES)))
+    return [_curves(scene, task, scene.overlaps[metric], min_overlap)[0] for task in tasks]
+
+
 @dataclass(eq=False)
 class _Scene:
     """Labels and detections of all frames, and who overlaps whom."""
@@ -138,24 +153,13 @@ class _Scene:
 
 
 def _evaluate_class(scene: _Scene, name: str) -> dict[str, dict[str, dict[str, list[float | None]]]]:
-    is_label, is_result = scene.labels.is_any_of([name]), scene.results.is_any_of([name])
-    is_neighbour = scene.labels.is_any_of([NEIGHBOURS[name]] if name in NEIGHBOURS else [])
+    is_result = scene.results.is_any_of([name])
     out: dict[str, dict[str, dict[str, list[float | None]]]] = {
         metric: {kind: {f"{iou:.2f}": [] for iou in MIN_OVERLAPS[name]} for kind in ("R40", "R11")}
         for metric in METRICS
     }
-    labels = scene.labels.objects
     for level in range(len(DIFFICULTIES)):
-        excluded = labels.occluded > MAX_OCCLUSION[level]
-        excluded |= labels.truncated > MAX_TRUNCATION[level]
-        excluded |= labels.xyxy[:, 3] - labels.xyxy[:, 1] <= MIN_HEIGHT[level]
-        low = scene.result_height < MIN_HEIGHT[level]
-        task = _Task(
-            valid_label=is_label & ~excluded,
-            used_label=is_label | is_neighbour,
-            valid_result=is_result & ~low,
-            used_result=is_result | low,
-        )
+        task = _Task.of(scene, name, level)
         for metric in ("2d", "bev", "3d"):
             evaluated = scene.has_values(metric, is_result) or not is_result.any()
             for iou in MIN_OVERLAPS[name]:
@@ -177,6 +181,22 @@ class _Task:
     used_label: Flags
     valid_result: Flags
     used_result: Flags
+
+    @staticmethod
+    def of(scene: _Scene, name: str, level: int) -> _Task:
+        labels = scene.labels.objects
+        is_label, is_result = scene.labels.is_any_of([name]), scene.results.is_any_of([name])
+        is_neighbour = scene.labels.is_any_of([NEIGHBOURS[name]] if name in NEIGHBOURS else [])
+        excluded = labels.occluded > MAX_OCCLUSION[level]
+        excluded |= labels.truncated > MAX_TRUNCATION[level]
+        excluded |= labels.xyxy[:, 3] - labels.xyxy[:, 1] <= MIN_HEIGHT[level]
+        low = scene.result_height < MIN_HEIGHT[level]
+        return _Task(
+            valid_label=is_label & ~excluded,
+            used_label=is_label | is_neighbour,
+            valid_result=is_result & ~low,
+            used_result=is_result | low,
+        )
 
 
 def _curves(scene: _Scene, task: _Task, overlaps: Pairs, min_overlap: float) -> tuple[Floats, Floats]:

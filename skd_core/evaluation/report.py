@@ -16,7 +16,13 @@ from skd_core.evaluation.errors import PairErrors, error_budget, pair_errors
 from skd_core.evaluation.kitti import CLASSES, DIFFICULTIES, METRICS, MIN_OVERLAPS, Scores, evaluate, read_folders
 
 
-def report_kitti(labels: Path, results: Path, json_file: Path | None = None, with_budget: bool = False) -> None:
+def report_kitti(
+    labels: Path,
+    results: Path,
+    json_file: Path | None = None,
+    with_budget: bool = False,
+    plots: Path | None = None,
+) -> None:
     """Evaluate two folders and print tables; what was left out or missing is said on stderr.
 
     With a budget the JSON file holds two more keys, ``error_budget`` (what was mended -> scores) and ``errors``
@@ -50,6 +56,11 @@ def report_kitti(labels: Path, results: Path, json_file: Path | None = None, wit
         write_atomic(json_file, json.dumps({**scores, **data}, indent=1, allow_nan=False) + "\n")
     for table in tables:
         console.print(table)
+    if plots is not None:
+        from skd_core.evaluation.plots import plot_kitti  # matplotlib takes a second to load
+
+        for path in plot_kitti(folders.labels, folders.results, plots):
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 def score_table(scores: Scores) -> Table:
