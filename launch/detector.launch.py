@@ -4,21 +4,22 @@ import os
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-PACKAGE = "skd_wm3d_ros"
-PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-BOOLEAN = {"true": True, "false": False}
+from skd_wm3d_ros.launching import BOOLEAN, PACKAGE, dds_profile
+
+TEXTS = ("model", "device", "precision", "image_transport", "target_frame")
+FLAGS = ("autostart", "use_sim_time", "image_is_rectified", "tracking")
 
 
 def start_nodes(context, share):
     """The two nodes; of the parameters, only arguments that are given go before the parameter file."""
-    given = {name: LaunchConfiguration(name).perform(context) for name in ("model", "device", "image_transport")}
+    given = {name: LaunchConfiguration(name).perform(context) for name in TEXTS}
     parameters = {name: value for name, value in given.items() if value}
-    for name in ("autostart", "use_sim_time"):
+    for name in FLAGS:
         value = LaunchConfiguration(name).perform(context)
         if value:
             parameters[name] = BOOLEAN[value]
@@ -88,7 +89,13 @@ def generate_launch_description():
             default_value="",
             description=f"Where the network runs: auto, cpu, cuda or cuda:N; {as_in_file}.",
         ),
-        DeclareLaunchArgument("image_topic", default_value="image", description="Rectified image of the camera."),
+        DeclareLaunchArgument(
+            "precision",
+            default_value="",
+            choices=["", "auto", "fp32", "fp16", "bf16"],
+            description=f"What the network computes in; {as_in_file}.",
+        ),
+        DeclareLaunchArgument("image_topic", default_value="image", description="Image of the camera."),
         DeclareLaunchArgument("camera_info_topic", default_value="camera_info", description="Its calibration."),
         DeclareLaunchArgument(
             "image_transport",
@@ -96,11 +103,23 @@ def generate_launch_description():
             choices=["", "raw", "compressed"],
             description=f"compressed: subscribe to <image_topic>/compressed; {as_in_file}.",
         ),
+        DeclareLaunchArgument(
+            "image_is_rectified",
+            default_value="",
+            choices=["", *BOOLEAN],
+            description=f"false: a raw image, undistorted with K and D of its calibration; {as_in_file}.",
+        ),
+        DeclareLaunchArgument(
+            "target_frame",
+            default_value="",
+            description=f"Frame of the detections, by TF; {as_in_file}.",
+        ),
+        DeclareLaunchArgument(
+            "tracking",
+            default_value="",
+            choices=["", *BOOLEAN],
+            description=f"Fill the detections' id with a track's number; {as_in_file}.",
+        ),
         DeclareLaunchArgument("rviz", default_value="false", choices=list(BOOLEAN), description="Open RViz."),
     ]
-    # Images do not fit the default shared-memory segment; a profile of the user's own goes first.
-    environment = []
-    if not any(os.environ.get(name) for name in PROFILE_VARIABLES):
-        profile = os.path.join(share, "config", "fastdds_images.xml")
-        environment = [SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES]
-    return LaunchDescription([*arguments, *environment, OpaqueFunction(function=start_nodes, args=[share])])
+    return LaunchDescription([*arguments, *dds_profile(share), OpaqueFunction(function=start_nodes, args=[share])])

@@ -12,7 +12,10 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
-STAGES = ("decode", "infer", "publish")
+STAGES = ("decode", "infer", "publish", "total")
+"""The last from the image's stamp to the published detections."""
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Statistics:
     latencies: deque[tuple[float, ...]] = field(default_factory=lambda: deque(maxlen=50))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, encoding: str, *seconds: float) -> None:
+    def answer(self, encoding: str, seconds: tuple[float, ...]) -> None:
         """One frame published; its encoding and the seconds spent in each of STAGES."""
         with self.lock:
             self.answered += 1
@@ -54,6 +57,16 @@ class Statistics:
             for name, seconds in zip(STAGES, zip(*self.latencies, strict=True), strict=False):
                 values[f"{name} latency (ms)"] = f"{1000 * median(seconds):.2f}"
             return values
+
+    def problem(self) -> tuple[bytes, str] | None:
+        """What is wrong with the frames: an error where none was answered, a warning where some were not."""
+        with self.lock:
+            count = self.rejected.total()
+            if not count:
+                return None
+            if not self.answered:
+                return ERROR, self.last_error
+            return WARN, f"{count} frames rejected, the last: {self.last_error}"
 
 
 def to_diagnostics(

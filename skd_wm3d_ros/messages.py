@@ -1,7 +1,8 @@
 """Boxes to ROS messages. Frames, axes and covariance order are decided here and nowhere else.
 
-Everything is in the camera's optical frame (x right, y down, z forward). A box's own axes are ROS's: x forward
-(length), y left (width), z up (height); ``size = (l, w, h)``; the pose is the centre of the volume.
+Boxes come in the camera's optical frame (x right, y down, z forward) and leave in it, or in a target frame. A box's
+own axes are ROS's: x forward (length), y left (width), z up (height); ``size = (l, w, h)``; the pose is the centre of
+the volume.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import array
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import Point, Pose, PoseWithCovariance, Quaternion, Vector3
 from numpy.typing import NDArray
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import ColorRGBA, Header
 from vision_msgs.msg import (
     BoundingBox3D,
@@ -30,63 +32,81 @@ from visualization_msgs.msg import Marker, MarkerArray
 from skd_core.boxes import EDGES, Boxes3D
 from skd_core.data.ros_messages import pose_covariance
 from skd_core.visualize import color_of
+from skd_wm3d_ros.transforms import IDENTITY, Transform
 
 LINE_WIDTH, TEXT_HEIGHT = 0.06, 0.5  # metres
 
 
-def finite(boxes: Boxes3D) -> Boxes3D:
-    """Without boxes that hold NaN or infinity: one NaN in a pose is enough to stop a subscriber such as RViz."""
-    values = torch.cat([boxes.center, boxes.size, boxes.yaw[:, None], boxes.scores[:, None]], -1)
-    return boxes[values.isfinite().all(-1)]
-
-
-def to_detections(boxes: Boxes3D, header: Header) -> Detection3DArray:
-    """Boxes as a Detection3DArray; every detection carries the array's header, which is the image's.
+def to_detections(
+    boxes: Boxes3D, header: Header, transform: Transform = IDENTITY, ids: Sequence[str] = ()
+) -> Detection3DArray:
+    """Boxes as a Detection3DArray; every detection carries the array's header.
 
     Args:
-        boxes: finite boxes in the frame of ``header``.
-        header: the image's own.
+        boxes: finite boxes in the camera frame.
+        header: the image's stamp, and the frame that ``transform`` leads to.
+        transform: from the camera frame; pose and covariance are both turned.
+        ids: track ids, "" where unknown; none at all without tracking.
     """
     boxes = boxes.to(torch.float64)
     rows = zip(
-        boxes.center.tolist(),
+        transform.points(boxes.center.numpy()).tolist(),
         boxes.size.tolist(),
-        boxes.quaternion.tolist(),
+        transform.orientations(boxes.quaternion.numpy()).tolist(),
         boxes.labels,
         boxes.scores.clamp(0, 1).tolist(),
-        pose_covariance(boxes).numpy().reshape(-1, 36),
+        transform.covariances(pose_covariance(boxes).numpy()).reshape(-1, 36),
+        ids or [""] * len(boxes),
         strict=True,
     )
     array_message = Detection3DArray(header=header)
-    for (x, y, z), (length, width, height), (qx, qy, qz, qw), label, score, covariance in rows:
+    for (x, y, z), (length, width, height), (qx, qy, qz, qw), label, score, covariance, track in rows:
         pose = Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
         result = ObjectHypothesisWithPose(
             hypothesis=ObjectHypothesis(class_id=label.lower(), score=score),
             pose=PoseWithCovariance(pose=pose, covariance=covariance),
         )
         bbox = BoundingBox3D(center=pose, size=Vector3(x=length, y=width, z=height))
-        array_message.detections.append(Detection3D(header=header, results=[result], bbox=bbox))
+        array_message.detections.append(Detection3D(header=header, results=[result], bbox=bbox, id=track))
     return array_message
 
 
-def to_markers(boxes: Boxes3D, header: Header, lifetime: float) -> MarkerArray:
+def to_markers(
+    boxes: Boxes3D,
+    header: Header,
+    lifetime: float,
+    transform: Transform = IDENTITY,
+    ids: Sequence[str] = (),
+    camera: str = "",
+) -> MarkerArray:
     """Boxes for RViz: outline, heading and text; old ones are deleted in the same array.
 
     Args:
-        boxes: finite boxes in the frame of ``header``.
-        header: the image's own; its frame_id names the camera in the namespaces.
+        boxes, header, transform, ids: as in :func:`to_detections`.
         lifetime: seconds after which RViz removes them if nothing newer comes.
+        camera: what the namespaces begin with; the header's frame_id if empty.
     """
     boxes = boxes.to(torch.float64)
+    camera = camera or header.frame_id
+    above = boxes.center.clone()
+    above[:, 1] = boxes.corners[..., 1].amin(-1) - TEXT_HEIGHT  # y points down
     duration = Duration(sec=int(lifetime), nanosec=int(lifetime % 1 * 1e9))
     pose = Pose(orientation=Quaternion(w=1.0))
-    rows = zip(boxes.labels, boxes.scores.tolist(), boxes.center.tolist(), boxes.corners.tolist(), strict=True)
+    rows = zip(
+        boxes.labels,
+        boxes.scores.tolist(),
+        boxes.center[:, [0, 2]].norm(dim=-1).tolist(),
+        transform.points(boxes.center.numpy()).tolist(),
+        transform.points(above.numpy()).tolist(),
+        transform.points(boxes.corners.numpy()).tolist(),
+        ids or [""] * len(boxes),
+        strict=True,
+    )
     markers = [Marker(header=header, action=Marker.DELETEALL)]
-    for index, (label, score, center, corners) in enumerate(rows):
+    for index, (label, score, distance, center, top, corners, track) in enumerate(rows):
         r, g, b = (channel / 255 for channel in color_of(label))
         points = [Point(x=x, y=y, z=z) for x, y, z in corners]
         middle, front = Point(x=center[0], y=center[1], z=center[2]), _mean([corners[i] for i in (0, 1, 4, 5)])
-        top = min(corner[1] for corner in corners)  # y points down
         common = {
             "header": header,
             "id": index,
@@ -94,10 +114,11 @@ def to_markers(boxes: Boxes3D, header: Header, lifetime: float) -> MarkerArray:
             "lifetime": duration,
             "color": ColorRGBA(r=r, g=g, b=b, a=1.0),
         }
+        number = f" #{track}" if track else ""
         markers += [
             Marker(
                 **common,
-                ns=f"{header.frame_id}/box",
+                ns=f"{camera}/box",
                 type=Marker.LINE_LIST,
                 pose=pose,
                 scale=Vector3(x=LINE_WIDTH),
@@ -105,7 +126,7 @@ def to_markers(boxes: Boxes3D, header: Header, lifetime: float) -> MarkerArray:
             ),
             Marker(
                 **common,
-                ns=f"{header.frame_id}/heading",
+                ns=f"{camera}/heading",
                 type=Marker.ARROW,
                 pose=pose,
                 scale=Vector3(x=2 * LINE_WIDTH, y=4 * LINE_WIDTH, z=4 * LINE_WIDTH),
@@ -113,11 +134,11 @@ def to_markers(boxes: Boxes3D, header: Header, lifetime: float) -> MarkerArray:
             ),
             Marker(
                 **common,
-                ns=f"{header.frame_id}/text",
+                ns=f"{camera}/text",
                 type=Marker.TEXT_VIEW_FACING,
-                pose=Pose(position=Point(x=center[0], y=top - TEXT_HEIGHT, z=center[2]), orientation=Quaternion(w=1.0)),
+                pose=Pose(position=Point(x=top[0], y=top[1], z=top[2]), orientation=Quaternion(w=1.0)),
                 scale=Vector3(z=TEXT_HEIGHT),
-                text=f"{label.lower()} {score:.2f} {center[2]:.1f} m",
+                text=f"{label.lower()}{number} {score:.2f} {distance:.1f} m",
             ),
         ]
     return MarkerArray(markers=markers)
@@ -135,6 +156,12 @@ def to_image(image: NDArray[np.uint8], header: Header) -> Image:
     # array.array is filled in 0.1 ms; rclpy checks any other sequence element by element, 50 ms an image
     data = array.array("B", np.ascontiguousarray(image).tobytes())
     return Image(header=header, height=height, width=width, encoding="rgb8", step=3 * width, data=data)
+
+
+def to_compressed(image: NDArray[np.uint8], header: Header) -> CompressedImage:
+    """An RGB picture, shape (H, W, 3), as a JPEG message."""
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    return CompressedImage(header=header, format="rgb8; jpeg compressed bgr8", data=array.array("B", encoded.tobytes()))
 
 
 def _mean(points: Sequence[Sequence[float]]) -> Point:

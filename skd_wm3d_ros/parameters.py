@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from skd_core.inference.detector import DEFAULT_THRESHOLD
+
+CLASS_THRESHOLDS = "class_thresholds"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Spec:
         description: what it does, with the unit.
         limits: least and greatest value, both allowed.
         choices: the values allowed.
+        pattern: regular expression of the values allowed, and how to say it.
         when: "start" (read-only), "configure" (taken at the next configure transition), "activate" (at the next
             activation) or "dynamic" (at once).
     """
@@ -32,13 +37,26 @@ class Spec:
     description: str
     limits: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
+    pattern: tuple[str, str] | None = None
     when: str = "configure"
 
 
 PARAMETERS = (
     Spec("autostart", True, "Configure and activate without a lifecycle manager.", when="start"),
     Spec("model", "default", "Weights file (.safetensors), or 'default' for the bundled weights."),
-    Spec("device", "auto", "Where the network runs: auto, cpu, cuda or cuda:N."),
+    Spec(
+        "device",
+        "auto",
+        "Where the network runs: auto, cpu, cuda or cuda:N.",
+        pattern=(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N"),
+    ),
+    Spec(
+        "precision",
+        "auto",
+        "What the network computes in: auto (fp16 on a GPU, fp32 on a CPU), fp32, fp16 or bf16.",
+        choices=("auto", "fp32", "fp16", "bf16"),
+    ),
+    Spec("cpu_fallback", False, "Go on on the CPU where the GPU runs out of memory or is lost."),
     Spec(
         "image_transport",
         "raw",
@@ -66,10 +84,65 @@ PARAMETERS = (
         when="activate",
     ),
     Spec(
+        "target_frame",
+        "",
+        "Frame of the detections, by TF at the image's stamp; empty = the image's own optical frame.",
+        pattern=(r"[^/].*|", "a frame name without a leading slash"),
+        when="activate",
+    ),
+    Spec(
+        "tracking",
+        False,
+        "Fill the detections' id with a track's number, which stays with the object.",
+        when="activate",
+    ),
+    Spec(
         "score_threshold",
         DEFAULT_THRESHOLD,
         "Least score of a detection that is published, 0 to 1.",
         limits=(0.0, 1.0),
+        when="dynamic",
+    ),
+    Spec(
+        "max_range",
+        0.0,
+        "Greatest distance in metres, along the ground, of a detection that is published; 0 = any.",
+        limits=(0.0, 1000.0),
+        when="dynamic",
+    ),
+    Spec(
+        "nms_iou",
+        1.0,
+        "Of two boxes of one class that overlap by more (IoU seen from above, 0 to 1) the worse is dropped; 1 = none.",
+        limits=(0.0, 1.0),
+        when="dynamic",
+    ),
+    Spec(
+        "max_rate_hz",
+        0.0,
+        "Most frames per second that are processed; the newest is taken; 0 = as many as come.",
+        limits=(0.0, 1000.0),
+        when="dynamic",
+    ),
+    Spec(
+        "max_age_ms",
+        0.0,
+        "Age in milliseconds, by the image's stamp, beyond which a frame is dropped; 0 = any.",
+        limits=(0.0, 60000.0),
+        when="dynamic",
+    ),
+    Spec(
+        "transform_timeout",
+        0.1,
+        "Most seconds to wait for the transform to target_frame.",
+        limits=(0.0, 5.0),
+        when="dynamic",
+    ),
+    Spec(
+        "stuck_after",
+        5.0,
+        "Seconds that one frame may take before the diagnostics call the inference stuck.",
+        limits=(0.1, 600.0),
         when="dynamic",
     ),
     Spec(
@@ -81,13 +154,14 @@ PARAMETERS = (
     ),
 )
 
+_SPECS = {spec.name: spec for spec in PARAMETERS}
+
 
 def declare(node: Node, spec: Spec) -> None:
     """Declare one parameter on a node; its range and read-only flag are then enforced by rclpy."""
+    constraint = f"one of {', '.join(spec.choices)}" if spec.choices else spec.pattern[1] if spec.pattern else ""
     descriptor = ParameterDescriptor(
-        description=spec.description,
-        read_only=spec.when == "start",
-        additional_constraints=f"one of {', '.join(spec.choices)}" if spec.choices else "",
+        description=spec.description, read_only=spec.when == "start", additional_constraints=constraint
     )
     if spec.limits and isinstance(spec.default, float):
         low, high = spec.limits
@@ -98,14 +172,35 @@ def declare(node: Node, spec: Spec) -> None:
     node.declare_parameter(spec.name, spec.default, descriptor)
 
 
+def declare_class_thresholds(node: Node, classes: Sequence[str]) -> None:
+    """Declare ``class_thresholds.<class>`` for every class of the weights, and undeclare what other weights left."""
+    wanted = {f"{CLASS_THRESHOLDS}.{name.lower()}" for name in classes}
+    declared = {f"{CLASS_THRESHOLDS}.{name}" for name in node.get_parameters_by_prefix(CLASS_THRESHOLDS)}
+    for name in declared - wanted:
+        node.undeclare_parameter(name)
+    for name in sorted(wanted - declared):
+        description = "Least score of this class, 0 to 1; -1 = score_threshold."
+        declare(node, Spec(name, -1.0, description, limits=(-1.0, 1.0), when="dynamic"))
+
+
+def thresholds(node: Node, classes: Sequence[str]) -> dict[str, float]:
+    """Least score of every class, as the parameters have it now."""
+    general = float(node.get_parameter("score_threshold").value)
+    own = {name: float(node.get_parameter(f"{CLASS_THRESHOLDS}.{name.lower()}").value) for name in classes}
+    return {name: general if value < 0 else value for name, value in own.items()}
+
+
 def check(parameters: list[Parameter]) -> SetParametersResult:
     """Reject what a descriptor cannot express, with the reason; for ``add_on_set_parameters_callback``."""
-    specs = {spec.name: spec for spec in PARAMETERS}
     for parameter in parameters:
-        spec = specs.get(parameter.name)
-        if spec and spec.choices and parameter.value not in spec.choices:
-            reason = f"{parameter.name} must be one of {', '.join(spec.choices)}, got '{parameter.value}'"
-            return SetParametersResult(successful=False, reason=reason)
-        if isinstance(parameter.value, float) and math.isnan(parameter.value):  # passes every range
-            return SetParametersResult(successful=False, reason=f"{parameter.name} must be a number, got nan")
+        spec, value = _SPECS.get(parameter.name), parameter.value
+        allowed = ""
+        if spec and spec.choices and value not in spec.choices:
+            allowed = f"one of {', '.join(spec.choices)}"
+        elif spec and spec.pattern and not re.fullmatch(spec.pattern[0], str(value)):
+            allowed = spec.pattern[1]
+        elif isinstance(value, float) and math.isnan(value):  # passes every range
+            allowed = "a number"
+        if allowed:
+            return SetParametersResult(successful=False, reason=f"{parameter.name} must be {allowed}, got '{value}'")
     return SetParametersResult(successful=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -14,12 +15,14 @@ class LatestWorker(Generic[Item]):
 
     Args:
         work: must not raise.
+        period: seconds from the start of one work to the next, asked before each; 0 = at once.
     """
 
-    def __init__(self, work: Callable[[Item], None]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[[Item], None], period: Callable[[], float] = lambda: 0.0) -> None:
+        self._work, self._period = work, period
         self._item: Item | None = None
         self._stopping = False
+        self._started: float | None = None  # monotonic seconds, while at work
         self._changed = threading.Condition()
         self.dropped = 0
         # a daemon, so that a stuck inference cannot keep the process alive
@@ -33,20 +36,36 @@ class LatestWorker(Generic[Item]):
             self._item = item
             self._changed.notify()
 
+    def busy(self) -> float:
+        """Seconds that the item in work has taken up to now; 0 where there is none."""
+        started = self._started
+        return 0.0 if started is None else time.monotonic() - started
+
+    def waiting(self) -> int:
+        """How many items are neither dropped nor done: 0, 1 or 2."""
+        with self._changed:
+            return (self._item is not None) + (self._started is not None)
+
     def stop(self, timeout: float) -> bool:
         """Let the item in work finish, forget a waiting one; False if it is still at work after ``timeout`` seconds."""
         with self._changed:
+            self.dropped += self._item is not None
             self._stopping, self._item = True, None
             self._changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        earliest = 0.0
         while True:
             with self._changed:
-                while self._item is None and not self._stopping:
-                    self._changed.wait()
-                if self._stopping:
+                while not self._stopping and (self._item is None or time.monotonic() < earliest):
+                    self._changed.wait(None if self._item is None else max(earliest - time.monotonic(), 0.0))
+                if self._stopping or self._item is None:
                     return
                 item, self._item = self._item, None
-            self._work(item)  # type: ignore[arg-type]
+                self._started = time.monotonic()
+                earliest = self._started + self._period()
+            self._work(item)
+            with self._changed:
+                self._started = None

@@ -20,7 +20,6 @@ from ros_harness import (
     FRAME_ID,
     HEIGHT,
     RELIABLE,
-    TIMEOUT,
     WIDTH,
     DetectorProcess,
     Rig,
@@ -409,25 +408,10 @@ def test_incompatible_subscriber_is_named(rig, process):
     rig.spin_until(named, "the log line")
 
 
-# -- the end ----------------------------------------------------------------------------------------------------------
-def test_sigint_twice_while_working_exits_with_0(weights, tmp_path):
-    process = DetectorProcess(tmp_path / "log", model=weights, device="cpu", score_threshold=0.0)
-    try:
-        process.wait_for_output("listening to")
-        rig = Rig()
-        rig.ask(image_message(picture(1)))
-        for _ in range(20):
-            rig.send(image_message(picture(1)), camera_info())
-        assert process.interrupt(times=2) == 0, process.output()
-        assert "Traceback" not in process.output()
-        rig.close()
-    finally:
-        process.kill()
-
-
-def test_parameter_that_cannot_be_ends_the_node_with_one_line(tmp_path):
-    process = DetectorProcess(tmp_path / "log", score_threshold=2.0)
-    assert process.process.wait(TIMEOUT) == 2
-    assert "score_threshold" in process.output()
+# -- the end: last, as it ends the node that all others use ------------------------------------------------------------
+def test_sigint_twice_while_working_exits_with_0(shared_rig, process):
+    shared_rig.ask(image_message(picture(1)))
+    for _ in range(20):
+        shared_rig.send(image_message(picture(1)), camera_info())
+    assert process.interrupt(times=2) == 0, process.output()
     assert "Traceback" not in process.output()
-    assert len(process.output().strip().splitlines()) == 1

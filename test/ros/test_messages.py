@@ -15,6 +15,7 @@ from skd_core.boxes import Boxes3D
 from skd_core.data.bag import DETECTIONS, typestore
 from skd_core.data.ros_messages import DEPTH_FRACTION, LATERAL_FRACTION, TILT_STD, YAW_STD, boxes_from_detections
 from skd_wm3d_ros import messages
+from skd_wm3d_ros.postprocess import finite
 
 HEADER = Header(stamp=Time(sec=17, nanosec=250), frame_id="front")
 
@@ -127,7 +128,7 @@ def test_boxes_with_nan_are_left_out():
     boxes = some_boxes(4)
     boxes.center[1, 2] = math.nan
     boxes.size[2, 0] = math.inf
-    assert torch.equal(messages.finite(boxes).center, boxes.center[[0, 3]])
+    assert torch.equal(finite(boxes).center, boxes.center[[0, 3]])
 
 
 def test_markers():

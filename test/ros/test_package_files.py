@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import subprocess
+import sys
 import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -11,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from skd_wm3d_ros import detector_node, parameters
+from skd_wm3d_ros import detector_node, launching, parameters
+from skd_wm3d_ros.cameras import read_cameras
 from skd_wm3d_ros.resources import share_file
 from skd_wm3d_ros.worker import LatestWorker
 
@@ -60,30 +64,111 @@ def test_dds_profile_holds_an_image():
     assert defined == {"shared_memory_for_images", "udp"}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("launch_ros") is None, reason="launch and launch_ros are not installed")
-def test_launch_file(monkeypatch):
-    from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
-
-    for variable in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-        monkeypatch.delenv(variable, raising=False)
-    path = ROOT / "launch" / "detector.launch.py"
-    specification = importlib.util.spec_from_file_location("detector_launch", path)
+def launch_file(name):
+    specification = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.launch.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def no_profile(monkeypatch):
+    for variable in launching.PROFILE_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+
+
+needs_launch = pytest.mark.skipif(
+    importlib.util.find_spec("launch_ros") is None, reason="launch and launch_ros are not installed"
+)
+
+
+@needs_launch
+def test_launch_file(monkeypatch, no_profile):
+    from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+
+    module = launch_file("detector")
     entities = module.generate_launch_description().entities
     arguments = {e.name: e for e in entities if isinstance(e, DeclareLaunchArgument)}
-    assert set(arguments) == {
-        "namespace", "params_file", "use_sim_time", "autostart", "log_level", "model", "device", "image_topic",
-        "camera_info_topic", "image_transport", "rviz",
-    }  # fmt: skip
-    assert all(argument.description for argument in arguments.values())
     declared = {spec.name: spec for spec in parameters.PARAMETERS}
-    assert {name for name in arguments if name in declared} == {"autostart", "model", "device", "image_transport"}
-    assert tuple(arguments["image_transport"].choices)[1:] == declared["image_transport"].choices
+    own = {*module.TEXTS, *module.FLAGS}
+    assert own - set(declared) == {"use_sim_time"}  # every node's
+    others = {"namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "rviz"}
+    assert set(arguments) == own | others
+    assert all(argument.description for argument in arguments.values())
+    for name in own & set(declared):
+        assert isinstance(declared[name].default, bool) == (name in module.FLAGS), name
+        if declared[name].choices:
+            assert tuple(arguments[name].choices)[1:] == declared[name].choices
     assert sum(isinstance(e, SetEnvironmentVariable) for e in entities) == 2
     monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/mine.xml")
     entities = module.generate_launch_description().entities
     assert not any(isinstance(e, SetEnvironmentVariable) for e in entities)
+
+
+@needs_launch
+@pytest.mark.parametrize(("process", "count"), [("several", 2), ("one", 1)])
+def test_multi_camera_launch_file(no_profile, process, count):
+    from launch import LaunchContext
+    from launch.actions import DeclareLaunchArgument
+
+    module = launch_file("multi_camera")
+    arguments = [e for e in module.generate_launch_description().entities if isinstance(e, DeclareLaunchArgument)]
+    context = LaunchContext()
+    context.launch_configurations["cameras"] = str(ROOT / "config" / "cameras.yaml")
+    context.launch_configurations["process"] = process
+    for argument in arguments:
+        assert argument.description
+        if argument.name not in context.launch_configurations:
+            argument.execute(context)
+    assert len(module.start_nodes(context)) == count
+
+
+def test_launch_files_import_no_torch():
+    """`ros2 launch` may run in a Python that has none."""
+    code = "import sys, skd_wm3d_ros.launching, skd_wm3d_ros.cameras; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_camera_file_of_the_package():
+    cameras = {camera.name: camera for camera in read_cameras(share_file("config/cameras.yaml"))}
+    assert list(cameras) == ["front", "rear"]
+    declared = {spec.name: spec for spec in parameters.PARAMETERS}
+    for name, value in cameras["rear"].parameters.items():
+        assert type(value) is type(declared[name].default)
+    assert "score_threshold:=0.3" in cameras["rear"].ros_arguments()
+
+
+def test_parameter_that_cannot_be_ends_the_node_with_one_line(capfd):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert detector_node.run(["--ros-args", "-p", "score_threshold:=2.0"]) == 2
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    error = capfd.readouterr().err
+    assert error.startswith("detector: error: ")
+    assert "score_threshold" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_ctrl_c_while_importing_ends_without_a_word():
+    """Whenever it comes: torch alone takes seconds to import."""
+    command = [sys.executable, "-c", INTERRUPTED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Interrupt:  # in the place of torch
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from skd_wm3d_ros.detector_node import main
+assert "torch" not in sys.modules and "rclpy" not in sys.modules
+main()
+"""
 
 
 def test_entry_points_exist():

@@ -1,0 +1,89 @@
+"""The list of cameras that multi_camera.launch.py and ``detector_node --cameras`` start.
+
+Imports no torch: ``ros2 launch`` may run in a Python that has none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KEYS = ("name", "image_topic", "camera_info_topic", "parameters", "params_file")
+
+
+class CameraFileError(ValueError):
+    """A file that is no list of cameras; one line that names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class CameraEntry:
+    """One camera.
+
+    Attributes:
+        name: namespace of its node: the detections are on /<name>/detector/detections.
+        image_topic: without "/compressed", as image_transport has it.
+        camera_info_topic: of the same camera.
+        parameters: of its node, over what ``params_file`` says.
+        params_file: parameter file; "" = the defaults.
+    """
+
+    name: str
+    image_topic: str
+    camera_info_topic: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    params_file: str = ""
+
+    @property
+    def remappings(self) -> list[tuple[str, str]]:
+        return [("image", self.image_topic), ("camera_info", self.camera_info_topic)]
+
+    def ros_arguments(self) -> list[str]:
+        """For a node of this camera in one process with others."""
+        arguments = ["--ros-args"]
+        for name, topic in self.remappings:
+            arguments += ["-r", f"{name}:={topic}"]
+        if self.params_file:
+            arguments += ["--params-file", self.params_file]
+        for name, value in self.parameters.items():
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+            arguments += ["-p", f"{name}:={text}"]
+        return arguments
+
+
+def read_cameras(path: str | Path) -> list[CameraEntry]:
+    """Cameras of a YAML file: ``cameras:``, a list of mappings with KEYS (see config/cameras.yaml).
+
+    Raises:
+        CameraFileError: no such file, no YAML, an unknown key, a missing topic, or a name twice.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CameraFileError(f"{path}: cannot be read as a list of cameras: {str(error).splitlines()[0]}") from None
+    rows = content.get("cameras") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise CameraFileError(f"{path}: needs 'cameras:', a list of cameras")
+    cameras: list[CameraEntry] = []
+    for number, row in enumerate(rows, 1):
+        where = f"{path}: camera {number}"
+        if not isinstance(row, dict):
+            raise CameraFileError(f"{where}: must be a mapping with name, image_topic and camera_info_topic")
+        unknown = [str(key) for key in row if key not in KEYS]
+        if unknown:
+            raise CameraFileError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(KEYS)}")
+        missing = [key for key in KEYS[:3] if not isinstance(row.get(key), str) or not row[key]]
+        if missing:
+            raise CameraFileError(f"{where}: {', '.join(missing)} must be given as text")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", row["name"]):
+            raise CameraFileError(f"{where}: name '{row['name']}' must be letters, digits and _, a letter first")
+        if not isinstance(row.get("parameters") or {}, dict):
+            raise CameraFileError(f"{where}: parameters must be a mapping")
+        camera = CameraEntry(**{key: value for key, value in row.items() if value is not None})
+        if camera.name in {other.name for other in cameras}:
+            raise CameraFileError(f"{where}: the name '{camera.name}' is there twice")
+        cameras.append(camera)
+    return cameras

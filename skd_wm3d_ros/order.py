@@ -1,0 +1,36 @@
+"""Which frames are new: none is processed twice, and answers keep the order of the stamps."""
+
+from __future__ import annotations
+
+import time
+
+from skd_wm3d_ros.decoding import Rejection
+
+LATE = 500_000_000  # nanoseconds; further back, the clock was set back or a bag begins again
+RESENT = 2.0  # seconds; the same stamp after that is a frame sent again on purpose
+
+
+class FrameOrder:
+    """Admits the frames of one camera."""
+
+    def __init__(self) -> None:
+        self._stamp: int | None = None
+        self._time = 0.0
+
+    def admit(self, stamp: int) -> None:
+        """Take the frame of a stamp in nanoseconds for the newest.
+
+        Raises:
+            Rejection: it was processed already, or a newer one was.
+        """
+        now = time.monotonic()
+        if self._stamp is not None:
+            if stamp == self._stamp and now - self._time < RESENT:
+                raise Rejection(
+                    "repeated", f"two images with the stamp {stamp / 1e9:.9f} s: do two nodes publish them?"
+                )
+            if self._stamp - LATE < stamp < self._stamp:
+                raise Rejection(
+                    "late", f"the image of {stamp / 1e9:.9f} s came after that of {self._stamp / 1e9:.9f} s"
+                )
+        self._stamp, self._time = stamp, now

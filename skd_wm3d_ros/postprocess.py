@@ -1,0 +1,44 @@
+"""Which boxes are published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from skd_core.boxes import Boxes3D
+from skd_core.iou import bev_iou
+
+
+def finite(boxes: Boxes3D) -> Boxes3D:
+    """Without boxes that hold NaN or infinity: one NaN in a pose is enough to stop a subscriber such as RViz."""
+    values = torch.cat([boxes.center, boxes.size, boxes.yaw[:, None], boxes.scores[:, None]], -1)
+    return boxes[values.isfinite().all(-1) & (boxes.size > 0).all(-1)]
+
+
+def select(boxes: Boxes3D, thresholds: Mapping[str, float], max_range: float = 0.0, nms_iou: float = 1.0) -> Boxes3D:
+    """The boxes worth publishing.
+
+    Args:
+        boxes: finite boxes in the camera frame, best first.
+        thresholds: least score of each class.
+        max_range: greatest distance from the camera along the ground, metres; 0 = any.
+        nms_iou: of two boxes of one class whose footprints overlap by more (IoU seen from above), the better is kept;
+            1 = all are.
+    """
+    least = torch.tensor([thresholds.get(label, 0.0) for label in boxes.labels], dtype=boxes.scores.dtype)
+    keep = boxes.scores >= least
+    if max_range > 0:
+        keep &= boxes.center[:, [0, 2]].norm(dim=-1) <= max_range
+    boxes = boxes[keep]
+    return boxes if nms_iou >= 1 or len(boxes) < 2 else boxes[_suppress(boxes, nms_iou)]
+
+
+def _suppress(boxes: Boxes3D, limit: float) -> list[int]:
+    overlap = bev_iou(boxes.bev.double(), boxes.bev.double())
+    kept: list[int] = []
+    for i in range(len(boxes)):
+        rivals = [j for j in kept if boxes.labels[j] == boxes.labels[i]]
+        if not any(overlap[i, j] > limit for j in rivals):
+            kept.append(i)
+    return kept

@@ -1,0 +1,498 @@
+"""The node in this process, over DDS, with a detector made for each test: what it says when something is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import time
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import rclpy
+import torch
+from geometry_msgs.msg import Transform as TransformMessage
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from ros_harness import (
+    ACTIVATE,
+    CLEANUP,
+    CONFIGURE,
+    DEACTIVATE,
+    FRAME_ID,
+    HEIGHT,
+    RELIABLE,
+    WIDTH,
+    Rig,
+    camera_info,
+    image_message,
+    picture,
+)  # fmt: skip
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import Float64
+from vision_msgs.msg import Detection3DArray
+
+from skd_core.boxes import Boxes3D
+from skd_core.errors import UserError
+from skd_wm3d_ros.cameras import CameraFileError, read_cameras
+from skd_wm3d_ros.node import DetectorNode
+
+CLASSES = ("Car", "Pedestrian")
+
+
+class FakeDetector:
+    """Finds what it is told to, where it is told to; `act` is called before."""
+
+    def __init__(self, found=None, device="cpu", act=lambda: None, classes=CLASSES):
+        self.found = found if found is not None else [("Car", 0.9, 2.0, 10.0), ("Pedestrian", 0.5, -3.0, 20.0)]
+        self.device, self.precision, self.classes, self.act = torch.device(device), "fp32", classes, act
+        self.metadata = {"focal": [180.0, 181.0]}
+        self.student = SimpleNamespace(config=SimpleNamespace(input_size=(WIDTH, HEIGHT)))
+
+    def warmup(self):
+        pass
+
+    def predict(self, image, camera, threshold):
+        self.act()
+        rows = [row for row in self.found if row[1] >= threshold]
+        center = torch.tensor([[x, 1.0, z] for _, _, x, z in rows]).reshape(-1, 3)
+        return Boxes3D(
+            center, torch.tensor([4.0, 2.0, 1.5]).expand(len(rows), 3), torch.zeros(len(rows)),
+            tuple(row[0] for row in rows), torch.tensor([row[1] for row in rows]),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ros():
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
+@pytest.fixture(scope="module")
+def rig(ros):
+    rig = Rig(RELIABLE)
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def start(rig):
+    """Start nodes that are configured and active, spun by a thread; closed after the test."""
+    executor, nodes, stop = SingleThreadedExecutor(), [], threading.Event()
+
+    def spin():
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=0.05)
+
+    thread = threading.Thread(target=spin, daemon=True)
+
+    def make(detector=None, load=None, tf_buffer=None, activate=True, options=None, **values):
+        overrides = [Parameter(name, value=value) for name, value in values.items()]
+        load = load or (lambda path, device, precision: detector or FakeDetector())
+        node = DetectorNode(load, tf_buffer, parameter_overrides=overrides, **(options or {}))
+        nodes.append(node)
+        if activate:
+            assert node.autostart()
+        executor.add_node(node)
+        if not thread.is_alive():
+            thread.start()
+        rig.diagnostics.clear()
+        rig.answers.clear()
+        return node
+
+    yield make
+    stop.set()
+    if thread.is_alive():
+        thread.join(30)
+    for node in nodes:
+        assert node.close()
+
+
+def ask(rig):
+    return rig.ask(image_message(picture(1)))
+
+
+def labels(answer):
+    return [d.results[0].hypothesis.class_id for d in answer.detections]
+
+
+def values(status):
+    return {v.key: v.value for v in status.values}
+
+
+def until_told(rig, *texts, send=True):
+    """The first status that holds all texts, while frames come."""
+    rig.diagnostics.clear()
+
+    def told():
+        if send:
+            rig.send(image_message(picture(1)), camera_info())
+        return [s for s in rig.diagnostics if all(t in s.message + str(s.values) for t in texts)]
+
+    rig.spin_until(told, f"a diagnostic with {texts}")
+    return told()[0]
+
+
+# -- parameters while frames come -------------------------------------------------------------------------------------
+def test_what_is_published_changes_at_run_time(rig, start):
+    start()
+    assert labels(ask(rig)) == ["car", "pedestrian"]
+    for change, expected in [
+        ({"class_thresholds.pedestrian": 0.6}, ["car"]),
+        ({"score_threshold": 0.95}, []),
+        ({"class_thresholds.car": 0.1}, ["car"]),
+        ({"class_thresholds.pedestrian": -1.0, "score_threshold": 0.2}, ["car", "pedestrian"]),
+        ({"max_range": 15.0}, ["car"]),
+        ({"max_range": 0.0}, ["car", "pedestrian"]),
+    ]:
+        result = rig.set(**change)
+        assert result.successful, result.reason
+        assert labels(ask(rig)) == expected, change
+
+
+def test_overlapping_boxes(rig, start):
+    start(FakeDetector([("Car", 0.9, 0.0, 10.0), ("Car", 0.8, 0.5, 10.0)]))
+    assert len(ask(rig).detections) == 2
+    assert rig.set(nms_iou=0.5).successful
+    assert len(ask(rig).detections) == 1
+
+
+@pytest.fixture
+def idle(start):
+    return start(activate=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32, fp16, bf16, got 'fp8'"),
+        ({"target_frame": "/odom"}, "without a leading slash"),
+        ({"max_rate_hz": -1.0}, "out of range"),
+        ({"max_age_ms": float("nan")}, "nan"),
+        ({"nms_iou": 1.5}, "out of range"),
+        ({"stuck_after": "long"}, "type"),
+        ({"model": 5}, "type"),
+    ],
+)
+def test_bad_values_are_rejected_with_a_reason(rig, idle, change, reason):
+    result = rig.set(**change)
+    assert not result.successful
+    assert reason in result.reason
+
+
+def test_rate_limit_is_asked_at_each_frame(rig, start):
+    node = start(max_rate_hz=4.0)
+    assert node._period() == 0.25
+    assert rig.set(max_rate_hz=0.0).successful
+    assert node._period() == 0.0
+    assert ask(rig).detections
+
+
+def test_old_frames_are_dropped_and_counted(rig, start):
+    start(max_age_ms=5000.0)
+    status = until_told(rig, "frames rejected: stale", "max_age_ms is 5000")  # the stamps are of 1970
+    assert not rig.answers
+    assert int(values(status)["frames rejected: stale"]) > 0
+    now = rig.node.get_clock().now().nanoseconds
+
+    def answered():
+        rig.send(image_message(picture(1)), camera_info(), rig.header(max(now, rig.node.get_clock().now().nanoseconds)))
+        return rig.answers
+
+    rig.spin_until(answered, "an answer to a fresh frame")
+
+
+# -- outputs ----------------------------------------------------------------------------------------------------------
+def test_latencies_as_topics_and_diagnostics(rig, start):
+    start(FakeDetector(act=lambda: time.sleep(0.02)))
+    received = {}
+    subscriptions = [
+        rig.node.create_subscription(
+            Float64, f"/detector/latency/{stage}_ms", lambda m, s=stage: received.setdefault(s, m.data), RELIABLE
+        )
+        for stage in ("decode", "infer", "publish", "total")
+    ]
+    rig.spin_until(lambda: len(received) == 4 or not ask(rig), "all latencies")
+    assert received["infer"] >= 20
+    assert received["total"] > received["infer"]
+    assert min(received.values()) > 0
+    told = values(until_told(rig, "infer latency (ms)"))
+    assert float(told["infer latency (ms)"]) >= 20
+    for subscription in subscriptions:
+        rig.node.destroy_subscription(subscription)
+
+
+def test_compressed_debug_image(rig, start):
+    start()
+    images = []
+    subscription = rig.node.create_subscription(
+        CompressedImage, "/detector/debug_image/compressed", images.append, RELIABLE
+    )
+    rig.spin_until(lambda: images or not ask(rig), "a debug image")
+    assert "jpeg" in images[0].format
+    drawn = cv2.imdecode(np.frombuffer(images[0].data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+    assert drawn.shape == (HEIGHT, WIDTH, 3)
+    assert np.median(np.abs(drawn - picture(1))) < 15  # RGB, with boxes on it
+    assert images[0].header.frame_id == FRAME_ID
+    rig.node.destroy_subscription(subscription)
+
+
+def test_ids_stay_with_the_objects(rig, start):
+    start(tracking=True)
+    assert [d.id for d in ask(rig).detections] == ["", ""]
+    first = [d.id for d in ask(rig).detections]
+    assert "" not in first
+    assert len(set(first)) == 2
+    assert [d.id for d in ask(rig).detections] == first
+
+
+class Buffer:
+    """tf2_ros.Buffer's lookup_transform; fails until there is a transform."""
+
+    def __init__(self):
+        self.transform, self.asked = None, []
+
+    def lookup_transform(self, target_frame, source_frame, time, timeout):
+        self.asked.append((target_frame, source_frame, time.nanoseconds, timeout.nanoseconds))
+        if self.transform is None:
+            raise LookupError(f'"{target_frame}" passed to lookupTransform argument target_frame does not exist.')
+        return SimpleNamespace(transform=self.transform)
+
+
+def test_target_frame(rig, start):
+    buffer = Buffer()
+    start(tf_buffer=buffer, target_frame="base_link", transform_timeout=0.0, tracking=True)
+    status = until_told(rig, "frames rejected: transform", FRAME_ID, "base_link", "does not exist")
+    assert status.level == b"\x02"
+    assert not rig.answers
+    buffer.transform = TransformMessage()
+    q = buffer.transform.rotation  # of a camera that looks forward
+    q.x, q.y, q.z, q.w = -0.5, 0.5, -0.5, 0.5
+    buffer.transform.translation.z = 1.5
+    answer = ask(rig)
+    assert answer.header.frame_id == "base_link"
+    assert answer.detections[0].header == answer.header
+    stamp = answer.header.stamp.sec * 1_000_000_000 + answer.header.stamp.nanosec
+    assert ("base_link", FRAME_ID, stamp, 0) in buffer.asked  # at the image's stamp
+    place = answer.detections[0].bbox.center.position
+    assert (place.x, place.y, place.z) == pytest.approx((10.0, -2.0, 0.5))
+    covariance = np.array(answer.detections[0].results[0].pose.covariance).reshape(6, 6)
+    assert covariance[0, 0] == pytest.approx(1.0, rel=0.01)  # 10 % of 10 m, along base_link's x
+    ids = [d.id for d in ask(rig).detections]
+    assert "" not in ids
+    assert [d.id for d in ask(rig).detections] == ids
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tf2_ros") is not None, reason="tf2_ros is installed here")
+def test_target_frame_without_tf2_ros(rig, start):
+    start(activate=False, target_frame="odom")
+    assert rig.transition(CONFIGURE)
+    assert not rig.transition(ACTIVATE)
+    assert "target_frame 'odom' needs tf2_ros" in rig.wait_for_diagnostic("tf2_ros").message
+    assert rig.set(target_frame="").successful
+    assert rig.transition(ACTIVATE)
+    assert ask(rig).header.frame_id == FRAME_ID
+
+
+# -- what is wrong ----------------------------------------------------------------------------------------------------
+def test_a_stuck_inference_is_told(rig, start):
+    go_on, inside = threading.Event(), threading.Event()
+
+    def hang():
+        inside.set()
+        assert go_on.wait(120)
+
+    start(FakeDetector(act=hang), stuck_after=0.2)
+    status = until_told(rig, "inference is stuck")
+    assert status.level == b"\x02"
+    assert inside.is_set()
+    go_on.set()
+    assert ask(rig).detections
+    rig.diagnostics.clear()
+    rig.spin_until(lambda: [s for s in rig.diagnostics if s.message == "active"], "the end of the complaint")
+
+
+def test_an_inference_that_raises_is_counted(rig, start):
+    errors = iter([RuntimeError("layer 7\nexploded"), ValueError("odd")])
+
+    def act():
+        for error in errors:
+            raise error
+
+    start(FakeDetector(act=act))
+    assert ask(rig).detections
+    told = values(until_told(rig, "frames rejected: inference"))
+    assert told["frames rejected: inference"] == "2"
+    assert "ValueError: odd" in told["last rejection"]
+
+
+def test_gpu_out_of_memory_goes_on_on_the_cpu(rig, start):
+    def run_out():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    def load(path, device, precision):
+        return FakeDetector(device="cpu") if device == "cpu" else FakeDetector(device="cuda:0", act=run_out)
+
+    start(load=load, device="cuda:0", cpu_fallback=True)
+    assert len(ask(rig).detections) == 2
+    status = until_told(rig, "runs on the CPU, the GPU failed", "CUDA out of memory")
+    assert status.level == b"\x01"
+    assert values(status)["device"] == "cpu"
+
+
+def test_gpu_out_of_memory_without_fallback(rig, start):
+    def run_out():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    start(FakeDetector(device="cuda:0", act=run_out))
+    assert until_told(rig, "CUDA out of memory", "frames rejected: inference").level == b"\x02"
+
+
+def test_a_camera_unlike_the_training_camera(rig, start):
+    start()
+    wide = camera_info()
+    wide.k[0] = wide.p[0] = 40.0
+    wide.k[4] = wide.p[5] = 40.0
+    ask(rig)
+    assert until_told(rig, "like the training camera").level == b"\x00"
+
+    def told():
+        rig.send(image_message(picture(1)), wide)
+        return [s for s in rig.diagnostics if "camera unlike the training camera: focal length 40x40" in s.message]
+
+    rig.spin_until(told, "a warning")
+    assert told()[0].level == b"\x01"
+
+
+def test_lost_images_are_noticed_and_the_cure_is_named(rig, start):
+    start()
+    ask(rig)
+    begin = 50_000_000_000_000
+    for i in range(120):
+        header = rig.header(begin + i * 100_000_000)
+        info = camera_info()
+        info.header = header
+        rig.infos.publish(info)
+        if i % 3 == 0:
+            image = image_message(picture(1))
+            image.header = header
+            rig.images.publish(image)
+        rclpy.spin_once(rig.node, timeout_sec=0.005)
+
+    def told():
+        return [s for s in rig.diagnostics if "are lost on the way" in s.message and "fastdds_images.xml" in s.message]
+
+    rig.spin_until(told, "a warning")
+
+
+def test_a_camera_that_dies_and_returns(rig, start):
+    start()
+    ask(rig)
+    status = until_told(rig, "no frame on /image for", send=False)
+    assert status.level == b"\x01"
+    assert ask(rig).detections
+    rig.diagnostics.clear()
+
+    def well():
+        rig.send(image_message(picture(1)), camera_info())
+        return [s for s in rig.diagnostics if s.message == "active"]
+
+    rig.spin_until(well, "the end of the complaint")
+
+
+def test_every_pair_is_answered_rejected_dropped_or_in_work(rig, start):
+    start(FakeDetector(act=lambda: time.sleep(0.01)))
+    ask(rig)
+    for i in range(60):
+        image = image_message(picture(1))
+        image.encoding = "nonsense" if i % 5 == 0 else image.encoding
+        rig.send(image, camera_info())
+        rclpy.spin_once(rig.node, timeout_sec=0.005)
+    rig.diagnostics.clear()
+    rig.spin_until(lambda: rig.diagnostics, "a status")
+    rig.diagnostics.clear()
+    rig.spin_until(lambda: rig.diagnostics, "a status after the last frame")
+    told = values(rig.diagnostics[-1])
+    parts = ("frames answered", "frames rejected", "frames dropped for newer ones", "frames in work")
+    assert int(told["pairs"]) == sum(int(told[part]) for part in parts)
+    stamps = list(rig.answers)
+    assert stamps == sorted(stamps)
+
+
+# -- lifecycle --------------------------------------------------------------------------------------------------------
+def test_fifty_activations(rig, start):
+    node = start()
+    for _ in range(50):
+        assert node.trigger_deactivate().name == "SUCCESS"
+        assert node.trigger_activate().name == "SUCCESS"
+    assert ask(rig).detections
+    assert len(list(node.subscriptions)) < 10
+    assert threading.active_count() < 20
+
+
+def test_other_weights_without_a_restart(rig, start):
+    def load(path, device, precision):
+        if path == "missing":
+            raise UserError("weights 'missing': no such file")
+        return FakeDetector() if path == "default" else FakeDetector([("Truck", 0.8, 1.0, 9.0)], classes=("Truck",))
+
+    start(load=load)
+    assert labels(ask(rig)) == ["car", "pedestrian"]
+    for model, expected in (("trucks", ["truck"]), ("default", ["car", "pedestrian"])):
+        assert rig.set(model=model).successful
+        assert labels(ask(rig)) != expected  # not before it is configured again
+        assert all(rig.transition(t) for t in (DEACTIVATE, CLEANUP, CONFIGURE, ACTIVATE))
+        assert labels(ask(rig)) == expected
+    assert not rig.set(**{"class_thresholds.truck": 0.5}).successful  # of weights that are gone
+
+
+def test_two_cameras_in_one_process(rig, start, tmp_path):
+    (tmp_path / "cameras.yaml").write_text(
+        "cameras:\n"
+        "  - {name: front, image_topic: /image, camera_info_topic: /camera_info}\n"
+        "  - name: rear\n    image_topic: /image\n    camera_info_topic: /camera_info\n"
+        "    parameters: {score_threshold: 0.7, model: some.safetensors}\n"
+    )
+    received = {}
+    for entry in read_cameras(tmp_path / "cameras.yaml"):
+        rig.node.create_subscription(
+            Detection3DArray,
+            f"/{entry.name}/detector/detections",
+            lambda m, n=entry.name: received.setdefault(n, labels(m)),
+            RELIABLE,
+        )
+        node = start(options={"namespace": entry.name, "cli_args": entry.ros_arguments()})
+    assert node.get_parameter("model").value == "some.safetensors"
+
+    def both():
+        rig.send(image_message(picture(1)), camera_info())
+        return len(received) == 2
+
+    rig.spin_until(both, "answers of both")
+    assert received == {"front": ["car", "pedestrian"], "rear": ["car"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cameras: [", "cannot be read"),
+        ("- front", "needs 'cameras:'"),
+        ("cameras: []", "needs 'cameras:'"),
+        ("cameras: [front]", "camera 1: must be a mapping"),
+        ("cameras: [{name: a, image_topic: /i}]", "camera 1: camera_info_topic must be given"),
+        ("cameras: [{name: a/b, image_topic: /i, camera_info_topic: /c}]", "name 'a/b' must be"),
+        ("cameras: [{name: a, image: /i, camera_info_topic: /c}]", "unknown image; known are name"),
+        (
+            "cameras: [{name: a, image_topic: /i, camera_info_topic: /c}, "
+            "{name: a, image_topic: /i, camera_info_topic: /c}]",
+            "camera 2: the name 'a' is there twice",
+        ),
+    ],
+)
+def test_camera_files_that_cannot_be(tmp_path, text, said):
+    (tmp_path / "cameras.yaml").write_text(text)
+    with pytest.raises(CameraFileError, match=said):
+        read_cameras(tmp_path / "cameras.yaml")
