@@ -139,6 +139,27 @@ def predict(
     print(f"{out}: {count} detections")
 
 
+@app.command()
+def bench(
+    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of predict: auto, fp32, fp16 or bf16.")] = "fp32",
+    repeat: Annotated[int | None, typer.Option(min=1, help="Rounds of each measurement.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less of everything, under a minute.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+) -> None:
+    """Measure speed on this machine, rivals side by side: prediction, teacher, evaluation, IoU, rendering, training."""
+    from dataclasses import replace
+
+    from skd_core.inference.benchmark import QUICK, Effort, report_benchmark
+    from skd_core.inference.detector import Detector
+
+    effort = QUICK if quick else Effort()
+    if repeat is not None:
+        effort = replace(effort, rounds=repeat)
+    report_benchmark(Detector.load(weights, device, precision), effort, json)
+
+
 @app.command("predict-nuscenes")
 def predict_nuscenes(
     root: Annotated[Path, typer.Argument(help="Folder that holds samples/ and v1.0-*.")],
@@ -177,6 +198,25 @@ def bag_make(
 
     count = make_bag(kind, source, out, split, camera, rate, storage, version, overwrite)
     print(f"{out}: {count} images")
+
+
+@app.command("bag-eval")
+def bag_eval(
+    bag: Annotated[Path, typer.Argument(help="rosbag2 folder, or an .mcap or .db3 file.")],
+    out: Annotated[Path, typer.Option(help="Gets report.html, scores.json, results/NAME.txt, detections (a bag).")],
+    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    truth: Annotated[str | None, typer.Option(help="Topic of true boxes; what bag-make writes is found.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder of KITTI label files, one per frame.")] = None,
+    image_topic: Annotated[str | None, typer.Option(help="If there are several cameras.")] = None,
+    camera_info_topic: Annotated[str | None, typer.Option(help="If it is not beside the image.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score; AP wants a low one.")] = 0.2,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json: Annotated[Path | None, typer.Option(help="Write all numbers there too.")] = None,
+) -> None:
+    """Detect in every frame of a recording and score it: AP, recall and depth error by range, jitter, latency."""
+    from skd_core.evaluation.bag_eval import bag_eval as run
+
+    run(bag, weights, out, truth, labels, image_topic, camera_info_topic, threshold, device, json)
 
 
 @app.command("plot")

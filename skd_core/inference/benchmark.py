@@ -1,0 +1,431 @@
+"""`skd_core bench`: how fast the parts are on this machine, rivals side by side in one run.
+
+Rivals take turns, and each round gives one ratio, so that a machine that is busy or throttles for a while slows both.
+All pictures and labels are made up on the spot: no data set is needed. Times are wall clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from skd_core.boxes import box_corners
+from skd_core.camera import Camera
+from skd_core.config import DataConfig, SetConfig, TrainConfig
+from skd_core.data.batch import Batch, TrainingSet, collate
+from skd_core.data.kitti import KittiObjects, write_atomic
+from skd_core.data.sample import Sample
+from skd_core.data.synthetic import RenderedFrame, SynthConfig, render_frame
+from skd_core.errors import UserError
+from skd_core.evaluation.kitti import CLASSES, evaluate
+from skd_core.inference.detector import Detector
+from skd_core.iou import bev_iou
+from skd_core.models.decode import Prediction3D
+from skd_core.supervision.priors import prior_of
+from skd_core.training.ablation import row_config
+from skd_core.training.modulation import YARDSTICKS, scale_gradient
+from skd_core.training.module import Step, TeacherStudent
+
+Values = dict[str, list[float]]
+"""Name of a measure, which ends in its unit -> one value a round (a call, for latencies)."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        rounds: turns of each measurement, after one that does not count.
+        predictions: calls of `predict` a round.
+        evaluated: frames of made-up detections; pairs: of footprints; shapely_pairs: how many shapely gets.
+        rendered: pictures a round.
+        batch_size: of the training step.
+    """
+
+    rounds: int = 10
+    predictions: int = 20
+    evaluated: int = 1000
+    pairs: int = 100_000
+    shapely_pairs: int = 2000
+    rendered: int = 5
+    batch_size: int = 8
+
+
+QUICK = Effort(rounds=3, predictions=5, evaluated=200, pairs=20_000, shapely_pairs=500, rendered=2, batch_size=2)
+
+
+def benchmark(detector: Detector, effort: Effort) -> dict[str, Any]:
+    """Measure everything.
+
+    Returns:
+        {"machine": what it ran on, "settings": sizes and counts, "measures": {name: :func:`summary`}}
+    """
+    machine, device = describe_machine(detector.device), detector.device
+    size = detector.student.config.input_size
+    frames = [render_frame(SynthConfig(*size), seed=1, frame=i) for i in range(effort.batch_size)]
+    values: Values = {}
+    for part in (
+        predictions(detector, effort),
+        teacher_cost(detector, frames[0], effort),
+        evaluator(effort),
+        footprint_iou(effort, device),
+        rendering(effort),
+        training_step(detector, frames, effort),
+    ):
+        values |= part
+    settings = {
+        "input_size": list(size),
+        "backbone": detector.student.config.backbone,
+        "precision": detector.precision,
+        "training": detector.metadata.get("training", detector.metadata.get("learnt_from", "unknown")),
+        **asdict(effort),
+    }
+    return {"machine": machine, "settings": settings, "measures": {k: summary(v) for k, v in values.items()}}
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Middle and spread of repeated measurements."""
+    return {
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "p90": float(np.percentile(values, 90)),
+        "min": min(values),
+        "max": max(values),
+        "count": len(values),
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What kind of machine this is, and how busy; nothing that names this very one."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
+    """Wall time of one call; a GPU has finished before and after."""
+    wait = device is not None and device.type == "cuda"
+    if wait:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if wait:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+# -- inference ---------------------------------------------------------------------------------------------------------
+def predictions(detector: Detector, effort: Effort) -> Values:
+    """`Detector.predict` on a rendered picture about as wide as KITTI's, whose camera leads to the weights' size.
+
+    Shares of a call: "resize" is all before the backbone (upload, resize, normalisation), "network" the backbone with
+    neck, the 2D heads and the 3D head, "decode" the rest (peaks, RoIAlign, boxes, download).
+    """
+    device = detector.device
+    width, height = detector.student.config.input_size
+    factor = max(1.0, 1242 / width)
+    picture = render_frame(SynthConfig(round(width * factor), round(height * factor)), seed=1, frame=0).image
+    camera = _camera(detector, picture.shape[1], picture.shape[0])
+    for _ in range(2):
+        detector.predict(picture, camera)
+    found: Values = {"predict/ms": [], **{f"predict/{part}_share": [] for part in ("resize", "network", "decode")}}
+    for _ in range(effort.rounds * effort.predictions):
+        found["predict/ms"].append(1e3 * seconds(lambda: detector.predict(picture, camera), device))
+    for _ in range(effort.rounds):
+        for part, share in _stages(detector, picture, camera).items():
+            found[f"predict/{part}_share"].append(share)
+    return found
+
+
+def _camera(detector: Detector, width: int, height: int) -> Camera:
+    """A camera of this size whose pictures the detector takes at its training size."""
+    w, h = detector.student.config.input_size
+    fx, fy = detector.metadata["focal"]
+    P = torch.tensor([[fx, 0, 0.5 * w, 0], [0, fy, 0.5 * h, 0], [0, 0, 1, 0]], dtype=torch.float64)
+    return Camera(P, w, h).resize(width, height)
+
+
+def _stages(detector: Detector, picture: Any, camera: Camera) -> dict[str, float]:
+    """Shares of one call, by hooks on the network's parts."""
+    device, student = detector.device, detector.student
+    marks: list[float] = []
+
+    def mark(*_: object) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        marks.append(time.perf_counter())
+
+    hooks = []
+    for part in (student.backbone, student.heads_2d, student.head_3d):
+        hooks += [part.register_forward_pre_hook(mark), part.register_forward_hook(mark)]
+    try:
+        mark()
+        detector.predict(picture, camera)
+        mark()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    total, resize = marks[-1] - marks[0], marks[1] - marks[0]
+    network = sum(end - begin for begin, end in zip(marks[1:-1:2], marks[2:-1:2], strict=True))
+    return {"resize": resize / total, "network": network / total, "decode": (total - resize - network) / total}
+
+
+def teacher_cost(detector: Detector, frame: RenderedFrame, effort: Effort) -> Values:
+    """What inference would cost if it needed the teacher: the same network with DSN's depth head, fusion and 3D head.
+
+    Both get the same RoIs, all that the heatmap gives (at most 50). The teacher's weights are random, which no time
+    depends on.
+    """
+    device = detector.device
+    model = TeacherStudent(_config(detector)).to(device).eval()
+    model.student.load_state_dict(detector.student.state_dict())
+    images = torch.from_numpy(frame.image).permute(2, 0, 1)[None].to(device)
+    P = frame.camera.P[None].to(device, torch.float32)
+    found: Values = {"inference/student_ms": [], "inference/with_teacher_ms": [], "inference/with_teacher_ratio": []}
+    for round_ in range(-1, effort.rounds):
+        alone, both = (seconds(partial(model.detect, images, P, 0.0, teacher), device) for teacher in (False, True))
+        if round_ >= 0:
+            found["inference/student_ms"].append(1e3 * alone)
+            found["inference/with_teacher_ms"].append(1e3 * both)
+            found["inference/with_teacher_ratio"].append(both / alone)
+    return found
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------
+def evaluator(effort: Effort) -> Values:
+    """KITTI's AP of all classes, metrics, difficulties and overlaps; 8 objects and 12 detections a frame."""
+    rng = np.random.default_rng(0)
+    frames = [_objects(rng) for _ in range(effort.evaluated)]
+    labels, results = [label for label, _ in frames], [result for _, result in frames]
+    evaluate(labels[:20], results[:20])
+    rates = [effort.evaluated / seconds(lambda: evaluate(labels, results)) for _ in range(effort.rounds)]
+    return {"evaluator/frames_per_second": rates}
+
+
+def _objects(rng: np.random.Generator, count: int = 8, false: int = 4) -> tuple[KittiObjects, KittiObjects]:
+    """Labels of one frame, and detections of them that are a little off, with false ones among them."""
+    n = count + false
+    names = [CLASSES[i] for i in rng.choice(3, n, p=(0.7, 0.2, 0.1))]
+    size = np.array([prior_of(name).size for name in names])
+    location = np.column_stack([rng.uniform(-15, 15, n), rng.uniform(1.4, 1.8, n), rng.uniform(6, 50, n)])
+    yaw = rng.uniform(-np.pi, np.pi, n)
+
+    def lines(location: Any, size: Any, yaw: Any, score: Any) -> KittiObjects:
+        u, bottom = 610 + 720 * location[:, 0] / location[:, 2], 173 + 720 * location[:, 1] / location[:, 2]
+        height = 720 * size[:, 0] / location[:, 2]
+        xyxy = np.column_stack([u - 0.6 * height, bottom - height, u + 0.6 * height, bottom])
+        alpha = yaw - np.arctan2(location[:, 0], location[:, 2])
+        zeros = np.zeros(n)
+        return KittiObjects(names, zeros, zeros, alpha, xyxy, size, location, yaw, score)
+
+    moved = location * rng.normal(1, 0.02, (n, 1))
+    found = lines(moved, size * rng.normal(1, 0.05, size.shape), yaw + rng.normal(0, 0.1, n), rng.uniform(0, 1, n))
+    return lines(location, size, yaw, np.ones(n))[:count], found
+
+
+def footprint_iou(effort: Effort, device: torch.device) -> Values:
+    """IoU of oriented footprints from above: :func:`skd_core.iou.bev_iou` against a loop over shapely's polygons."""
+    generator = torch.Generator().manual_seed(0)
+    low, high = torch.tensor([[-2.0, 8.0, 3.5, 1.5, -3.1], [2.0, 12.0, 4.5, 1.9, 3.1]])
+    a, b = (low + (high - low) * torch.rand(effort.pairs, 5, generator=generator) for _ in range(2))
+    on_a, on_b = a.to(device), b.to(device)
+    names = ("iou/pairs_per_second", "iou/shapely_pairs_per_second", "iou/ratio_to_shapely")
+    found: Values = {name: [] for name in names}
+    corners = [_footprints(boxes[: effort.shapely_pairs]) for boxes in (a, b)]
+    for round_ in range(-1, effort.rounds):
+        ours = effort.pairs / seconds(lambda: bev_iou(on_a, on_b, aligned=True), device)
+        theirs = _shapely_rate(*corners)
+        if round_ < 0:
+            continue
+        found[names[0]].append(ours)
+        if theirs is not None:
+            found[names[1]].append(theirs)
+            found[names[2]].append(ours / theirs)
+    return {name: values for name, values in found.items() if values}
+
+
+def _footprints(bev: Tensor) -> Any:
+    """(N, 5) -> (N, 4, 2), corners (x, z) as an array."""
+    level = torch.zeros(len(bev), 1)
+    center = torch.cat([bev[:, :1], level, bev[:, 1:2]], -1)
+    return box_corners(center, torch.cat([bev[:, 2:4], level + 1], -1), bev[:, 4])[:, :4, [0, 2]].double().numpy()
+
+
+def _shapely_rate(a: Any, b: Any) -> float | None:
+    """Pairs per second of the loop that is usual where there is no vectorised IoU; None without shapely."""
+    try:
+        from shapely.geometry import Polygon
+    except ImportError:
+        return None
+
+    def loop() -> None:
+        for corners_a, corners_b in zip(a, b, strict=True):
+            p, q = Polygon(corners_a), Polygon(corners_b)
+            common = p.intersection(q).area
+            common / (p.area + q.area - common)
+
+    return len(a) / seconds(loop)
+
+
+# -- data and training -------------------------------------------------------------------------------------------------
+def rendering(effort: Effort) -> Values:
+    """Pictures of `skd_core synth` at its own size, labels and depth included, files not; one core."""
+    config = SynthConfig()
+    render_frame(config, 2, 0)  # compiled before the clock starts
+    times = [
+        sum(seconds(partial(render_frame, config, 2, 1 + round_ * effort.rendered + i)) for i in range(effort.rendered))
+        for round_ in range(effort.rounds)
+    ]
+    return {"synth/frames_per_second_per_core": [effort.rendered / took for took in times]}
+
+
+def training_step(detector: Detector, frames: list[RenderedFrame], effort: Effort) -> Values:
+    """Forward, backward, clipping and Adam, without loading, of the row mdn_proj and of the full method; GTM's share.
+
+    The weights' network on a batch of rendered pictures, all losses switched on, no layer frozen.
+    """
+    device, base = detector.device, _config(detector, CLASSES)
+    batch = _batch(frames, base).to(device)
+    runs = {row: _Run(row_config(base, row, 0), device) for row in ("mdn_proj", "full")}
+    full = runs["full"]
+    found: Values = {f"train/{name}": [] for name in ("mdn_proj_ms", "full_ms", "full_ratio", "gtm_ms", "gtm_share")}
+    for round_ in range(-1, effort.rounds):
+        plain, whole = (seconds(partial(run.step, batch), device) for run in runs.values())
+        modulation = _gtm_seconds(full.model, batch)
+        if round_ >= 0:
+            numbers = (1e3 * plain, 1e3 * whole, whole / plain, 1e3 * modulation, modulation / whole)
+            for name, value in zip(found, numbers, strict=True):
+                found[name].append(value)
+    return found
+
+
+class _Run:
+    """One row's network with its optimiser."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.clip = config.schedule.gradient_clip
+        self.model = TeacherStudent(config).to(device).train()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), config.schedule.learning_rate)
+
+    def step(self, batch: Batch) -> None:
+        terms = self.model(batch, Step())
+        self.optimizer.zero_grad()
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+
+
+def _gtm_seconds(model: TeacherStudent, batch: Batch) -> float:
+    """What GTM adds to a step: both networks' yardsticks, rho, the damped gradient into F_G, and L_rev with gradient.
+
+    Taken apart from the step, because the difference of two step times would drown in their spread.
+    """
+    device = batch.images.device
+    assert model.teacher is not None
+    assert model.loss_distillation is not None
+    with torch.no_grad():
+        features = model.student.features(batch.images)
+        student = model.student.boxes_3d(features, batch.rois)
+        raw = model.teacher.boxes_raw(features, model.teacher.depth_map(features), batch.P, batch.rois)
+        teacher = model.student.decode(raw, batch.rois)
+    teacher = Prediction3D(**{name: value.requires_grad_() for name, value in vars(teacher).items()})
+    features.requires_grad_()
+
+    def work() -> None:
+        sums = torch.stack([model._yardsticks(boxes, batch) for boxes in (student, teacher)])
+        errors = (dict(zip(YARDSTICKS, row, strict=True)) for row in (sums[..., 0] / sums[..., 1]).tolist())
+        model.modulation.update(*errors)
+        shared = scale_gradient(features, 0.5 * model.modulation.k_teacher)
+        torch.autograd.backward(shared, features.detach())
+        overlap = model.overlap(student, batch)
+        assert model.loss_distillation is not None
+        feedback = model.loss_distillation(teacher, student, overlap, yaw=False).sum()
+        torch.autograd.backward(model.modulation.k_feedback * feedback)
+
+    work()
+    return seconds(work, device)
+
+
+def _config(detector: Detector, classes: tuple[str, ...] | None = None) -> TrainConfig:
+    """A training config of the weights' network; its data set is never opened."""
+    model = detector.student.config
+    if classes is not None:
+        model = model.model_copy(update={"classes": classes})
+    return TrainConfig(model=model, data=DataConfig(train=SetConfig(root="."), depth_dir="depth"))
+
+
+class _Frames(Dataset[Sample]):
+    """Rendered frames as a data set, without their 3D labels."""
+
+    def __init__(self, frames: list[RenderedFrame]) -> None:
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = self.frames[index]
+        known = torch.tensor([name in CLASSES for name in frame.boxes2d.labels], dtype=torch.bool)
+        image = torch.from_numpy(frame.image).permute(2, 0, 1).contiguous()
+        boxes, ignore = frame.boxes2d.to(torch.float32)[known], frame.dont_care.to(torch.float32)
+        return Sample(str(index), image, frame.camera, boxes, ignore, torch.from_numpy(frame.depth).float())
+
+
+def _batch(frames: list[RenderedFrame], config: TrainConfig) -> Batch:
+    dataset = TrainingSet(_Frames(frames), config)
+    return collate([dataset[0, index] for index in range(len(frames))], config.model.classes)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+def report_benchmark(detector: Detector, effort: Effort, json_file: Path | None = None) -> None:
+    """Measure, print, and write the JSON file if one is named.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if json_file is not None and not json_file.parent.is_dir():
+        raise UserError(f"{json_file.parent}: no such folder")  # now, not after minutes of measuring
+    result = benchmark(detector, effort)
+    if json_file is not None:
+        write_atomic(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    console = Console()
+    for part in ("machine", "settings"):
+        words = ", ".join(f"{k} {v}" for k, v in result[part].items() if v is not None)
+        console.print(f"{part}: {words}", highlight=False, soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("measure", no_wrap=True)
+    columns = ("median", "mean", "p90", "min", "max")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, numbers in result["measures"].items():
+        cells = (f"{numbers[c]:,.0f}" if numbers[c] >= 1000 else f"{numbers[c]:.3g}" for c in columns)
+        table.add_row(name, *cells)
+    console.print(table)

@@ -1,0 +1,135 @@
+"""skd_core bench: it runs, says what it measured, and no test here looks at a time."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny  # noqa: F401 (sets one thread)
+import torch
+from typer.testing import CliRunner
+
+from skd_core.cli import app
+from skd_core.errors import UserError
+from skd_core.inference import benchmark as bench
+from skd_core.inference.detector import Detector
+from skd_core.iou import bev_iou
+
+TINY = bench.Effort(rounds=2, predictions=2, evaluated=3, pairs=50, shapely_pairs=20, rendered=1, batch_size=2)
+SHARES = {f"predict/{part}_share" for part in ("resize", "network", "decode")}
+MEASURES = SHARES | {
+    "predict/ms", "inference/student_ms", "inference/with_teacher_ms", "inference/with_teacher_ratio",
+    "evaluator/frames_per_second", "iou/pairs_per_second", "iou/shapely_pairs_per_second", "iou/ratio_to_shapely",
+    "synth/frames_per_second_per_core", "train/mdn_proj_ms", "train/full_ms", "train/full_ratio", "train/gtm_ms",
+    "train/gtm_share",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.random()
+
+
+@pytest.fixture(scope="module")
+def result(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    bench.report_benchmark(detector, TINY, path)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_measure_is_there_with_its_spread(result: dict):
+    assert set(result["measures"]) == MEASURES
+    for name, numbers in result["measures"].items():
+        assert set(numbers) == {"median", "mean", "p90", "min", "max", "count"}
+        assert numbers["count"] == (4 if name == "predict/ms" else 2), name
+        assert 0 < numbers["min"] <= numbers["median"] <= numbers["p90"] <= numbers["max"] < math.inf, name
+
+
+def test_the_shares_of_a_prediction_add_up(result: dict):
+    assert math.isclose(sum(result["measures"][name]["mean"] for name in SHARES), 1.0, rel_tol=1e-9)
+
+
+def test_it_says_on_what_and_how_but_not_where(result: dict):
+    assert result["machine"]["torch"] == torch.__version__
+    assert result["machine"]["cores"] >= 1
+    assert result["machine"]["gpu"] is None
+    assert result["settings"]["input_size"] == [320, 96]
+    assert result["settings"]["rounds"] == 2
+    everything = json.dumps(result)
+    assert str(Path.cwd()) not in everything
+    assert __import__("platform").node() not in everything
+
+
+def test_summary_by_hand():
+    found = bench.summary([4.0, 1.0, 2.0, 3.0])
+    assert found == {"median": 2.5, "mean": 2.5, "p90": pytest.approx(3.7), "min": 1.0, "max": 4.0, "count": 4}
+
+
+def test_the_picture_reaches_the_network_at_the_weights_size(detector: Detector):
+    camera = bench._camera(detector, 1242, 373)
+    target = detector.network_camera(camera)
+    assert (target.width, target.height) == (320, 96)
+
+
+def test_the_teacher_is_measured_on_the_detectors_own_network(detector: Detector):
+    config = bench._config(detector)
+    assert config.model == detector.student.config
+    assert config.method.teacher
+
+
+def test_the_measured_gtm_changes_no_weight(detector: Detector):
+    base = bench._config(detector, bench.CLASSES)
+    frames = [bench.render_frame(bench.SynthConfig(320, 96), 1, i) for i in range(2)]
+    batch, run = bench._batch(frames, base), bench._Run(base, torch.device("cpu"))
+    before = {name: value.clone() for name, value in run.model.named_parameters()}
+    bench._gtm_seconds(run.model, batch)
+    assert all(torch.equal(before[name], value) for name, value in run.model.named_parameters())
+    assert all(value.grad is None for value in run.model.parameters())
+    assert run.model.modulation.errors.keys() >= {"student_projection", "teacher_projection"}
+    run.step(batch)
+    assert any(not torch.equal(before[name], value) for name, value in run.model.named_parameters())
+
+
+def test_the_batch_holds_no_3d_label(detector: Detector):
+    frames = [bench.render_frame(bench.SynthConfig(320, 96), 1, i) for i in range(2)]
+    batch = bench._batch(frames, bench._config(detector, bench.CLASSES))
+    assert batch.truth is None
+    assert len(batch.boxes) > 0
+    assert batch.pseudo.z.isfinite().any()
+
+
+def test_shapely_gets_the_same_footprints():
+    polygon = pytest.importorskip("shapely.geometry").Polygon
+    a, b = torch.tensor([[0.5, 10.0, 4.0, 1.8, 0.4]]), torch.tensor([[1.0, 10.5, 4.2, 1.6, -0.2]])
+    p, q = (polygon(bench._footprints(boxes)[0]) for boxes in (a, b))
+    expected = p.intersection(q).area / p.union(q).area
+    assert 0.2 < expected < 0.9
+    assert float(bev_iou(a, b, aligned=True)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_made_up_detections_score_between_nothing_and_everything():
+    rng = np.random.default_rng(0)
+    frames = [bench._objects(rng) for _ in range(60)]
+    scores = bench.evaluate([label for label, _ in frames], [found for _, found in frames])
+    assert 5 < scores["Car"]["3d"]["R40"]["0.50"][1] < 95
+
+
+def test_the_command(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights, out = tmp_path / "tiny.safetensors", tmp_path / "bench.json"
+    detector.save(weights)
+    monkeypatch.setattr(bench, "QUICK", TINY)
+    arguments = ["bench", "--weights", str(weights), "--quick", "--repeat", "1", "--device", "cpu", "--json", str(out)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text(encoding="utf-8"))["settings"]["rounds"] == 1
+    assert "train/gtm_share" in done.output
+    assert str(tmp_path) not in done.output
+
+
+def test_a_missing_folder_is_told_before_anything_is_measured(
+    detector: Detector, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(bench, "benchmark", lambda *_: pytest.fail("measured"))
+    with pytest.raises(UserError, match="nowhere"):
+        bench.report_benchmark(detector, TINY, tmp_path / "nowhere" / "bench.json")
