@@ -456,6 +456,7 @@ def test_training_takes_nuscenes_as_it_takes_kitti(tree: Path, tmp_path: Path) -
     assert trainer.fit()
     report = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert math.isfinite(report["loss"])
+    assert len(list((tmp_path / "depth").glob("pseudo-*.npz"))) == 1, "made once, kept beside the depth maps"
     for who in ("student", "teacher"):
         assert 0 <= report["val"][who]["nuscenes"]["mAP"] < 0.5
     assert Detector.load(tmp_path / "run" / "student.safetensors", "cpu").classes == CLASSES
@@ -570,6 +571,17 @@ def test_faulty_submissions(truth: NuScenesDataset, tmp_path: Path) -> None:
     path.write_text(json.dumps(good))
     assert "no scene of split 'test'" in fault(lambda: evaluate(path, truth.root, "test"))
     assert "not compatible with NuScenes version" in fault(lambda: evaluate(path, truth.root, "val"))
+
+
+def test_a_split_without_labels(tmp_path: Path) -> None:
+    scene = nuscenes_tree.miniature(1)["scene-0103"]
+    scene[0].things = []
+    root = nuscenes_tree.write_tree(tmp_path / "n", {"scene-0103": scene})
+    dataset = NuScenesDataset(root, with_3d=True)
+    assert len(dataset[0].boxes2d) == 0
+    box = Boxes3D(torch.tensor([[0.0, 0, 9]]), torch.ones(1, 3), torch.zeros(1), ("car",))
+    path = submit(tmp_path, dataset, [box] + [Boxes3D.empty()] * 5)
+    assert "has no labels here" in fault(lambda: evaluate(path, root, "mini_val"))
 
 
 def test_weights_without_a_class_of_nuscenes(tree: Path, tmp_path: Path) -> None:

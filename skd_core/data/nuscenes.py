@@ -186,6 +186,13 @@ class NuScenesDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def files(self, index: int) -> dict[str, Path]:
+        """What a sample is read from: "image", the tables "calib" and "label", and "depth" where there is one."""
+        version = self.root / self.version
+        files = {"calib": version / "calibrated_sensor.json", "label": version / "sample_annotation.json"}
+        files["image"] = self._images[index]
+        return files if self._depths is None else files | {"depth": self._depths[index]}
+
     def frame(self, index: int) -> Frame:
         """Which image this is and where it was taken; reads no file.
 

@@ -227,7 +227,10 @@ def evaluate(
     """
     listed = read_submission(results)
     tables = load_tables(root, version or find_version(root))
-    _check_key_frames(results, listed, {sample["token"] for sample in samples_of(tables, split)}, split)
+    samples = samples_of(tables, split)
+    _check_key_frames(results, listed, {sample["token"] for sample in samples}, split)
+    if not any(sample["anns"] for sample in samples):
+        raise UserError(f"{root}: split '{split}' has no labels here; test is scored by nuScenes' own server")
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.detection.evaluate import DetectionEval
 
