@@ -80,7 +80,7 @@ def plot_depth_errors(errors: PairErrors) -> Figure:
         p10, p90 = np.percentile(relative, [10, 90])
         axes.fill_between(ends, p10, p90, color="black", alpha=0.12, linewidth=0)
     axes.axhline(0, color="grey", linewidth=0.8)
-    reach = float(np.percentile(np.abs(errors.depth), 98)) * 100 if len(errors) else 10.0
+    reach = 150 * max(float(np.percentile(np.abs(errors.depth), 90)), 0.01) if len(errors) else 10.0
     axes.set(
         xlabel="distance of the label, m", ylabel="depth error, %", xlim=(0, farthest * 1.02), ylim=(-reach, reach),
         title="Depth error (+ = too far); black: median, grey: middle 80 % of each range",

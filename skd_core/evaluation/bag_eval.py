@@ -1,0 +1,296 @@
+"""Detections of a recording and their scores: ``skd_core bag-eval``, and the same for what the live node answered.
+
+Frames go through one at a time; what is kept of each is numbers, and the pictures of the few worst frames.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from tqdm import tqdm
+
+from skd_core.boxes import Boxes3D
+from skd_core.data.bag import BagWriter, Frame, find_camera, read_frames
+from skd_core.data.kitti import KittiObjects, write_atomic, write_results
+from skd_core.errors import UserError
+from skd_core.evaluation.bag_truth import Truth, find_truth
+from skd_core.evaluation.errors import match, pair_errors
+from skd_core.evaluation.kitti import CLASSES, evaluate, objects_from_boxes
+from skd_core.evaluation.overlaps import Table
+from skd_core.evaluation.plots import make_folder
+from skd_core.evaluation.range_metrics import depth_error_by_range, distance_ap, recall_by_range
+from skd_core.evaluation.temporal import Linker, jitter
+from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
+from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack
+
+DETECTIONS_TOPIC = "/detector/detections"
+WORST_FRAMES = 6
+SURE = 0.4
+"""Score from which a detection without a label makes a frame a bad one."""
+
+Predict = Callable[[Frame], "tuple[Boxes3D, float] | None"]
+"""A frame's boxes and the seconds they took; None where the frame was dropped."""
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """What is kept of a recording.
+
+    Attributes:
+        stamps, results: of frames with an answer; results as KITTI lines, in the order of recording.
+        labelled: index into these of every frame with labels; labels: theirs.
+        seconds: latency of each frame.
+        dropped: number of frames without an answer.
+        problems: what could not be read.
+        worst: (badness, frame number, picture) of the worst frames, a heap.
+    """
+
+    stamps: list[int] = field(default_factory=list)
+    results: list[KittiObjects] = field(default_factory=list)
+    labelled: list[int] = field(default_factory=list)
+    labels: list[KittiObjects] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    dropped: int = 0
+    problems: list[str] = field(default_factory=list)
+    worst: list[tuple[float, int, RGB]] = field(default_factory=list)
+    linker: Linker = field(default_factory=Linker)
+
+    def scores(self, classes: Sequence[str]) -> dict[str, Any]:
+        """All numbers, ready for JSON; without labels only latency and jitter."""
+        out: dict[str, Any] = {
+            "frames": len(self.stamps),
+            "dropped": self.dropped,
+            "labelled": len(self.labelled),
+            "problems": self.problems,
+            "detections": sum(len(objects) for objects in self.results),
+            "latency_ms": _latency(self.seconds),
+            "jitter": jitter(self.linker.tracks),
+        }
+        if self.labelled:
+            results = self.labelled_results()
+            label_table, result_table = Table.of(self.labels), Table.of(results)
+            errors = pair_errors(self.labels, results, classes)
+            out |= {
+                "kitti": evaluate(self.labels, results, [name for name in CLASSES if name in classes]),
+                "distance_ap": distance_ap(label_table, result_table, classes),
+                "recall": recall_by_range(label_table, result_table, classes),
+                "depth_error": {name: depth_error_by_range(errors, name) for name in classes},
+                "errors": {name: _no_nan(errors.statistics(name)) for name in classes},
+            }
+        return out
+
+    def labelled_results(self) -> list[KittiObjects]:
+        """The detections of the frames that have labels."""
+        return [self.results[i] for i in self.labelled]
+
+
+def evaluate_bag(
+    bag: Path,
+    predict: Predict,
+    classes: tuple[str, ...],
+    out: Path,
+    truth_topic: str | None = None,
+    labels: Path | None = None,
+    image_topic: str | None = None,
+    camera_info_topic: str | None = None,
+    json_file: Path | None = None,
+) -> dict[str, Any]:
+    """Run over a recording, score it and write everything to a folder.
+
+    ::
+
+        out/detections    bag: Detection3DArray with the images' stamps and frames
+        out/results/NAME.txt   KITTI result files; labels/NAME.txt where the bag holds label lines
+        out/scores.json   all numbers
+        out/report.html   tables, plots, the worst frames
+
+    NAME is the label file's where there is one, else the frame's number.
+
+    Args:
+        bag: the recording; predict: what detects; classes: as the detector spells them.
+        truth_topic, labels: see :func:`skd_core.evaluation.bag_truth.find_truth`.
+        image_topic, camera_info_topic: needed where the bag has several cameras.
+        json_file: another place for the scores.
+
+    Returns:
+        what ``scores.json`` holds.
+
+    Raises:
+        UserError: a bag, topic, label or folder that cannot be used, or no frame that can.
+    """
+    from skd_core.evaluation.bag_report import write_report  # matplotlib takes a second to load
+
+    camera = find_camera(bag, image_topic, camera_info_topic)
+    _prepare(out)
+    truth = find_truth(bag, camera, truth_topic, labels, classes, out / "labels")
+    evaluation = Evaluation()
+    with BagWriter(out / "detections", overwrite=True) as writer:
+        frames = read_frames(bag, camera.image, camera.camera_info, evaluation.problems)
+        for frame in tqdm(frames, unit="frame", disable=None):
+            answer = predict(frame)
+            if answer is None:
+                evaluation.dropped += 1
+                continue
+            boxes, seconds = answer
+            writer.write_detections(DETECTIONS_TOPIC, boxes, frame.stamp, frame.frame_id)
+            _add(evaluation, frame, boxes, seconds, truth, classes, out)
+    if not evaluation.stamps:
+        why = f"{evaluation.dropped} frames were dropped" if evaluation.dropped else "no frame that can be used"
+        raise UserError(f"{bag}: {why}" + "".join(f"; {problem}" for problem in evaluation.problems[:1]))
+    about = {"bag": str(bag), "image_topic": camera.image, "truth": truth.source if truth else None}
+    scores = about | evaluation.scores(classes)
+    for path in (out / "scores.json", *([json_file] if json_file else [])):
+        write_atomic(path, json.dumps(scores, indent=1, allow_nan=False) + "\n")
+    write_report(out / "report.html", evaluation, scores, classes)
+    return scores
+
+
+def bag_eval(
+    bag: Path,
+    weights: str,
+    out: Path,
+    truth_topic: str | None,
+    labels: Path | None,
+    image_topic: str | None,
+    camera_info_topic: str | None,
+    threshold: float,
+    device: str,
+    json_file: Path | None,
+) -> None:
+    """The command: run a detector over a recording, print what matters of its scores."""
+    detector = Detector.load(weights, device)
+    warm: set[tuple[int, int]] = set()
+
+    def predict(frame: Frame) -> tuple[Boxes3D, float]:
+        size = (frame.camera.width, frame.camera.height)
+        if size not in warm:  # the first run of a size is slow and says nothing of the others
+            detector.predict(frame.image, frame.camera, threshold)
+            warm.add(size)
+        start = time.perf_counter()
+        boxes = detector.predict(frame.image, frame.camera, threshold)
+        return boxes, time.perf_counter() - start
+
+    scores = evaluate_bag(
+        bag, predict, detector.classes, out, truth_topic, labels, image_topic, camera_info_topic, json_file
+    )
+    print_scores(scores)
+    print(f"wrote {out}/report.html, scores.json, results, detections")
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+    """The summary on stdout; what is wrong with the bag on stderr."""
+    from skd_core.evaluation.report import score_table
+
+    console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, soft_wrap=True, highlight=False)
+    for problem in scores["problems"]:
+        notes.print(problem, markup=False)
+    if scores["truth"] is None:
+        notes.print("no ground truth: name it with --truth TOPIC or --labels DIR; detections, latency and jitter only")
+    if "kitti" in scores:
+        console.print(score_table(scores["kitti"]))
+        for name, aps in scores["distance_ap"].items():
+            if aps["mean"] is not None:
+                parts = ", ".join(f"{key} m {value:.3f}" for key, value in aps.items() if key != "mean")
+                console.print(f"{name}: AP by distance {aps['mean']:.3f} ({parts})")
+    console.print(summary(scores))
+
+
+def summary(scores: dict[str, Any]) -> str:
+    """Frames, detections, latency and jitter in one line each."""
+    latency, lines = scores["latency_ms"], []
+    lines.append(
+        f"{scores['frames']} frames ({scores['labelled']} with labels, {scores['dropped']} dropped), "
+        f"{scores['detections']} detections"
+    )
+    lines.append(f"latency: median {latency['median']:.0f} ms, 90 % {latency['p90']:.0f}, 99 % {latency['p99']:.0f}")
+    for group, row in scores["jitter"].items():
+        if row["tracks"]:
+            lines.append(
+                f"jitter, {group} ({row['tracks']:.0f} tracks): depth {100 * row['depth']:.2f} %, lateral "
+                f"{row['lateral']:.3f} m, length {100 * row['length']:.2f} %, yaw {row['yaw']:.2f} deg"
+            )
+    return "\n".join(lines)
+
+
+def _add(
+    evaluation: Evaluation,
+    frame: Frame,
+    boxes: Boxes3D,
+    seconds: float,
+    truth: Truth | None,
+    classes: Sequence[str],
+    out: Path,
+) -> None:
+    unknown = boxes.xyxy.isnan().any(-1)
+    if bool(unknown.any()):  # from a message, which holds no 2D boxes
+        projected = boxes.project(frame.camera).xyxy
+        boxes = replace(boxes, xyxy=torch.where(unknown[:, None], projected, boxes.xyxy))
+    number = len(evaluation.stamps)
+    labels = None if truth is None else truth.at(frame.stamp, frame.camera)
+    name = truth.names.get(frame.stamp) if truth is not None else None
+    write_results(out / "results" / f"{name or f'{number:06d}'}.txt", boxes)
+    results = objects_from_boxes(boxes)
+    evaluation.stamps.append(frame.stamp)
+    evaluation.results.append(results)
+    evaluation.seconds.append(seconds)
+    evaluation.linker.add(frame.stamp, results)
+    if labels is None:
+        return
+    evaluation.labelled.append(number)
+    evaluation.labels.append(labels)
+    badness = _badness(labels, results, classes)
+    if len(evaluation.worst) < WORST_FRAMES or badness > evaluation.worst[0][0]:
+        shown = labels[labels.is_class(classes)].boxes3d()
+        sure = boxes[boxes.scores >= DEFAULT_THRESHOLD]  # AP wants faint ones too, a picture does not
+        item = (badness, number, picture(frame, sure, shown))
+        (heapq.heappush if len(evaluation.worst) < WORST_FRAMES else heapq.heapreplace)(evaluation.worst, item)
+
+
+def picture(frame: Frame, boxes: Boxes3D, truth: Boxes3D | None) -> RGB:
+    """The image with the detections and, thin and green, the truth; beside it both from above."""
+    image = frame.image if truth is None else draw_boxes3d(frame.image, truth, frame.camera, TRUTH_COLOR, text=False)
+    image = draw_boxes3d(image, boxes, frame.camera)
+    size = (image.shape[0], image.shape[0])
+    return stack(image, draw_bev(boxes, truth, frame.camera, size=size))
+
+
+def _badness(labels: KittiObjects, results: KittiObjects, classes: Sequence[str]) -> float:
+    """Missed labels, sure detections without a label, and depth errors (5 m count as a miss). [ours]"""
+    label_table, result_table = Table.of([labels]), Table.of([results])
+    label, detection = match(label_table, result_table, classes)
+    missed = int(labels.is_class(classes).sum()) - len(label)
+    alone = np.ones(len(results), dtype=bool)
+    alone[detection] = False
+    depth = np.abs(labels.location[label, 2] - results.location[detection, 2])
+    return float(missed + (alone & (results.score >= SURE)).sum() + np.minimum(depth / 5, 1).sum())
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder; the files of an earlier evaluation there, and of nothing else, go."""
+    for name in ("results", "labels"):
+        old = list((out / name).glob("*"))
+        if old and not (out / "scores.json").is_file():
+            raise UserError(f"{out / name}: exists and is not from an evaluation; choose another --out")
+        for path in old:
+            path.unlink()
+    make_folder(out / "results")
+
+
+def _latency(seconds: Sequence[float]) -> dict[str, float]:
+    median, p90, p99 = np.percentile(1000 * np.asarray(seconds), [50, 90, 99]).tolist()
+    return {"median": median, "p90": p90, "p99": p99, "max": 1000 * max(seconds)}
+
+
+def _no_nan(statistics: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {key: None if math.isnan(value) else value for key, value in statistics.items()}
