@@ -40,9 +40,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(config: TrainConfig, out: Path, stop_at: int | None = None, resume: bool = True) -> bool:
     """Train; as if a signal came after step ``stop_at``."""
     trainer = Trainer(config, out, "cpu", resume)
+    trainer.raw.loss_2d.register_forward_hook(draw)
     if stop_at is not None:
         ask_to_stop(trainer, stop_at)
     return trainer.fit()
+
+
+def draw(module: object, inputs: object, output: object) -> None:
+    """Take from the random stream in every step, as a dropout layer would."""
+    torch.rand(1)
 
 
 def ask_to_stop(trainer: Trainer, step: int) -> None:
