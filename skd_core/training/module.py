@@ -59,7 +59,7 @@ class TeacherStudent(nn.Module):
         self.student = Student(config.model)
         self.teacher = Teacher(config.model, self.student.prior) if method.teacher else None
         self.modulation = Modulation(method.gtm_alpha, method.gtm_beta)
-        self.yardsticks = torch.zeros(2, len(YARDSTICKS), 2)  # student, teacher; E1-E3; sum and count, of the last batch
+        self.yardsticks = torch.zeros(2, len(YARDSTICKS), 2)  # student, teacher; E1-E3; sum and count in the last batch
         self.register_buffer("tolerance", prior_tolerances(config.model.classes), persistent=False)
         side = [prior_of(name).side_edge_weight for name in config.model.classes]
         self.register_buffer("side_weight", torch.tensor(side), persistent=False)
