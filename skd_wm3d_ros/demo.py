@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -108,16 +109,31 @@ def folder_frames(folder: Path, camera_file: Path) -> Iterator[Frame]:
         yield Frame(image, camera, FIRST_STAMP + index * FRAME_PERIOD, "camera_optical_frame")
 
 
-def run(bag: Path, weights: str, out: Path, device: str = "auto", threshold: float | None = None) -> list[Answer]:
+def run(
+    bag: Path,
+    weights: str,
+    out: Path,
+    device: str = "auto",
+    threshold: float | None = None,
+    topics: CameraTopics | None = None,
+    rate: float | None = None,
+    parameter_file: Path | None = None,
+) -> list[Answer]:
     """Play a bag to the detector node and collect its answers.
 
+    Args:
+        bag: what to play; weights, device, threshold: for the node; out: gets the logs.
+        topics: of the bag's camera; found without.
+        rate: times real time, and the node drops what it cannot keep up with; None waits for each answer.
+        parameter_file: for the node; the other arguments go before it.
+
     Returns:
-        one answer for each image of the bag.
+        one answer for each image of the bag that was not dropped.
 
     Raises:
         UserError: the node cannot be configured, dies, or does not answer in time.
     """
-    topics = find_camera(bag)
+    topics = topics or find_camera(bag)
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # no mixing with what runs on this network
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
@@ -131,37 +147,56 @@ def run(bag: Path, weights: str, out: Path, device: str = "auto", threshold: flo
         "device": device,
         "autostart": "false",
         "image_transport": "compressed" if topics.compressed else "raw",
+    }
+    reliable = {
         f"qos_overrides.{topics.image}.subscription.reliability": "reliable",
         f"qos_overrides.{topics.camera_info}.subscription.reliability": "reliable",
         f"qos_overrides.{topics.camera_info}.subscription.depth": "10",
     }
+    if rate is None:
+        parameters |= reliable
     if threshold is not None:
         parameters["score_threshold"] = f"{threshold:f}"  # a decimal point makes it a double
     arguments = ["--ros-args", "--disable-external-lib-logs"]
+    if parameter_file is not None:
+        arguments += ["--params-file", str(parameter_file)]
     arguments += [part for key, value in remaps.items() for part in ("-r", f"{key}:={value}")]
     arguments += [part for key, value in parameters.items() for part in ("-p", f"{key}:={value}")]
     rclpy.init(args=[])
     node = rclpy.create_node("demo")
     try:
         collector = Collector(node, topics, "/detector/detections")
-        with _process("skd_wm3d_ros.detector_node", arguments, out / "detector.log") as detector:
+        node_command = [sys.executable, "-m", "skd_wm3d_ros.detector_node", *arguments]
+        with _process(node_command, out / "detector.log") as detector:
             for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
                 _change_state(node, detector, transition, out / "detector.log")
-            player_arguments = [str(bag), "--topics", topics.image, topics.camera_info, "--rate", "0"]
-            player_arguments += ["--wait-subscribers", "--lossless", collector.detections_topic]
-            player_arguments += ["--timeout", str(FRAME_TIMEOUT)]
-            with _process("skd_wm3d_ros.bag_player", player_arguments, out / "player.log") as player:
+            command = player_command(bag, topics, rate, collector.detections_topic)
+            with _process(command, out / "player.log") as player:
                 while player.poll() is None:
                     rclpy.spin_once(node, timeout_sec=0.1)
                     if detector.poll() is not None:
                         raise UserError(f"the detector node died: {_last_error(out / 'detector.log')}")
             if player.returncode != 0:
                 raise UserError(_last_error(out / "player.log"))
-            _spin_dry(node)
+            slowest = max((answer.latency for answer in collector.answers), default=2.0)
+            _spin_dry(collector, 0.5 if rate is None else 1.0 + 2 * slowest)
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
     return collector.answers
+
+
+def player_command(bag: Path, topics: CameraTopics, rate: float | None, answers: str) -> list[str]:
+    """How to play one camera of a bag: `ros2 bag play` where it is installed, our player elsewhere.
+
+    Only ours can wait for an answer to each image (``rate`` None).
+    """
+    if rate is not None and importlib.util.find_spec("ros2bag") is not None:
+        played = ["--topics", topics.image, topics.camera_info, "--rate", str(rate), "--delay", "2"]
+        return ["ros2", "bag", "play", str(bag), *played]
+    command = [sys.executable, "-m", "skd_wm3d_ros.bag_player", str(bag), "--topics", topics.image, topics.camera_info]
+    command += ["--wait-subscribers", "--timeout", str(FRAME_TIMEOUT)]
+    return [*command, "--rate", "0", "--lossless", answers] if rate is None else [*command, "--rate", str(rate)]
 
 
 def report(bag: Path, answers: list[Answer], out: Path) -> None:
@@ -236,10 +271,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _process(module: str, arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module as a process of its own; interrupted and waited for at the end of the block."""
+def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own; interrupted and waited for at the end of the block."""
     with log.open("wb") as sink:
-        command = [sys.executable, "-m", module, *arguments]
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         yield process
@@ -274,11 +308,16 @@ def _check_alive(detector: subprocess.Popen[bytes], deadline: float, log: Path) 
         raise UserError(f"the detector node did not start in {START_TIMEOUT:.0f} s; see {log}")
 
 
-def _spin_dry(node: Node) -> None:
-    """Take what has arrived and is not handled yet: the player may see the last answer before this process does."""
-    quiet_until = time.monotonic() + 0.5
-    while time.monotonic() < quiet_until:
-        rclpy.spin_once(node, timeout_sec=0.1)
+def _spin_dry(collector: Collector, quiet: float) -> None:
+    """Take what has arrived and is not handled yet, until no answer has come for so many seconds.
+
+    The player may see the last answer before this process does, and a node that is not waited for is still at work.
+    """
+    answers, until = len(collector.answers), time.monotonic() + quiet
+    while time.monotonic() < until:
+        rclpy.spin_once(collector.node, timeout_sec=0.1)
+        if len(collector.answers) != answers:
+            answers, until = len(collector.answers), time.monotonic() + quiet
 
 
 def _last_error(log: Path) -> str:

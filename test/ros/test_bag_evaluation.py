@@ -1,0 +1,74 @@
+"""The live node on a recording: the same boxes as offline, for every frame."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from skd_core.boxes import Boxes3D
+from skd_core.data.bag import CameraTopics, read_detections, read_frames
+from skd_core.inference.detector import Detector
+from skd_wm3d_ros import demo
+from skd_wm3d_ros.bag_evaluation import largest_difference, main
+
+TOPICS = CameraTopics("/camera/image", "/camera/camera_info")
+
+
+def test_live_and_offline_detections_are_the_same(tmp_path):
+    weights = tmp_path / "tiny.safetensors"
+    Detector.random().save(weights)
+    command = [sys.executable, "-m", "skd_wm3d_ros.bag_evaluation", str(demo.DEMO_BAG), "--weights", str(weights)]
+    command += ["--threshold", "0", "--lossless", "--check", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "live and offline: 14 frames, identical" in done.stdout
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert (scores["frames"], scores["dropped"]) == (14, 0)
+
+    # and without the evaluation's own comparison
+    detector = Detector.load(weights, "cpu")
+    live = list(read_detections(tmp_path / "out" / "live", classes=detector.classes))
+    assert sum(len(boxes) for _, _, boxes in live) > 14
+    for frame, (stamp, frame_id, boxes) in zip(read_frames(demo.DEMO_BAG), live, strict=True):
+        assert (stamp, frame_id) == (frame.stamp, frame.frame_id)
+        expected = detector.predict(frame.image, frame.camera, 0.0)
+        assert boxes.labels == expected.labels
+        torch.testing.assert_close(boxes.center, expected.center.double(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(boxes.size, expected.size.double(), rtol=0, atol=1e-5)
+
+
+def test_differences_are_seen():
+    one = Boxes3D(torch.tensor([[1.0, 2, 20]]), torch.ones(1, 3), torch.tensor([math.pi - 1e-7]), ("Car",))
+    assert largest_difference(one, one) == 0
+    turned = replace(one, yaw=torch.tensor([1e-7 - math.pi]))  # the same heading, the other side of the cut
+    assert largest_difference(one, turned) < 1e-6
+    assert largest_difference(one, replace(one, center=one.center + 0.25)) == 0.25
+    assert largest_difference(one, replace(one, labels=("Van",))) == math.inf
+    assert largest_difference(one, Boxes3D.empty()) == math.inf
+    assert largest_difference(Boxes3D.empty(), Boxes3D.empty()) == 0
+
+
+def test_who_plays(monkeypatch, tmp_path):
+    """`ros2 bag play` where there is one; ours where each answer is waited for."""
+    waiting = demo.player_command(tmp_path, TOPICS, None, "/detector/detections")
+    assert waiting[1:3] == ["-m", "skd_wm3d_ros.bag_player"]
+    assert waiting[-2:] == ["--lossless", "/detector/detections"]
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    assert demo.player_command(tmp_path, TOPICS, 2.0, "/x")[-2:] == ["--rate", "2.0"]
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object())
+    assert demo.player_command(tmp_path, TOPICS, 2.0, "/x")[:4] == ["ros2", "bag", "play", str(tmp_path)]
+
+
+def test_wrong_input_ends_with_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err == f"bag_evaluation: error: {tmp_path / 'nothing'}: no such bag folder\n"
+    assert main([str(demo.DEMO_BAG), "--weights", str(tmp_path / "none")]) == 2
+    assert "no such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(demo.DEMO_BAG), "--rate", "0"])
