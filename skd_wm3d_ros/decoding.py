@@ -108,10 +108,10 @@ class Decoder:
                 f"{self._image_topic}: {len(image.data)} bytes are no {image.width}x{image.height} {encoding} image "
                 f"with a step of {image.step}",
             )
-        data = image.data
-        if image.step > row or len(data) > size:
-            rows = np.frombuffer(data, np.uint8, size).reshape(image.height, image.step)[:, :row]
-            data = array.array("B", rows.tobytes())
+        if image.step == row and len(image.data) == size and encoding == image.encoding:
+            return image
+        rows = np.frombuffer(image.data, np.uint8, size).reshape(image.height, image.step)[:, :row]
+        data = array.array("B", rows.tobytes())
         return Image(
             height=image.height,
             width=image.width,

@@ -31,6 +31,7 @@ SYNC_QUEUE = 10  # messages of each topic that wait for their partner
 SILENCE = 3.0  # seconds without a frame after which a camera counts as dead
 GRACE = 0.05  # seconds an image waits for its own camera_info before the latest one is taken
 LATCHED_AFTER = 2.0  # seconds after which a camera_info is not one of a stream: no image waits for the next
+LOOK_PERIOD = 0.5  # seconds between looks for a publisher that latches
 MUCH_LOSS = 0.1  # share of lost images that is worth a warning
 
 ImageMessage = Image | CompressedImage
@@ -98,13 +99,16 @@ class CameraInput:
         if use_latest_info:
             images.registerCallback(lambda image: self._wait_for_info())  # after the synchronizer's
             infos.registerCallback(lambda info: self._wait_for_info())
-            self._subscriptions.append(self._subscribe_latched())
+        self._look = node.create_timer(LOOK_PERIOD, self._look_for_latched, clock=steady)
+        if not use_latest_info:
+            self._look.cancel()
 
     def destroy(self) -> None:
         """Unsubscribe."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._node.destroy_timer(self._grace)
+        self._node.destroy_timer(self._look)
         self._subscriptions = []
 
     def values(self) -> dict[str, str]:
@@ -177,16 +181,15 @@ class CameraInput:
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
         )
 
-    def _subscribe_latched(self) -> Any:
-        """What was latched before this node came is only sent to a transient-local subscription, and such a one does
-        not match drivers that stream without latching: hence the second, on which that mismatch means nothing."""
-        return self._node.create_subscription(
-            CameraInfo,
-            self.camera_info_topic,
-            self._latched_arrived,
-            LATCHED_QOS,
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=lambda event: None),
-        )
+    def _look_for_latched(self) -> None:
+        """What was latched before this node came is only sent to a transient-local subscription; but one of that kind
+        does not match drivers that stream without latching, which then warn. So it is made where it is of use."""
+        publishers = self._node.get_publishers_info_by_topic(self.camera_info_topic)
+        if any(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers):
+            self._look.cancel()
+            self._subscriptions.append(
+                self._node.create_subscription(CameraInfo, self.camera_info_topic, self._latched_arrived, LATCHED_QOS)
+            )
 
     # -- pairing ------------------------------------------------------------------------------------------------------
     def _image_arrived(self, image: ImageMessage) -> None:

@@ -14,16 +14,14 @@ import cv2
 import numpy as np
 import torch
 from builtin_interfaces.msg import Duration
-from geometry_msgs.msg import Point, Pose, PoseWithCovariance, Quaternion, Vector3
+from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import ColorRGBA, Header
 from vision_msgs.msg import (
-    BoundingBox3D,
     Detection3D,
     Detection3DArray,
     LabelInfo,
-    ObjectHypothesis,
     ObjectHypothesisWithPose,
     VisionClass,
 )
@@ -61,13 +59,17 @@ def to_detections(
     )
     array_message = Detection3DArray(header=header)
     for (x, y, z), (length, width, height), (qx, qy, qz, qw), label, score, covariance, track in rows:
-        pose = Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
-        result = ObjectHypothesisWithPose(
-            hypothesis=ObjectHypothesis(class_id=label.lower(), score=score),
-            pose=PoseWithCovariance(pose=pose, covariance=covariance),
-        )
-        bbox = BoundingBox3D(center=pose, size=Vector3(x=length, y=width, z=height))
-        array_message.detections.append(Detection3D(header=header, results=[result], bbox=bbox, id=track))
+        # filled in place: rclpy's constructors make every default even where a value is given, twice the time
+        detection, result = Detection3D(), ObjectHypothesisWithPose()
+        pose, size = detection.bbox.center, detection.bbox.size
+        position, orientation = pose.position, pose.orientation
+        position.x, position.y, position.z = x, y, z
+        orientation.x, orientation.y, orientation.z, orientation.w = qx, qy, qz, qw
+        size.x, size.y, size.z = length, width, height
+        result.hypothesis.class_id, result.hypothesis.score = label.lower(), score
+        result.pose.pose, result.pose.covariance = pose, covariance
+        detection.header, detection.results, detection.id = header, [result], track
+        array_message.detections.append(detection)
     return array_message
 
 

@@ -13,7 +13,8 @@ from skd_core.iou import bev_iou
 def finite(boxes: Boxes3D) -> Boxes3D:
     """Without boxes that hold NaN or infinity: one NaN in a pose is enough to stop a subscriber such as RViz."""
     values = torch.cat([boxes.center, boxes.size, boxes.yaw[:, None], boxes.scores[:, None]], -1)
-    return boxes[values.isfinite().all(-1) & (boxes.size > 0).all(-1)]
+    good = values.isfinite().all(-1) & (boxes.size > 0).all(-1)
+    return boxes if bool(good.all()) else boxes[good]
 
 
 def select(boxes: Boxes3D, thresholds: Mapping[str, float], max_range: float = 0.0, nms_iou: float = 1.0) -> Boxes3D:
@@ -30,7 +31,7 @@ def select(boxes: Boxes3D, thresholds: Mapping[str, float], max_range: float = 0
     keep = boxes.scores >= least
     if max_range > 0:
         keep &= boxes.center[:, [0, 2]].norm(dim=-1) <= max_range
-    boxes = boxes[keep]
+    boxes = boxes if bool(keep.all()) else boxes[keep]
     return boxes if nms_iou >= 1 or len(boxes) < 2 else boxes[_suppress(boxes, nms_iou)]
 
 

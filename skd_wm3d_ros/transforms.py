@@ -58,10 +58,14 @@ class Transform:
 
     def points(self, xyz: Array) -> Array:
         """Points, shape (..., 3), in the new frame."""
+        if self is IDENTITY:
+            return xyz
         return xyz @ self.rotation.T + np.array(self.translation)
 
     def orientations(self, xyzw: Array) -> Array:
         """Orientations as quaternions, shape (N, 4), in the new frame: the product of both rotations."""
+        if self is IDENTITY:
+            return xyzw
         x1, y1, z1, w1 = self.quaternion
         x2, y2, z2, w2 = xyzw.reshape(-1, 4).T
         return np.stack(
@@ -77,6 +81,8 @@ class Transform:
     def covariances(self, covariance: Array) -> Array:
         """Covariances of (x, y, z, rotX, rotY, rotZ), shape (N, 6, 6), about the new frame's axes: ``B C B^T`` with
         B = diag(R, R), as rotations are about fixed axes."""
+        if self is IDENTITY:
+            return covariance
         B = np.kron(np.eye(2), self.rotation)
         return B @ covariance @ B.T
 

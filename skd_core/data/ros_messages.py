@@ -166,10 +166,10 @@ def pose_covariance(boxes: Boxes3D) -> Tensor:
     depth_std = torch.where(depth_std.isfinite(), depth_std, DEPTH_FRACTION * z).clamp(min=1e-3)
     distance = center.norm(dim=-1).clamp(min=0.1)
     along, unit = center / z[:, None], center / distance[:, None]
-    outer = torch.einsum("ni,nj->nij", unit, unit)
+    outer = unit[:, :, None] * unit[:, None, :]
     lateral = (LATERAL_FRACTION * distance)[:, None, None] ** 2 * (torch.eye(3, dtype=torch.float64) - outer)
     covariance = torch.zeros(len(boxes), 6, 6, dtype=torch.float64)
-    covariance[:, :3, :3] = depth_std[:, None, None] ** 2 * torch.einsum("ni,nj->nij", along, along) + lateral
+    covariance[:, :3, :3] = depth_std[:, None, None] ** 2 * (along[:, :, None] * along[:, None, :]) + lateral
     covariance[:, 3:, 3:] = torch.diag(torch.tensor([TILT_STD, YAW_STD, TILT_STD], dtype=torch.float64) ** 2)
     return covariance
 
