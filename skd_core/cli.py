@@ -219,6 +219,29 @@ def bag_eval(
     run(bag, weights, out, truth, labels, image_topic, camera_info_topic, threshold, device, json)
 
 
+@app.command()
+def show(
+    source: Annotated[Path, typer.Argument(help="Root of a KITTI tree, or a bag.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.png.")] = Path("out/show"),
+    weights: Annotated[str | None, typer.Option(help="Detect with these weights.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Or show KITTI result files, NAME.txt.")] = None,
+    frames: Annotated[str, typer.Option(help="NUMBER or FIRST:LAST:STEP.")] = "::",
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.2,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    labels: Annotated[Path | None, typer.Option(help="Of a bag: folder of KITTI label files, one per frame.")] = None,
+    image_topic: Annotated[str | None, typer.Option(help="Of a bag with several cameras.")] = None,
+    range_m: Annotated[float, typer.Option("--range", help="Of the view from above, metres.")] = 60.0,
+    window: Annotated[bool, typer.Option("--window", help="Step through in a window: arrow keys, q.")] = False,
+) -> None:
+    """Draw truth and detections on the images and from above, frame by frame."""
+    from skd_core.evaluation.show import show as run
+
+    count = run(
+        source, out, weights, results, frames, threshold, device, labels, image_topic, range_m, window
+    )
+    print(f"{count} frames shown" if window else f"{out}: {count} pictures")
+
+
 @app.command("plot")
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs (or their metrics.jsonl).")],
@@ -265,7 +288,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"skd_core: error: {error}", file=sys.stderr)
+        # a loader's worker process wraps the message in its traceback; the message is the last line
+        message = str(error).strip().splitlines()[-1].removeprefix("skd_core.errors.UserError: ")
+        print(f"skd_core: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("skd_core: interrupted", file=sys.stderr)

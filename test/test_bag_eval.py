@@ -7,6 +7,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import bag_eval, evaluate_bag
 from skd_core.evaluation.bag_truth import find_truth, labels_from_boxes
 from skd_core.evaluation.report import report_kitti
+from skd_core.evaluation.show import show
 from skd_core.inference.detector import Detector
 from skd_core.inference.predict import predict_images
 
@@ -222,3 +225,37 @@ def test_a_cut_recording_is_scored_as_far_as_it_goes(root: Path, tmp_path: Path)
     assert 10 <= scores["frames"] < 40
     assert any("damaged" in problem for problem in scores["problems"])
     assert "damaged" in (tmp_path / "out/report.html").read_text()
+
+
+def test_show_draws_truth_over_detections(root: Path, bag: Path, tmp_path: Path) -> None:
+    """The same picture from the bag and from the folder; two rows of 144 pixels and 4 between, a square beside."""
+    results = tmp_path / "results"
+    results.mkdir()
+    for index in range(5):
+        (results / f"{index:06d}.txt").write_text("Car -1 -1 0 1 1 9 60 1.5 1.6 4 0 1.7 20 0 0.9\n")
+    assert show(root, tmp_path / "a", results=results, frames="1:5:2") == 2
+    assert show(bag, tmp_path / "b", results=results, frames="1:5:2") == 2
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["000001.png", "000003.png"]
+    for path in (tmp_path / "a").iterdir():
+        picture = cv2.imread(str(path))
+        assert picture.shape == (292, 480 + 292, 3)
+        assert np.array_equal(picture, cv2.imread(str(tmp_path / "b" / path.name)))
+        assert not np.array_equal(picture[:144, :480], picture[148:, :480])
+    assert show(root, tmp_path / "c", frames="0") == 1
+    assert cv2.imread(str(tmp_path / "c" / "000000.png")).shape == (144, 480 + 144, 3)
+
+
+def test_wrong_options_of_show_are_named(root: Path, tmp_path: Path) -> None:
+    matplotlib.use("agg")  # on a desktop too: a window would wait for somebody
+    for options, message in [
+        ({"weights": "a", "results": tmp_path}, "not both"),
+        ({"frames": "1:2:3:4"}, "--frames 1:2:3:4"),
+        ({"frames": "-1"}, "--frames -1"),
+        ({"frames": ""}, "--frames"),
+        ({"frames": "::0"}, "STEP must not be 0"),
+        ({"frames": "77"}, "no frame in 77"),
+        ({"results": tmp_path}, "cannot read"),
+        ({"window": True, "frames": "0"}, "no display"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            show(root, tmp_path / "out", **options)
