@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator, model_validator
 
 from skd_core.errors import UserError
 from skd_core.supervision.priors import prior_of
@@ -106,6 +106,14 @@ class MethodConfig(Strict):
     student_depth_weight: float = Field(0.3, ge=0)  # L_z on the student in best mode
     gtm_alpha: float = Field(4.0, ge=0)
     gtm_beta: float = Field(0.05, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MethodConfig:
+        if self.teacher and (self.supervised or self.direct_targets):
+            raise ValueError("supervised and direct_targets are rivals of the teacher; set teacher: false")
+        if self.supervised and self.direct_targets:
+            raise ValueError("choose supervised or direct_targets")
+        return self
 
 
 class ScheduleConfig(Strict):

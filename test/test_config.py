@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from skd_core.config import ModelConfig, TrainConfig, load_config, parse_config
+from skd_core.config import MethodConfig, ModelConfig, TrainConfig, load_config, parse_config
 from skd_core.errors import UserError
 from skd_core.supervision.priors import PRIORS, prior_of, prior_sizes, prior_tolerances
 
@@ -163,3 +163,10 @@ def test_priors_are_the_tables_of_the_method() -> None:
 def test_unknown_class_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"Hovercraft.*Car"):
         prior_of("Hovercraft")
+
+
+@pytest.mark.parametrize("rival", ["supervised", "direct_targets"])
+def test_rivals_of_the_teacher_exclude_it(rival: str) -> None:
+    with pytest.raises(UserError, match="teacher: false"):
+        parse_config(MethodConfig, {rival: True}, "c")
+    assert not parse_config(MethodConfig, {rival: True, "teacher": False}, "c").teacher

@@ -543,7 +543,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "full_paper_no_depth": {"data": {"depth_dir": None}, "method": {"mode": "paper"}},
     "supervised": {"method": {"supervised": True, "teacher": False}},
     "supervised_direction": {"method": {"supervised": True, "teacher": False}, "model": {"direction": True}},
-    "supervised_with_teacher": {"method": {"supervised": True}},
     "direct_targets": {"method": {"teacher": False, "direct_targets": True}},
     "direct_targets_no_depth": {"method": {"teacher": False, "direct_targets": True}, "data": {"depth_dir": None}},
     "one_class": {"model": {"classes": ["Car"]}},

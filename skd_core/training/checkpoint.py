@@ -14,10 +14,18 @@ FORMAT = "skd_core.checkpoint.v1"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write atomically: plain containers, numbers, strings and tensors only."""
+    """Write atomically: plain containers, numbers, strings and tensors only.
+
+    Raises:
+        UserError: the folder is not writable or the disk is full; the last checkpoint stays.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    torch.save({"format": FORMAT, **state}, partial)
-    os.replace(partial, path)
+    try:
+        torch.save({"format": FORMAT, **state}, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot write the checkpoint: {str(error).splitlines()[0]}") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
