@@ -21,7 +21,7 @@ SHARES = {f"predict/{part}_share" for part in ("resize", "network", "decode")}
 MEASURES = SHARES | {
     "predict/ms", "inference/student_ms", "inference/with_teacher_ms", "inference/with_teacher_ratio",
     "evaluator/frames_per_second", "iou/pairs_per_second", "iou/shapely_pairs_per_second", "iou/ratio_to_shapely",
-    "synth/frames_per_second_per_core", "train/mdn_proj_ms", "train/full_ms", "train/full_ratio", "train/gtm_ms",
+    "synth/frames_per_second", "train/mdn_proj_ms", "train/full_ms", "train/full_ratio", "train/gtm_ms",
     "train/gtm_share",
 }  # fmt: skip
 
@@ -127,9 +127,7 @@ def test_the_command(detector: Detector, tmp_path: Path, monkeypatch: pytest.Mon
     assert str(tmp_path) not in done.output
 
 
-def test_a_missing_folder_is_told_before_anything_is_measured(
-    detector: Detector, tmp_path: Path, monkeypatch
-):
+def test_a_missing_folder_is_told_before_anything_is_measured(detector: Detector, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(bench, "benchmark", lambda *_: pytest.fail("measured"))
     with pytest.raises(UserError, match="nowhere"):
         bench.report_benchmark(detector, TINY, tmp_path / "nowhere" / "bench.json")

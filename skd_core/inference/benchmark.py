@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from skd_core.boxes import box_corners
 from skd_core.camera import Camera
@@ -80,15 +81,17 @@ def benchmark(detector: Detector, effort: Effort) -> dict[str, Any]:
     size = detector.student.config.input_size
     frames = [render_frame(SynthConfig(*size), seed=1, frame=i) for i in range(effort.batch_size)]
     values: Values = {}
-    for part in (
-        predictions(detector, effort),
-        teacher_cost(detector, frames[0], effort),
-        evaluator(effort),
-        footprint_iou(effort, device),
-        rendering(effort),
-        training_step(detector, frames, effort),
-    ):
-        values |= part
+    parts: dict[str, Callable[[], Values]] = {
+        "predict": lambda: predictions(detector, effort),
+        "teacher": lambda: teacher_cost(detector, frames[0], effort),
+        "evaluator": lambda: evaluator(effort),
+        "IoU": lambda: footprint_iou(effort, device),
+        "synth": lambda: rendering(effort),
+        "train": lambda: training_step(detector, frames, effort),
+    }
+    for name, part in (bar := tqdm(parts.items(), unit="part", dynamic_ncols=True)):
+        bar.set_description(name)
+        values |= part()
     settings = {
         "input_size": list(size),
         "backbone": detector.student.config.backbone,
@@ -200,11 +203,11 @@ def _stages(detector: Detector, picture: Any, camera: Camera) -> dict[str, float
 def teacher_cost(detector: Detector, frame: RenderedFrame, effort: Effort) -> Values:
     """What inference would cost if it needed the teacher: the same network with DSN's depth head, fusion and 3D head.
 
-    Both get the same RoIs, all that the heatmap gives (at most 50). The teacher's weights are random, which no time
-    depends on.
+    In float32. Both get the same RoIs, all that the heatmap gives (at most 50). The teacher's weights are random, which
+    no time depends on.
     """
     device = detector.device
-    model = TeacherStudent(_config(detector)).to(device).eval()
+    model = TeacherStudent(_config(detector)).to(device).to(memory_format=torch.channels_last).eval()
     model.student.load_state_dict(detector.student.state_dict())
     images = torch.from_numpy(frame.image).permute(2, 0, 1)[None].to(device)
     P = frame.camera.P[None].to(device, torch.float32)
@@ -303,7 +306,7 @@ def rendering(effort: Effort) -> Values:
         sum(seconds(partial(render_frame, config, 2, 1 + round_ * effort.rendered + i)) for i in range(effort.rendered))
         for round_ in range(effort.rounds)
     ]
-    return {"synth/frames_per_second_per_core": [effort.rendered / took for took in times]}
+    return {"synth/frames_per_second": [effort.rendered / took for took in times]}
 
 
 def training_step(detector: Detector, frames: list[RenderedFrame], effort: Effort) -> Values:
@@ -332,7 +335,7 @@ class _Run:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         torch.manual_seed(0)
         self.clip = config.schedule.gradient_clip
-        self.model = TeacherStudent(config).to(device).train()
+        self.model = TeacherStudent(config).to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.schedule.learning_rate)
 
     def step(self, batch: Batch) -> None:
@@ -426,6 +429,6 @@ def report_benchmark(detector: Detector, effort: Effort, json_file: Path | None 
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for name, numbers in result["measures"].items():
-        cells = (f"{numbers[c]:,.0f}" if numbers[c] >= 1000 else f"{numbers[c]:.3g}" for c in columns)
+        cells = (f"{numbers[c]:,.0f}" if 1e3 <= numbers[c] < 1e5 else f"{numbers[c]:.3g}" for c in columns)
         table.add_row(name, *cells)
     console.print(table)
