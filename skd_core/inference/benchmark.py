@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -423,7 +422,7 @@ def report_benchmark(detector: Detector, effort: Effort, json_file: Path | None 
     for part in ("machine", "settings"):
         words = ", ".join(f"{k} {v}" for k, v in result[part].items() if v is not None)
         console.print(f"{part}: {words}", highlight=False, soft_wrap=True)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("measure", no_wrap=True)
     columns = ("median", "mean", "p90", "min", "max")
     for column in columns:
