@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
@@ -29,7 +30,7 @@ from skd_core.data.ros_messages import (
     camera_from_info,
     decode_compressed,
     decode_raw,
-    detections_message,
+    pose_covariance,
     stamp_nanoseconds,
 )
 from skd_core.errors import UserError
@@ -285,8 +286,7 @@ class BagWriter:
 
     def write_detections(self, topic: str, boxes: Boxes3D, stamp: int, frame_id: str) -> None:
         """Write boxes in the frame ``frame_id`` as a Detection3DArray."""
-        types = SimpleNamespace(**{name.rsplit("/", 1)[1]: kind for name, kind in typestore().types.items()})
-        self.write(topic, DETECTIONS, detections_message(boxes, _header(stamp, frame_id), types), stamp)
+        self.write(topic, DETECTIONS, _detections(boxes, _header(stamp, frame_id)), stamp)
 
     def write_text(self, topic: str, text: str, stamp: int) -> None:
         """Write a std_msgs/String."""
@@ -339,6 +339,24 @@ def _image_topics(types: dict[str, str]) -> list[str]:
 def _beside(image: str, types: dict[str, str]) -> str:
     base = image.removesuffix("/compressed") if types.get(image) == COMPRESSED_IMAGE else image
     return base.rsplit("/", 1)[0] + "/camera_info"
+
+
+def _detections(boxes: Boxes3D, header: Any) -> Any:
+    """A Detection3DArray such as the node publishes: every detection has the array's header."""
+    types = {name.rsplit("/", 1)[1]: kind for name, kind in typestore().types.items()}
+    boxes = boxes.to("cpu", torch.float64)
+    rows = zip(
+        boxes.center.tolist(), boxes.size.tolist(), boxes.quaternion.tolist(), boxes.labels,
+        boxes.scores.clamp(0, 1).tolist(), pose_covariance(boxes).numpy().reshape(-1, 36), strict=True,
+    )  # fmt: skip
+    detections = []
+    for center, size, quaternion, label, score, covariance in rows:
+        pose = types["Pose"](types["Point"](*center), types["Quaternion"](*quaternion))
+        hypothesis = types["ObjectHypothesis"](label.lower(), score)
+        result = types["ObjectHypothesisWithPose"](hypothesis, types["PoseWithCovariance"](pose, covariance))
+        bbox = types["BoundingBox3D"](pose, types["Vector3"](*size))
+        detections.append(types["Detection3D"](header, [result], bbox, ""))
+    return types["Detection3DArray"](header, detections)
 
 
 def _header(stamp: int, frame_id: str) -> Any:
