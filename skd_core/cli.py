@@ -10,7 +10,12 @@ import typer
 
 from skd_core.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Monocular 3D detection learnt without 3D labels.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Monocular 3D detection learnt without 3D labels.",
+)
 eval_app = typer.Typer(no_args_is_help=True, help="Score detections against labels.")
 app.add_typer(eval_app, name="eval")
 
@@ -32,7 +37,9 @@ def synth(
     layouts: Annotated[Path | None, typer.Option(help="Folder of KITTI label files to place objects by.")] = None,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT, pixels.")] = "640x192",
     depth_noise: Annotated[float, typer.Option(help="Relative error of the simulated depth estimator, 0..0.5.")] = 0.06,
-    boxes: Annotated[str, typer.Option(help="'amodal' (projected 3D box, as KITTI) or 'tight' (around the pixels).")] = "amodal",
+    boxes: Annotated[
+        str, typer.Option(help="'amodal' (projected 3D box, as KITTI) or 'tight' (around the pixels).")
+    ] = "amodal",
     shapes: Annotated[str, typer.Option(help="Body shapes: 'train', 'heldout' or 'all'.")] = "train",
     sequence: Annotated[bool, typer.Option(help="Consecutive frames of one drive, 10 Hz.")] = False,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
@@ -111,7 +118,9 @@ def ablate(
     rows: Annotated[str, typer.Option(help="Comma-separated, or 'all'.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per row.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out among them.")] = 1,
-    stop_after: Annotated[float | None, typer.Option(help="Minutes after which to stop; runs keep checkpoints.")] = None,
+    stop_after: Annotated[
+        float | None, typer.Option(help="Minutes after which to stop; runs keep checkpoints.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train every row of the ablation over several seeds; mean and spread of AP and errors."""
@@ -236,9 +245,7 @@ def show(
     """Draw truth and detections on the images and from above, frame by frame."""
     from skd_core.evaluation.show import show as run
 
-    count = run(
-        source, out, weights, results, frames, threshold, device, labels, image_topic, range_m, window
-    )
+    count = run(source, out, weights, results, frames, threshold, device, labels, image_topic, range_m, window)
     print(f"{count} frames shown" if window else f"{out}: {count} pictures")
 
 
@@ -275,7 +282,9 @@ def eval_nuscenes(
     split: Annotated[str, typer.Option(help="val, mini_val, ..., or one of a splits.json.")] = "val",
     version: Annotated[str | None, typer.Option(help="v1.0-trainval, ...; if there is more than one.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder that gets nuscenes_summary.png, the devkit's curves.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder that gets nuscenes_summary.png, the devkit's curves.")
+    ] = None,
 ) -> None:
     """nuScenes mAP, true-positive errors and NDS, computed by the nuScenes devkit."""
     from skd_core.evaluation.nuscenes import report_nuscenes
