@@ -22,6 +22,7 @@ def run(args: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os._exit(0))  # nothing to clean up while importing
     import rclpy
+    from rclpy._rclpy_pybind11 import RCLError
     from rclpy.exceptions import ParameterException
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
@@ -60,7 +61,13 @@ def run(args: Sequence[str] | None = None) -> int:
                 node.autostart()
         starting = False
         while not stop.is_set():
-            executor.spin_once(timeout_sec=0.1)
+            try:
+                executor.spin_once(timeout_sec=0.1)
+            except RCLError as error:
+                if "transition" not in str(error):
+                    raise
+                # rclpy lets a request for an impossible transition end the process
+                nodes[0].get_logger().error("a lifecycle transition was asked for that this state does not have")
     except (ParameterException, CameraFileError) as error:
         print(f"detector: error: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import rclpy
 import torch
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_harness import (
     ACTIVATE,
@@ -99,7 +101,7 @@ def test_same_boxes_as_the_library(rig, detector):
         turned = boxes.yaw - expected.yaw.double()
         torch.testing.assert_close(turned.cos(), torch.ones_like(turned), rtol=0, atol=1e-6)
         answers.append(boxes)
-    assert not torch.allclose(answers[0].center, answers[1].center), "the test needs pictures that differ"
+    assert not torch.allclose(answers[0].center[:10], answers[1].center[:10]), "the test needs pictures that differ"
 
 
 def test_bgr_is_not_taken_for_rgb(rig):
@@ -366,6 +368,15 @@ def test_lifecycle_again_and_again(rig):
         assert rig.transition(CONFIGURE)
         assert rig.transition(ACTIVATE)
         assert rig.ask(image_message(picture(1))).detections
+
+
+def test_an_impossible_transition_does_not_end_the_node(rig, process):
+    client = rig.node.create_client(ChangeState, "/detector/change_state")
+    rig.spin_until(client.service_is_ready, "the service")
+    client.call_async(ChangeState.Request(transition=Transition(id=CONFIGURE)))  # it is active
+    rig.spin_until(lambda: "was asked for that this state does not have" in process.output(), "the log line")
+    rig.node.destroy_client(client)
+    assert rig.ask(image_message(picture(1))).detections
 
 
 def test_missing_weights_fail_the_configuration_with_their_path(rig, process, weights, tmp_path):
