@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
+import nuscenes_tree
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from skd_core.camera import Camera
 from skd_core.data.bag import BagWriter, CameraTopics, Frame, find_cameras, read_detections, read_frames, read_texts
 from skd_core.data.bag_make import make_bag
 from skd_core.data.kitti import KittiDataset, read_objects
+from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.data.synthetic import SynthConfig, write_dataset
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import bag_eval, evaluate_bag
@@ -64,6 +66,27 @@ def test_a_folder_of_images_as_a_bag(root: Path, tmp_path: Path) -> None:
     assert [c.image for c in find_cameras(tmp_path / "bag")] == ["/camera/image"]
     with pytest.raises(UserError, match="no Detection3DArray"):
         list(read_detections(tmp_path / "bag"))
+
+
+def test_nuscenes_as_a_bag_of_six_cameras(tmp_path: Path) -> None:
+    pytest.importorskip("nuscenes", reason="needs the extra [nuscenes]")
+    root = nuscenes_tree.write_tree(tmp_path / "mini", nuscenes_tree.miniature(1))
+    assert make_bag("nuscenes", root, tmp_path / "bag", split="mini_val") == 6
+    cameras = find_cameras(tmp_path / "bag")
+    assert [c.image for c in cameras][:2] == ["/cam_back/image", "/cam_back_left/image"]
+    assert len(cameras) == 6
+    with pytest.raises(UserError, match=r"--image-topic; the bag has /cam_back/image, /cam_back_left/image"):
+        list(read_frames(tmp_path / "bag"))
+    dataset = NuScenesDataset(root, "mini_val", with_3d=True)
+    for index, name in enumerate(dataset.names):
+        _, camera, microseconds = name.split("__")
+        (frame,) = read_frames(tmp_path / "bag", f"/{camera.lower()}/image")
+        ((stamp, frame_id, boxes),) = read_detections(tmp_path / "bag", f"/{camera.lower()}/ground_truth")
+        expected = dataset[index].boxes3d
+        assert expected is not None
+        assert frame.stamp == stamp == 1000 * int(microseconds)
+        assert (frame_id, boxes.labels) == (camera, expected.labels)
+        torch.testing.assert_close(boxes.center, expected.center.double(), rtol=0, atol=0)
 
 
 def test_wrong_options_of_bag_make_are_named(root: Path, tmp_path: Path) -> None:
