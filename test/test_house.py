@@ -108,7 +108,7 @@ def test_the_lock_satisfies_what_setup_py_asks_for():
 
 def test_entry_points_lead_to_functions():
     scripts = {e.name: e for e in distribution(NAME).entry_points if e.group == "console_scripts"}
-    assert set(scripts) == {"skd_core", "detector_node", "bag_player"}
+    assert set(scripts) == {"skd_core", "detector_node", "bag_player", "soak"}
     for name, entry in scripts.items():
         if name != "skd_core" and importlib.util.find_spec("rclpy") is None:
             continue
@@ -148,7 +148,7 @@ def sources_to_share() -> set[str]:
 def test_the_environment_is_an_ament_prefix():
     missing = sources_to_share() - installed_share(Path(sys.prefix))
     assert not missing, "run `make setup` once more"
-    assert {f.name for f in (Path(sys.prefix) / "lib" / NAME).iterdir()} == {"detector_node", "bag_player"}
+    assert {f.name for f in (Path(sys.prefix) / "lib" / NAME).iterdir()} == {"detector_node", "bag_player", "soak"}
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_colcon_takes_it_for_an_ament_python_package():
 def test_colcon_builds_the_usual_tree(colcon_install):
     prefix = colcon_install / NAME
     assert sources_to_share() <= installed_share(prefix)
-    assert {f.name for f in (prefix / "lib" / NAME).iterdir()} == {"skd_core", "detector_node", "bag_player"}
+    assert {f.name for f in (prefix / "lib" / NAME).iterdir()} == {"skd_core", "detector_node", "bag_player", "soak"}
     (site_packages,) = prefix.glob("lib/python3*/site-packages")
     for file in tracked_files():
         if file.relative_to(ROOT).parts[0] in ("skd_core", NAME):

@@ -121,7 +121,7 @@ def link_shared_files() -> None:
     links = {
         VENV / "share" / "ament_index" / "resource_index" / "packages" / PACKAGE: ROOT / "resource" / PACKAGE,
         share / "package.xml": ROOT / "package.xml",
-        **{executables / name: VENV / "bin" / name for name in ("detector_node", "bag_player")},
+        **{executables / name: VENV / "bin" / name for name in ("detector_node", "bag_player", "soak")},
     }
     for folder in ("launch", "config", "rviz"):
         for file in (ROOT / folder).rglob("*"):
