@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -57,13 +59,15 @@ class Answer:
         stamp: of the image, nanoseconds.
         cdr: the serialized Detection3DArray.
         boxes: its content.
-        latency: seconds between the image's and the answer's arrival in this process.
+        published: when the node handed it to DDS, nanoseconds.
+        latency: seconds from handing the image to DDS to handing over the answer; NaN until the image is seen here.
     """
 
     stamp: int
     cdr: bytes
     boxes: Boxes3D
-    latency: float
+    published: int
+    latency: float = math.nan
 
 
 @dataclass
@@ -74,7 +78,7 @@ class Collector:
     topics: CameraTopics
     detections_topic: str
     answers: list[Answer] = field(default_factory=list)
-    _arrivals: dict[int, float] = field(default_factory=dict)
+    _published: dict[int, int] = field(default_factory=dict)  # images, by stamp; nanoseconds
 
     def __post_init__(self) -> None:
         reliable = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -82,16 +86,24 @@ class Collector:
         self.node.create_subscription(kind, self.topics.image, self._image, reliable, raw=True)
         self.node.create_subscription(Detection3DArray, self.detections_topic, self._detections, reliable, raw=True)
 
-    def _image(self, cdr: bytes) -> None:
-        self._arrivals.setdefault(read_stamp(cdr), time.monotonic())
+    # DDS's own time stamps, since this process may see an image late, even after its answer
+    def _image(self, cdr: bytes, info: dict[str, int]) -> None:
+        stamp = read_stamp(cdr)
+        self._published.setdefault(stamp, info["source_timestamp"])
+        for answer in self.answers[-2:]:
+            self._set_latency(answer)
 
-    def _detections(self, cdr: bytes) -> None:
-        now = time.monotonic()
+    def _detections(self, cdr: bytes, info: dict[str, int]) -> None:
         message = deserialize_message(cdr, Detection3DArray)
         stamp = stamp_nanoseconds(message.header)
         if stamp not in {answer.stamp for answer in self.answers[-2:]}:  # an image sent twice is answered twice
-            latency = now - self._arrivals.pop(stamp, now)
-            self.answers.append(Answer(stamp, bytes(cdr), boxes_from_detections(message), latency))
+            answer = Answer(stamp, bytes(cdr), boxes_from_detections(message), info["source_timestamp"])
+            self._set_latency(answer)
+            self.answers.append(answer)
+
+    def _set_latency(self, answer: Answer) -> None:
+        if answer.stamp in self._published:
+            answer.latency = 1e-9 * (answer.published - self._published[answer.stamp])
 
 
 def folder_frames(folder: Path, camera_file: Path) -> Iterator[Frame]:
@@ -178,12 +190,16 @@ def run(
                         raise UserError(f"the detector node died: {_last_error(out / 'detector.log')}")
             if player.returncode != 0:
                 raise UserError(_last_error(out / "player.log"))
-            slowest = max((answer.latency for answer in collector.answers), default=2.0)
+            slowest = max(_latencies(collector.answers), default=2.0)
             _spin_dry(collector, 0.5 if rate is None else 1.0 + 2 * slowest)
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
     return collector.answers
+
+
+def _latencies(answers: list[Answer]) -> list[float]:
+    return [answer.latency for answer in answers if math.isfinite(answer.latency)]
 
 
 def player_command(bag: Path, topics: CameraTopics, rate: float | None, answers: str) -> list[str]:
@@ -204,7 +220,7 @@ def report(bag: Path, answers: list[Answer], out: Path) -> None:
     print("camera frame: x right, y down, z forward; metres, radians; latency from the image to its detections")
     print("frame  class             x       y       z  |    l     w     h  |   yaw  score  latency")
     for index, answer in enumerate(answers):
-        latency = f"{1000 * answer.latency:5.0f} ms"
+        latency = f"{1000 * answer.latency:5.0f} ms" if math.isfinite(answer.latency) else ""
         boxes = answer.boxes
         if not len(boxes):
             print(f"{index:5d}  -{'':62s}  {latency}")
@@ -216,9 +232,9 @@ def report(bag: Path, answers: list[Answer], out: Path) -> None:
             print(f"{index:5d}  {boxes.labels[i]:12s}  {place}  | {pose}  {latency if i == 0 else ''}")
         if len(boxes) > ROWS_PER_FRAME:
             print(f"{'':7s}and {len(boxes) - ROWS_PER_FRAME} more")
-    latencies = sorted(answer.latency for answer in answers)
+    median = 1000 * statistics.median(_latencies(answers) or [math.nan])
     found = sum(len(answer.boxes) for answer in answers)
-    print(f"{len(answers)} frames, {found} detections, median latency {1000 * latencies[len(latencies) // 2]:.0f} ms")
+    print(f"{len(answers)} frames, {found} detections, median latency {median:.0f} ms")
 
     chosen = {round(i * (len(answers) - 1) / (STRIP_FRAMES - 1)) for i in range(STRIP_FRAMES)}
     by_stamp = {answers[i].stamp: answers[i].boxes for i in chosen}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -37,6 +38,9 @@ def test_bag_to_table_pictures_and_bag(weights, tmp_path):
     done = demo("--bag", tmp_path / "in", "--weights", weights, "--threshold", "0", "--out", out)
     assert done.returncode == 0, done.stderr
     assert f"{FRAMES} frames, " in done.stdout
+    latency = re.search(r"median latency (\d+) ms", done.stdout)
+    assert latency is not None  # "nan" would mean that no image was seen
+    assert int(latency[1]) > 0
     found = list(read_detections(out / "bag"))
     assert [(stamp, frame) for stamp, frame, _ in found] == [(stamp, "front") for stamp in stamps]
     expected = Detector.load(weights, "cpu").predict(picture(1), camera(), 0.0)
