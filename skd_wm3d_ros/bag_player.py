@@ -1,6 +1,7 @@
 """Play a rosbag2 bag: its bytes go to the publishers as they are, nothing is decoded.
 
-``python -m skd_wm3d_ros.bag_player BAG [--rate R] [--topics T ...] [--wait-subscribers] [--lossless TOPIC] [--loop]``
+``python -m skd_wm3d_ros.bag_player BAG [--rate R] [--topics T ...]
+    [--wait-subscribers [N]] [--lossless TOPIC] [--loop]``
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Options:
         rate: times real time; 0 = as fast as possible.
         topics: only these; empty = all.
         loop: begin again at the end, until interrupted.
-        wait_subscribers: do not begin before every camera topic has a subscriber.
+        wait_subscribers: do not begin before every image topic has so many subscribers, and every camera_info one.
         lossless: a Detection3DArray topic; the next image waits until the one before is answered there.
         timeout: seconds to wait for a subscriber or an answer.
     """
@@ -47,7 +48,7 @@ class Options:
     rate: float = 1.0
     topics: tuple[str, ...] = ()
     loop: bool = False
-    wait_subscribers: bool = False
+    wait_subscribers: int = 0
     lossless: str | None = None
     timeout: float = 60.0
 
@@ -97,7 +98,9 @@ class BagPlayer:
                 raise UserError(f"{self._bag}: no topic {', '.join(sorted(missing))}; the bag has {have}")
             connections = [c for c in connections if self._advertise(c)]
             if self._options.wait_subscribers:
-                self._wait_for_subscribers({c.topic for c in connections if c.msgtype in (*IMAGES, CAMERA_INFO)})
+                wanted = {c.topic: 1 for c in connections if c.msgtype == CAMERA_INFO}
+                wanted |= {c.topic: self._options.wait_subscribers for c in connections if c.msgtype in IMAGES}
+                self._wait_for_subscribers(wanted)
             while True:
                 self._play_once(reader.messages(connections))
                 if not self._options.loop:
@@ -135,11 +138,11 @@ class BagPlayer:
         self._publishers[connection.topic] = self._node.create_publisher(kind, connection.topic, qos)
         return True
 
-    def _wait_for_subscribers(self, topics: set[str]) -> None:
+    def _wait_for_subscribers(self, wanted: dict[str, int]) -> None:
         deadline = time.monotonic() + self._options.timeout
         answers = self._options.lossless
         while True:
-            lacking = [t for t in sorted(topics) if not self._publishers[t].get_subscription_count()]
+            lacking = [t for t, n in sorted(wanted.items()) if self._publishers[t].get_subscription_count() < n]
             unanswerable = answers is not None and not self._node.count_publishers(answers)
             if not lacking and not unanswerable:
                 return
@@ -179,7 +182,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1.0, help="times real time; 0 = as fast as possible (default 1)")
     parser.add_argument("--topics", nargs="+", default=[], help="only these topics")
     parser.add_argument("--loop", action="store_true", help="begin again at the end, until interrupted")
-    parser.add_argument("--wait-subscribers", action="store_true", help="begin when image and camera_info have one")
+    waiting = "begin when images have N subscribers (1 without a number) and camera_info one"
+    parser.add_argument("--wait-subscribers", type=int, nargs="?", const=1, default=0, metavar="N", help=waiting)
     parser.add_argument("--lossless", metavar="TOPIC", help="wait for an answer to each image on this topic")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for subscriber or answer")
     parsed = parser.parse_args(remove_ros_args(arguments)[1:])

@@ -211,7 +211,7 @@ def player_command(bag: Path, topics: CameraTopics, rate: float | None, answers:
         played = ["--topics", topics.image, topics.camera_info, "--rate", str(rate), "--delay", "2"]
         return ["ros2", "bag", "play", str(bag), *played]
     command = [sys.executable, "-m", "skd_wm3d_ros.bag_player", str(bag), "--topics", topics.image, topics.camera_info]
-    command += ["--wait-subscribers", "--timeout", str(FRAME_TIMEOUT)]
+    command += ["--wait-subscribers", "2", "--timeout", str(FRAME_TIMEOUT)]  # the node, and the collector for latency
     return [*command, "--rate", "0", "--lossless", answers] if rate is None else [*command, "--rate", str(rate)]
 
 

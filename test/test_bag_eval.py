@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from skd_core.data.kitti import KittiDataset, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.data.synthetic import SynthConfig, write_dataset
 from skd_core.errors import UserError
-from skd_core.evaluation.bag_eval import bag_eval, evaluate_bag
+from skd_core.evaluation.bag_eval import _latency, bag_eval, evaluate_bag
 from skd_core.evaluation.bag_truth import find_truth, labels_from_boxes
 from skd_core.evaluation.report import report_kitti
 from skd_core.evaluation.show import show
@@ -282,3 +283,11 @@ def test_wrong_options_of_show_are_named(root: Path, tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=message):
             show(root, tmp_path / "out", **options)
+
+
+def test_unknown_latencies_are_left_out() -> None:
+    assert _latency([math.nan, math.nan]) is None
+    known = _latency([math.nan, 0.02, 0.01, 0.03])
+    assert known is not None
+    assert known["median"] == pytest.approx(20)
+    assert known["max"] == pytest.approx(30)

@@ -212,7 +212,9 @@ def summary(scores: dict[str, Any]) -> str:
         f"{scores['frames']} frames ({scores['labelled']} with labels, {scores['dropped']} dropped), "
         f"{scores['detections']} detections"
     )
-    lines.append(f"latency: median {latency['median']:.0f} ms, 90 % {latency['p90']:.0f}, 99 % {latency['p99']:.0f}")
+    if latency is not None:
+        median, p90, p99 = (latency[name] for name in ("median", "p90", "p99"))
+        lines.append(f"latency: median {median:.0f} ms, 90 % {p90:.0f}, 99 % {p99:.0f}")
     for group, row in scores["jitter"].items():
         if row["tracks"]:
             lines.append(
@@ -286,9 +288,13 @@ def _prepare(out: Path) -> None:
     make_folder(out / "results")
 
 
-def _latency(seconds: Sequence[float]) -> dict[str, float]:
-    median, p90, p99 = np.percentile(1000 * np.asarray(seconds), [50, 90, 99]).tolist()
-    return {"median": median, "p90": p90, "p99": p99, "max": 1000 * max(seconds)}
+def _latency(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Percentiles in milliseconds over the frames whose latency is known (not NaN); None if it is of none."""
+    known = [s for s in seconds if math.isfinite(s)]
+    if not known:
+        return None
+    median, p90, p99 = np.percentile(1000 * np.asarray(known), [50, 90, 99]).tolist()
+    return {"median": median, "p90": p90, "p99": p99, "max": 1000 * max(known)}
 
 
 def _no_nan(statistics: dict[str, float]) -> dict[str, float | None]:

@@ -63,8 +63,10 @@ def _about(scores: Mapping[str, Any]) -> str:
         ["bag", scores["bag"]], ["images", scores["image_topic"]], ["truth", scores["truth"] or "none"],
         ["frames", f"{scores['frames']}, {scores['labelled']} with labels, {scores['dropped']} dropped"],
         ["detections", str(scores["detections"])],
-        ["latency", f"median {latency['median']:.0f} ms, 90 % {latency['p90']:.0f}, 99 % {latency['p99']:.0f} ms"],
     ]  # fmt: skip
+    if latency is not None:
+        times = f"median {latency['median']:.0f} ms, 90 % {latency['p90']:.0f}, 99 % {latency['p99']:.0f} ms"
+        rows.append(["latency", times])
     return _table(None, rows)
 
 
