@@ -15,7 +15,7 @@ from torchvision.ops import batched_nms
 from skd_core.config import ModelConfig
 from skd_core.models.backbone import Backbone, roi_features
 from skd_core.models.decode import Prediction3D, cut_vertically, decode_2d, decode_3d
-from skd_core.models.heads import Head3D, Heads2D, Maps2D, one_hot_maps, roi_rays
+from skd_core.models.heads import Head3D, Heads2D, Maps2D, Raw3D, one_hot_maps, roi_rays
 from skd_core.supervision.priors import prior_sizes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -101,10 +101,10 @@ class Student(nn.Module):
         raw = self.head_3d(torch.cat([pooled, rois.conditions(len(self.config.classes), size)], 1))
         return self.decode(raw, rois, detach_yaw)
 
-    def decode(self, raw: object, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
+    def decode(self, raw: Raw3D, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
         """Raw outputs of a 3D head (the student's or the teacher's) -> boxes."""
         return decode_3d(
-            raw,  # type: ignore[arg-type]
+            raw,
             rois.boxes,
             rois.P,
             self.prior[rois.classes],

@@ -22,7 +22,7 @@ from skd_core.losses.yaw import YawLoss
 from skd_core.models.backbone import STRIDE
 from skd_core.models.decode import Prediction3D, cut_vertically, half_extent
 from skd_core.models.student import Detections, Rois, Student
-from skd_core.models.teacher import Teacher
+from skd_core.models.teacher import DepthMap, Teacher
 from skd_core.supervision.priors import prior_of, prior_tolerances
 from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
 
@@ -104,12 +104,11 @@ class TeacherStudent(nn.Module):
             return terms
 
         sees_targets = method.direct_targets or (method.mode == "best" and method.teacher)
-        depth_weight = method.student_depth_weight if method.teacher else 1.0
         parts = self._weak_terms(student, batch, sees_targets, points=method.direct_targets)
-        if "depth" in parts:
-            parts["depth"] = depth_weight * parts["depth"]
         if method.teacher and method.mode == "paper":
-            parts.pop("depth", None)
+            del parts["depth"]
+        elif method.teacher:
+            parts["depth"] = method.student_depth_weight * parts["depth"]
         terms |= {f"student/{k}": step.boxes_3d * v.sum() / objects for k, v in parts.items()}
         if self.teacher is None:
             return terms
@@ -174,7 +173,7 @@ class TeacherStudent(nn.Module):
             z = z + half_extent(prior, boxes.yaw.detach())
         return torch.where(cut_vertically(batch.boxes, rois.height), torch.nan, z)
 
-    def _depth_terms(self, batch: Batch, depth: object, shape: torch.Size) -> dict[str, Tensor]:
+    def _depth_terms(self, batch: Batch, depth: DepthMap, shape: torch.Size) -> dict[str, Tensor]:
         """L_depth, at stride 4; none if the batch has no depth at all."""
         target = batch.depth[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
         if not bool((target > 0).any()):
@@ -183,7 +182,7 @@ class TeacherStudent(nn.Module):
         rois = batch.rois
         heat = render_heatmap(batch.boxes, rois.classes, rois.batch_index, (B, C, H, W)).amax(1)
         crop = (slice(None), slice(0, target.shape[1]), slice(0, target.shape[2]))
-        loss = self.loss_depth_map(depth.log_depth[crop], depth.log_scale[crop], target, heat[crop])  # type: ignore[attr-defined]
+        loss = self.loss_depth_map(depth.log_depth[crop], depth.log_scale[crop], target, heat[crop])
         return {"teacher/depth_map": self.config.method.depth_map_weight * loss}
 
     def _distillation_terms(
