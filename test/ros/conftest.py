@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.ros)
             item.add_marker(pytest.mark.xdist_group("ros"))  # one worker: no two at a time on a small machine
+
+
+@pytest.fixture(scope="module")
+def ros() -> Iterator[None]:
+    """rclpy in this process; for modules with `pytestmark = pytest.mark.usefixtures("ros")`."""
+    import rclpy  # only where it is installed
+
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()

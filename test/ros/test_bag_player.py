@@ -18,14 +18,9 @@ from skd_core.data.bag import Frame, open_bag, write_frames
 from skd_core.errors import UserError
 from skd_wm3d_ros.bag_player import BagPlayer, Options, read_stamp
 
+pytestmark = pytest.mark.usefixtures("ros")
+
 FRAMES = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ros():
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -38,15 +38,10 @@ from skd_core.camera import Camera
 from skd_core.data.ros_messages import boxes_from_detections
 from skd_core.inference.detector import Detector
 
+pytestmark = pytest.mark.usefixtures("ros")
+
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TYPE_HASH = "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ros():
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,8 @@ from skd_core.errors import UserError
 from skd_wm3d_ros.cameras import CameraFileError, read_cameras
 from skd_wm3d_ros.node import DetectorNode
 
+pytestmark = pytest.mark.usefixtures("ros")
+
 CLASSES = ("Car", "Pedestrian")
 
 
@@ -61,13 +63,6 @@ class FakeDetector:
             center, torch.tensor([4.0, 2.0, 1.5]).expand(len(rows), 3), torch.zeros(len(rows)),
             tuple(row[0] for row in rows), torch.tensor([row[1] for row in rows]),
         )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ros():
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
 
 
 @pytest.fixture(scope="module")
