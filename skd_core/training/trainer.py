@@ -34,7 +34,7 @@ from skd_core.data.sets import open_set
 from skd_core.errors import UserError
 from skd_core.inference.detector import pick_device
 from skd_core.inference.weights import save_weights
-from skd_core.models.pretrained import freeze, load_pretrained
+from skd_core.models.pretrained import freeze, load_initial
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from skd_core.training.evaluate import predict_dataset, score_dataset
 from skd_core.training.modulation import YARDSTICKS
@@ -94,7 +94,7 @@ class Trainer:
 
         model = TeacherStudent(config).to(memory_format=torch.channels_last)  # a seventh faster on CPUs
         if config.initial.weights:
-            load_pretrained(model.student.backbone, config.initial.weights)
+            load_initial(model.student, config.initial.weights)
         freeze(model.student.backbone, config.initial.freeze)
         if config.schedule.freeze_norm:
             freeze_batch_norm(model)
