@@ -81,7 +81,10 @@ def row_config(base: TrainConfig, row: str, seed: int) -> TrainConfig:
 def run_ablation(
     config: Path, out: Path, rows: Sequence[str], seeds: int, jobs: int, stop_after: float | None, device: str
 ) -> dict[str, Any]:
-    """Run what is missing, then write ``out/ablation.json`` and ``out/ablation.md`` from what is there.
+    """Run what is missing, then write ``out/ablation.json`` and ``out/ablation.md``: all rows and seeds there are.
+
+    An ``ablation.json`` that lies in ``out`` already counts: its runs need not be there any more. So a long ablation
+    can go on elsewhere from that file alone.
 
     Args:
         config: the training config that the rows differ from.
@@ -90,22 +93,27 @@ def run_ablation(
         stop_after: minutes after which to stop; the same command goes on.
 
     Raises:
-        UserError: unknown row, no validation set, or a run failed (the message names its log).
+        UserError: unknown row, no validation set, the folder holds another config's results, or a run failed (the
+            message names its log).
     """
     base = load_config(config)
     if base.data.val is None or base.data.val.kind != "kitti":
         raise UserError(f"{config}: an ablation needs data.val, of kind kitti: it reports KITTI's AP")
+    result = collect(out, base)
     todo = [(row, seed) for seed in range(seeds) for row in rows]
-    for row, seed in todo:
+    configs = {run: row_config(base, *run) for run in todo}
+    pending = [(row, seed) for row, seed in todo if seed not in result["rows"].get(row, {}).get("seeds", [])]
+    for row, seed in pending:
         folder = out / row / str(seed)
         folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(row_config(base, row, seed).model_dump(mode="json"), sort_keys=False)
+        text = yaml.safe_dump(configs[row, seed].model_dump(mode="json"), sort_keys=False)
         write_atomic(folder / "row.yaml", text)
-    pending = [(row, seed) for row, seed in todo if not _complete(out / row / str(seed))]
-    _run_all(out, pending, jobs, stop_after, device)
-    result = collect(out, list(rows))
-    write_atomic(out / "ablation.json", json.dumps(result, indent=1) + "\n")
-    write_atomic(out / "ablation.md", table(result))
+    try:
+        _run_all(out, pending, jobs, stop_after, device)
+    finally:
+        result = collect(out, base)
+        write_atomic(out / "ablation.json", json.dumps(result, indent=1) + "\n")
+        write_atomic(out / "ablation.md", table(result))
     return result
 
 
@@ -164,34 +172,57 @@ def _last_report(folder: Path) -> dict[str, Any] | None:
     return measured[-1] if measured else None
 
 
-def collect(out: Path, rows: Sequence[str]) -> dict[str, Any]:
-    """Mean, spread and single values of every measure over the complete runs of each row."""
-    result: dict[str, Any] = {}
-    for row in rows:
-        values: dict[str, list[float]] = {name: [] for name in MEASURES}
-        seeds = []
-        for folder in sorted((p for p in (out / row).glob("*") if p.name.isdigit()), key=lambda p: int(p.name)):
+def collect(out: Path, base: TrainConfig) -> dict[str, Any]:
+    """Mean, spread and single values of every measure, from ``out/ablation.json`` and the complete runs in ``out``.
+
+    Raises:
+        UserError: the file is damaged or of another config.
+    """
+    path, config = out / "ablation.json", base.model_dump(mode="json", exclude={"seed"})
+    runs: dict[str, dict[int, dict[str, float | None]]] = {row: {} for row in ROWS}
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            for row, measures in before["rows"].items():
+                for i, seed in enumerate(measures["seeds"]):
+                    runs[row][seed] = {name: measures[name]["seeds"][i] for name in MEASURES}
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(f"{path}: not a result of this command ({error!r}); delete it") from None
+        if before.get("config") != config:
+            raise UserError(f"{path}: is of another config; choose another --out or delete it")
+    for row, known in runs.items():
+        for folder in (p for p in (out / row).glob("*") if p.name.isdigit()):
             report = _last_report(folder) if _complete(folder) else None
-            if report is None:
-                continue
-            seeds.append(int(folder.name))
-            scores = report["val"][ROWS[row][2]]
-            for name, path in MEASURES.items():
-                if path[0] == "ap":
-                    values[name].append(float(scores["ap"]["Car"][path[1]]["R40"][path[2]][1] or 0.0))
-                else:
-                    values[name].append(float(scores["errors"]["Car"][path[1]]))
-        if seeds:
-            result[row] = {
-                name: {
-                    "mean": statistics.fmean(v),
-                    "std": statistics.stdev(v) if len(v) > 1 else 0.0,
-                    "seeds": v,
-                }
-                for name, v in values.items()
-            }
-            result[row]["seeds"] = seeds
-    return {"rows": result}
+            if report is not None:
+                known[int(folder.name)] = _measures(report["val"][ROWS[row][2]])
+    rows: dict[str, Any] = {}
+    for row, known in runs.items():
+        if known:
+            seeds = sorted(known)
+            values = {name: [known[seed][name] for seed in seeds] for name in MEASURES}
+            rows[row] = {"seeds": seeds} | {name: _spread(v) for name, v in values.items()}
+    return {"rows": rows, "config": config}
+
+
+def _measures(scores: dict[str, Any]) -> dict[str, float | None]:
+    """None for an error where nothing was found on any label."""
+    result = {}
+    for name, path in MEASURES.items():
+        if path[0] == "ap":
+            result[name] = scores["ap"]["Car"][path[1]]["R40"][path[2]][1] or 0.0
+        else:
+            result[name] = scores["errors"]["Car"][path[1]]
+    return result
+
+
+def _spread(values: list[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation of what is known; of one value alone the spread is unknown."""
+    known = [v for v in values if v is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "std": statistics.stdev(known) if len(known) > 1 else None,
+        "seeds": values,
+    }
 
 
 def table(result: dict[str, Any]) -> str:
@@ -201,12 +232,11 @@ def table(result: dict[str, Any]) -> str:
     for row, measures in result["rows"].items():
         cells = []
         for name, path in MEASURES.items():
+            factor, digits, unit = (1, 2, "") if path[0] == "ap" else (1, 1, "°") if "yaw" in name else (100, 1, " %")
             mean, std = measures[name]["mean"], measures[name]["std"]
-            if path[0] == "ap":
-                cells.append(f"{mean:.2f} ± {std:.2f}")
-            elif "yaw" in name:
-                cells.append(f"{mean:.1f} ± {std:.1f}°")
-            else:
-                cells.append(f"{100 * mean:.1f} ± {100 * std:.1f} %")
+            text = "?" if mean is None else f"{factor * mean:.{digits}f}"
+            if std is not None:
+                text += f" ± {factor * std:.{digits}f}"
+            cells.append(text + unit)
         lines.append(f"| `{row}`: {ROWS[row][0]} | {len(measures['seeds'])} | {' | '.join(cells)} |\n")
     return "".join(lines)

@@ -1,0 +1,164 @@
+"""The ablation: rows differ as they say, results are gathered exactly, and it goes on from what is there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+
+from skd_core.config import TrainConfig
+from skd_core.errors import UserError
+from skd_core.training import ablation
+from skd_core.training.ablation import MEASURES, ROWS, collect, row_config, run_ablation, table
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_dataset(tmp_path_factory.mktemp("data"), frames=4)
+
+
+@pytest.fixture
+def config(root: Path, tmp_path: Path) -> Path:
+    run = tiny.make_config(
+        root,
+        data={"train": {"root": str(root)}, "val": {"root": str(root)}, "depth_dir": "depth"},
+        schedule={"epochs": 1, "batch_size": 2},
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(run.model_dump(mode="json")))
+    return path
+
+
+def _base(config: Path) -> TrainConfig:
+    return TrainConfig.model_validate(yaml.safe_load(config.read_text()))
+
+
+def _scores(ap: float, error: float | None) -> dict[str, Any]:
+    """A validation's result; each measure gets a value of its own."""
+    of = {iou: {"0.50": [0, ap + i, 0], "0.70": [0, ap + i + 0.25, 0]} for i, iou in enumerate(("3d", "bev"))}
+    ious = {iou: {"R40": values} for iou, values in of.items()}
+    errors = {path[1]: error for path in MEASURES.values() if path[0] == "errors"}
+    return {"ap": {"Car": ious}, "errors": {"Car": errors}}
+
+
+def _finish(out: Path, row: str, seed: int, student: float, teacher: float, error: float | None = 0.5) -> None:
+    """What a complete run leaves: the last report counts, the one before must not."""
+    folder = out / row / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    early = {"step": 1, "val": {"student": _scores(-1, 9), "teacher": _scores(-1, 9)}}
+    late = {"step": 2, "val": {"student": _scores(student, error), "teacher": _scores(teacher, error)}}
+    (folder / "metrics.jsonl").write_text(f"{json.dumps(early)}\n{json.dumps(late)}\n" + '{"step": 3}\n')
+    (folder / "student.safetensors").touch()
+
+
+def test_rows_differ_from_the_full_method_by_what_they_leave_out(config: Path) -> None:
+    base = _base(config)
+    rows = {row: row_config(base, row, 7) for row in ROWS}
+    assert all(c.seed == 7 for c in rows.values())
+    assert rows["full"] == base.model_copy(update={"seed": 7})
+    assert not rows["mdn_proj"].method.teacher
+    assert not rows["direct_targets"].method.teacher
+    assert [rows[r].method.distillation for r in ("dsn", "distill_l1", "distill_uad", "full")] == [
+        "none", "l1", "uad", "uad",
+    ]  # fmt: skip
+    assert [r for r, c in rows.items() if c.method.modulation] == ["full", "full_no_centre_offset", "full_no_depth"]
+    assert [r for r, c in rows.items() if c.method.supervised] == ["supervised"]
+    assert [r for r, c in rows.items() if not c.model.center_offset] == ["full_no_centre_offset"]
+    assert [r for r, c in rows.items() if c.data.depth_dir is None] == ["full_no_depth"]
+    same = {json.dumps(c.schedule.model_dump(mode="json")) for c in rows.values()}
+    assert len(same) == 1  # trained equally long
+    with pytest.raises(UserError, match=r"no row 'fool'.*full"):
+        row_config(base, "fool", 0)
+
+
+def test_mean_spread_and_single_values(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for seed, ap in enumerate((20.0, 22.0, 27.0)):
+        _finish(out, "full", seed, student=ap, teacher=99)
+    _finish(out, "dsn", 0, student=99, teacher=18.5)
+    (out / "full" / "3").mkdir()  # begun, not complete
+    rows = collect(out, _base(config))["rows"]
+    full = rows["full"]
+    assert full["seeds"] == [0, 1, 2]
+    assert list(rows) == ["dsn", "full"]
+    assert full["ap3d_50_moderate"]["seeds"] == [20, 22, 27]
+    assert full["ap3d_50_moderate"]["mean"] == 23
+    assert full["ap3d_50_moderate"]["std"] == pytest.approx(statistics.stdev([20, 22, 27]))
+    assert full["ap3d_70_moderate"]["seeds"][0] == 20.25
+    assert full["apbev_50_moderate"]["seeds"][0] == 21
+    assert rows["dsn"]["ap3d_50_moderate"] == {"mean": 18.5, "std": None, "seeds": [18.5]}  # of the teacher
+
+
+def test_a_row_that_finds_nothing_is_reported(config: Path, tmp_path: Path) -> None:
+    _finish(tmp_path, "full", 0, 0.0, 0.0, error=None)
+    result = collect(tmp_path, _base(config))
+    assert result["rows"]["full"]["depth_median"] == {"mean": None, "std": None, "seeds": [None]}
+    (line,) = [line for line in table(result).splitlines() if "`full`" in line]
+    assert line.count("?") == 4
+
+
+def test_the_result_file_alone_is_enough_to_go_on(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "out", []
+
+    def run_all(out: Path, pending: list[tuple[str, int]], *rest: object) -> None:
+        asked.append(pending)
+        for row, seed in pending:
+            _finish(out, row, seed, student=10.0 + seed, teacher=5)
+
+    monkeypatch.setattr(ablation, "_run_all", run_all)
+    first = run_ablation(config, out, ["full"], 2, 1, None, "cpu")
+    for folder in (p for p in out.iterdir() if p.is_dir()):
+        shutil.rmtree(folder)
+    second = run_ablation(config, out, ["full", "dsn"], 3, 1, None, "cpu")
+    assert asked == [[("full", 0), ("full", 1)], [("dsn", 0), ("dsn", 1), ("full", 2), ("dsn", 2)]]
+    assert second["rows"]["full"]["ap3d_50_moderate"]["seeds"] == [10, 11, 12]
+    assert first["rows"]["full"]["depth_median"]["seeds"] == second["rows"]["full"]["depth_median"]["seeds"][:2]
+    assert json.loads((out / "ablation.json").read_text()) == second
+    assert (out / "ablation.md").read_text() == table(second)
+
+
+def test_results_of_another_config_are_not_mixed(config: Path, tmp_path: Path) -> None:
+    base = _base(config)
+    (tmp_path / "ablation.json").write_text(json.dumps(collect(tmp_path, base)))
+    longer = base.model_copy(update={"schedule": base.schedule.model_copy(update={"epochs": 9})})
+    with pytest.raises(UserError, match="another config"):
+        collect(tmp_path, longer)
+    collect(tmp_path, base.model_copy(update={"seed": 5}))  # the seed belongs to the run
+    for damaged in ("{", '{"rows": {"full": {}}}'):
+        (tmp_path / "ablation.json").write_text(damaged)
+        with pytest.raises(UserError, match="not a result of this command"):
+            collect(tmp_path, base)
+
+
+def test_without_a_validation_set_it_says_so(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny.make_config(root).model_dump(mode="json")))
+    with pytest.raises(UserError, match=r"data\.val"):
+        run_ablation(path, tmp_path / "out", ["full"], 1, 1, None, "cpu")
+
+
+def test_two_rows_are_trained_for_real(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run_ablation(config, out, ["mdn_proj", "full"], 1, 2, None, "cpu")
+    for row in ("mdn_proj", "full"):
+        assert (out / row / "0" / "student.safetensors").exists()
+        assert result["rows"][row]["seeds"] == [0]
+    written = yaml.safe_load((out / "mdn_proj" / "0" / "config.yaml").read_text())
+    assert written["method"]["teacher"] is False
+
+
+def test_a_run_that_fails_names_its_log(config: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load(config.read_text())
+    raw["schedule"]["batch_size"] = 64
+    config.write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError, match=r"log\.txt"):
+        run_ablation(config, tmp_path / "out", ["full"], 1, 1, None, "cpu")
+    assert "batch_size" in (tmp_path / "out" / "full" / "0" / "log.txt").read_text()
