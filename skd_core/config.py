@@ -87,7 +87,8 @@ class AugmentConfig(Strict):
 
     flip: float = Field(0.5, ge=0, le=1)  # probability
     photometric: float = Field(0.3, ge=0, lt=1)  # largest relative change of brightness, contrast, saturation
-    box_jitter: float = Field(0.03, ge=0, lt=0.3)  # sd of a RoI's edges, share of its size
+    own_boxes: bool = True  # the 3D heads see the boxes that the 2D heads find, as at inference, where these are near
+    box_jitter: float = Field(0.06, ge=0, lt=0.3)  # else the label's: sd of its edges, share of its size
 
 
 class MethodConfig(Strict):

@@ -41,7 +41,7 @@ def test_defaults_are_those_of_the_method(tmp_path: Path) -> None:
     assert (schedule.weight_decay, schedule.warmup_epochs, schedule.gradient_clip) == (1e-5, 5, 35)
     assert [round(share * 140) for share in schedule.decay] == [90, 120]
     assert [round(share * 140) for share in schedule.start_3d + schedule.start_distillation] == [5, 10, 10, 20]
-    assert config.augment.box_jitter == 0.03
+    assert config.augment.box_jitter == 0.06
     assert config.method.gtm_beta == 0.05
 
 

@@ -114,8 +114,11 @@ def test_focal_loss_by_hand() -> None:
     terms = Detection2DLoss()(maps(), box, zero, zero, *no_boxes())
     expected = 0.25 * math.log(2) * (1 + ((1 - target) ** 4).sum().item())
     assert terms["heatmap"].item() == pytest.approx(expected, rel=1e-5)
-    # centre (18, 10) lies at (.5, .5) of cell (4, 2); size 5 x 3 cells
-    assert terms["offset_2d"].item() == pytest.approx(1.0)
+    # centre (18, 10) lies at (.5, .5) of cell (4, 2); size 5 x 3 cells, sd .45 x .3. From the cells on either side it
+    # lies at -.5 and 1.5
+    gx, gy = math.exp(-0.5 / 0.45**2), math.exp(-0.5 / 0.3**2)
+    expected = sum((0.5 + g * (0.5 + 1.5)) / (1 + 2 * g) for g in (gx, gy))
+    assert terms["offset_2d"].item() == pytest.approx(expected)
     assert terms["size_2d"].item() == pytest.approx(math.log(5) + math.log(3))
 
 
@@ -124,10 +127,25 @@ def test_perfect_2d_outputs_cost_nothing() -> None:
     target = render_heatmap(box, zero, zero, SHAPE)
     perfect = maps()
     logits = torch.where(target == 1, 30.0, -30.0)
-    offset, size = torch.full_like(perfect.offset, 0.5), torch.zeros_like(perfect.size)
-    size[0, :, 2, 4] = torch.tensor([5.0, 3.0]).log()
+    offset, size = torch.zeros_like(perfect.offset), torch.zeros_like(perfect.size)
+    offset[0, 0, :, 3:6], offset[0, 1, 1:4] = torch.tensor([1.5, 0.5, -0.5]), torch.tensor([[1.5], [0.5], [-0.5]])
+    size[0, :, 1:4, 3:6] = torch.tensor([5.0, 3.0]).log()[:, None, None]
     terms = Detection2DLoss()(Maps2D(logits, offset, size), box, zero, zero, *no_boxes())
     assert sum(terms.values()).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_offset_and_size_are_learnt_around_the_peak_and_inside_the_image() -> None:
+    boxes, two = torch.tensor([[0.0, 0, 6, 6], [47, 8, 48, 10]]), torch.tensor([0, 0])
+    logits = maps()
+    terms = Detection2DLoss()(logits, boxes, two, torch.tensor([0, 1]), *no_boxes())
+    (terms["offset_2d"] + terms["size_2d"]).backward()
+    gradient = logits.size.grad
+    assert gradient is not None
+    assert (gradient[0, :, :2, :2] != 0).all()  # what of the 3x3 cells the image holds
+    assert (gradient[0] != 0).sum() == 2 * 4
+    assert gradient[0, 0].abs().sum().item() == pytest.approx(1.0)  # each object counts once
+    assert gradient[1, 0].abs().sum().item() == pytest.approx(1.0)
+    assert gradient[0, 0, 0, 0].abs() > gradient[0, 0, 0, 1].abs()
 
 
 def test_no_objects_teach_only_negatives() -> None:

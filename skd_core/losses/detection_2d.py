@@ -1,4 +1,4 @@
-"""L_2D: focal loss on the heatmap, L1 on offset and size (METHOD 6 [peer])."""
+"""L_2D: focal loss on the heatmap, L1 on offset and size (METHOD 6 [peer]), learnt around the peak [peer: TTFNet]."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from skd_core.models.backbone import STRIDE
 from skd_core.models.heads import Maps2D
 
 
+def heat_sd(size: Tensor) -> Tensor:
+    """Sd of an object's Gaussian along each side: .54/6 of the side, in cells [peer: TTFNet]."""
+    return (0.54 / 6 * size).clamp(min=0.3)
+
+
 def render_heatmap(boxes: Tensor, classes: Tensor, batch_index: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """Target heatmap: Gaussians of sd .54/6 of the box's width and height [peer: TTFNet], 1 at the centre cell.
+    """Target heatmap: Gaussians of :func:`heat_sd`, 1 at the centre cell.
 
     Args:
         boxes: shape (N, 4), pixels of the network's input; classes, batch_index: shape (N,).
@@ -23,7 +28,7 @@ def render_heatmap(boxes: Tensor, classes: Tensor, batch_index: Tensor, shape: t
     B, C, H, W = shape
     center, size = 0.5 * (boxes[:, :2] + boxes[:, 2:]) / STRIDE, (boxes[:, 2:] - boxes[:, :2]) / STRIDE
     cell = center.floor()
-    sd = (0.54 / 6 * size).clamp(min=0.3)
+    sd = heat_sd(size)
     dx = (torch.arange(W, device=boxes.device) - cell[:, :1]) / sd[:, :1]  # (N, W)
     dy = (torch.arange(H, device=boxes.device) - cell[:, 1:]) / sd[:, 1:]  # (N, H)
     blobs = torch.exp(-0.5 * (dy[:, :, None] ** 2 + dx[:, None, :] ** 2))  # (N, H, W)
@@ -45,7 +50,7 @@ def ignore_mask(regions: Tensor, batch_index: Tensor, shape: tuple[int, int, int
 
 
 class Detection2DLoss(nn.Module):
-    """L_2D."""
+    """L_2D. Offset and size are learnt in the 3x3 cells around the centre, weighed by the Gaussian, sum 1."""
 
     def forward(
         self, maps: Maps2D, boxes: Tensor, classes: Tensor, batch_index: Tensor, ignore: Tensor, ignore_index: Tensor
@@ -66,13 +71,21 @@ class Detection2DLoss(nn.Module):
         focal = torch.where(positive, (1 - p) ** 2 * log_p, weight * p**2 * log_q)
 
         center, size = 0.5 * (boxes[:, :2] + boxes[:, 2:]) / STRIDE, (boxes[:, 2:] - boxes[:, :2]) / STRIDE
-        column = center[:, 0].long().clamp(0, shape[3] - 1)
-        row = center[:, 1].long().clamp(0, shape[2] - 1)
-        offset = maps.offset.float()[batch_index, :, row, column]  # (N, 2)
-        log_size = maps.size.float()[batch_index, :, row, column]
-        cell = torch.stack([column, row], -1)
+        dx = torch.tensor([-1, 0, 1], device=boxes.device).repeat(3)  # (9,), row by row
+        dy = torch.tensor([-1, 0, 1], device=boxes.device).repeat_interleave(3)
+        column = center[:, :1].floor().long() + dx  # (N, 9)
+        row = center[:, 1:].floor().long() + dy
+        inside = (column >= 0) & (column < shape[3]) & (row >= 0) & (row < shape[2])
+        sd = heat_sd(size)
+        near = torch.exp(-0.5 * ((dx / sd[:, :1]) ** 2 + (dy / sd[:, 1:]) ** 2)) * inside  # (N, 9)
+        near = near / near.sum(-1, keepdim=True).clamp(min=1e-6)
+        column, row = column.clamp(0, shape[3] - 1), row.clamp(0, shape[2] - 1)
+        offset = maps.offset.float()[batch_index[:, None], :, row, column]  # (N, 9, 2)
+        log_size = maps.size.float()[batch_index[:, None], :, row, column]
+        wrong_place = (offset - (center[:, None] - torch.stack([column, row], -1))).abs().sum(-1)
+        wrong_size = (log_size - size[:, None].clamp(min=0.1).log()).abs().sum(-1)
         return {
             "heatmap": -focal.sum(),
-            "offset_2d": (offset - (center - cell)).abs().sum(),
-            "size_2d": (log_size - size.clamp(min=0.1).log()).abs().sum(),
+            "offset_2d": (near * wrong_place).sum(),
+            "size_2d": (near * wrong_size).sum(),
         }

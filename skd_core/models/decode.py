@@ -120,10 +120,24 @@ def decode_2d(maps: Maps2D, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     heat = heat * (F.max_pool2d(heat, 3, 1, 1) == heat)
     B, C, H, W = heat.shape
     scores, index = heat.flatten(1).topk(min(limit, C * H * W))  # (B, K)
-    cell = index % (H * W)
-    box = torch.cat([maps.offset, maps.size], 1).float().flatten(2)  # (B, 4, HW)
-    box = box.gather(2, cell[:, None].expand(-1, 4, -1)).transpose(1, 2)  # (B, K, 4)
-    corner = torch.stack([cell % W, cell // W], -1)
-    center = (corner + box[..., :2].clamp(-1, 2)) * STRIDE
-    half = 0.5 * torch.exp(box[..., 2:].clamp(-2, 7)) * STRIDE
-    return torch.cat([center - half, center + half], -1), scores, index // (H * W)
+    image = torch.arange(B, device=heat.device)[:, None].expand_as(index)
+    return boxes_at(maps, image, index % (H * W)), scores, index // (H * W)
+
+
+def boxes_at(maps: Maps2D, image: Tensor, cell: Tensor) -> Tensor:
+    """The 2D boxes that cells of the maps stand for.
+
+    Args:
+        maps: of B images.
+        image: shape (...), long, which image; cell: shape (...), long, row x W + column.
+
+    Returns:
+        shape (..., 4), pixels of the network's input, not clipped.
+    """
+    W = maps.offset.shape[-1]
+    row, column = cell // W, cell % W
+    offset = maps.offset.float()[image, :, row, column].clamp(-1, 2)  # (..., 2)
+    size = maps.size.float()[image, :, row, column].clamp(-2, 7)
+    center = (torch.stack([column, row], -1) + offset) * STRIDE
+    half = 0.5 * torch.exp(size) * STRIDE
+    return torch.cat([center - half, center + half], -1)

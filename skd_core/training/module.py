@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from skd_core.losses.projection import ProjectionLoss
 from skd_core.losses.supervised import SupervisedLoss
 from skd_core.losses.yaw import YawLoss
 from skd_core.models.backbone import STRIDE
-from skd_core.models.decode import Prediction3D, cut_vertically, half_extent
+from skd_core.models.decode import Prediction3D, boxes_at, cut_vertically, half_extent
+from skd_core.models.heads import Maps2D
 from skd_core.models.student import Detections, Rois, Student
 from skd_core.models.teacher import DepthMap, Teacher
 from skd_core.supervision.priors import prior_of, prior_tolerances
@@ -83,7 +84,7 @@ class TeacherStudent(nn.Module):
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """The weighted terms whose sum is the loss, each a scalar; their names say which network they teach."""
         method, rois = self.config.method, batch.rois
-        objects = max(step.objects if step.objects is not None else len(rois.boxes), 1.0)
+        objects = max(step.objects if step.objects is not None else len(batch.boxes), 1.0)
         self.yardsticks = batch.boxes.new_zeros(2, len(YARDSTICKS), 2)
         features = self.student.features(batch.images)
         maps = self.student.maps_2d(features)
@@ -94,6 +95,9 @@ class TeacherStudent(nn.Module):
                 terms |= self._depth_terms(batch, self.teacher.depth_map(features), maps.heatmap.shape)
             return terms
 
+        if self.config.augment.own_boxes:
+            rois = self.own_rois(maps, batch)
+            batch = replace(batch, rois=rois)
         detach_yaw = self.yaw_is_taught
         student = self.student.boxes_3d(features, rois, detach_yaw)
         if method.supervised:
@@ -140,6 +144,22 @@ class TeacherStudent(nn.Module):
             return self.student.decode(raw, rois)
 
         return self.student.detect(images, P, threshold=threshold, boxes_3d=boxes_3d)
+
+    @staticmethod
+    @torch.no_grad()
+    def own_rois(maps: Maps2D, batch: Batch) -> Rois:
+        """The RoIs as they will be at inference [ours]: the boxes that the 2D heads give at the labels' centres.
+
+        Where such a box and the label overlap by half or less, the jittered label stays.
+        """
+        H, W = maps.heatmap.shape[-2:]
+        height, width = batch.images.shape[-2:]
+        center = (0.5 / STRIDE * (batch.boxes[:, :2] + batch.boxes[:, 2:])).long()
+        column, row = center[:, 0].clamp(0, W - 1), center[:, 1].clamp(0, H - 1)
+        own = boxes_at(maps, batch.rois.batch_index, row * W + column)
+        own = torch.minimum(own.clamp(min=0), own.new_tensor([width, height, width, height]))
+        good = box_iou(own, batch.boxes).diagonal() > 0.5
+        return replace(batch.rois, boxes=torch.where(good[:, None], own, batch.rois.boxes))
 
     # -- parts ------------------------------------------------------------------------------------------------------
     def _weak_terms(self, boxes: Prediction3D, batch: Batch, targets: bool, points: bool) -> dict[str, Tensor]:
