@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from skd_core.data.batch import Batch, EpochSampler, TrainingSet, collate, jitte
 from skd_core.data.kitti import KittiDataset
 from skd_core.errors import UserError
 from skd_core.inference.weights import digest, load_weights
+from skd_core.models.decode import Prediction3D
+from skd_core.models.heads import Maps2D, Raw3D
+from skd_core.models.student import Rois
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
 from skd_core.training.module import Step, TeacherStudent
@@ -458,6 +462,51 @@ def test_ramps_scale_the_3d_terms(pair: tuple[TeacherStudent, Batch]) -> None:
     assert none["heatmap"].item() == pytest.approx(whole["heatmap"].item(), rel=1e-5)
     late = model(batch, Step(distillation=0.0))
     assert not {"student/distillation", "teacher/points", "student/uncertainty"} & late.keys()
+
+
+def test_the_3d_heads_see_the_boxes_that_the_2d_heads_find(pair: tuple[TeacherStudent, Batch]) -> None:
+    """As at inference; where these miss the label, the jittered label stays."""
+    _, batch = pair
+    n, (height, width) = len(batch.boxes), batch.images.shape[-2:]
+    shape = (len(batch.images), -1, height // 4, width // 4)
+    offset, size = torch.full((*shape[:1], 2, *shape[2:]), 0.5), torch.zeros(shape[0], 2, *shape[2:])
+    middle, sides = (batch.boxes[:, :2] + batch.boxes[:, 2:]) / 8, (batch.boxes[:, 2:] - batch.boxes[:, :2]) / 4
+    cell = middle.long()
+    cells = list(zip(batch.rois.batch_index.tolist(), cell[:, 1].tolist(), cell[:, 0].tolist(), strict=True))
+    assert n > 3
+    alone = [i for i in range(n) if cells.count(cells[i]) == 1 and sides[i].amin() > 1]
+    assert len(alone) > 2
+    for i, (image, row, column) in enumerate(cells):
+        offset[image, :, row, column] = middle[i] - cell[i]
+        size[image, :, row, column] = (sides[i] * torch.tensor([1.1, 1.2])).log()  # wider and higher than the label
+    missed = alone[0]
+    image, row, column = cells[missed]
+    size[image, :, row, column] = (sides[missed] * 3).log()
+    rois = TeacherStudent.own_rois(Maps2D(torch.zeros(shape[0], 3, *shape[2:]), offset, size), batch)
+    assert torch.equal(rois.boxes[missed], batch.rois.boxes[missed])
+    grown = torch.cat([middle - sides * torch.tensor([0.55, 0.6]), middle + sides * torch.tensor([0.55, 0.6])], -1) * 4
+    bound = torch.tensor([width, height, width, height])
+    for i in alone[1:]:
+        assert torch.allclose(rois.boxes[i], grown[i].clamp(min=0).minimum(bound), atol=1e-3)
+    assert torch.equal(rois.classes, batch.rois.classes)
+    assert torch.equal(rois.P, batch.rois.P)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_which_boxes_student_and_teacher_see(root: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    config = tiny.make_config(root, augment={"own_boxes": own})
+    model, batch = TeacherStudent(config).eval(), batch_of(root, config)
+    found = replace(batch.rois, boxes=batch.boxes + torch.tensor([1.0, 1, 2, 2]))
+    monkeypatch.setattr(model, "own_rois", lambda maps, batch: found)
+    decode, seen = model.student.decode, []
+
+    def watched(raw: Raw3D, rois: Rois, *more: Any) -> Prediction3D:
+        seen.append(rois)
+        return decode(raw, rois, *more)
+
+    monkeypatch.setattr(model.student, "decode", watched)
+    model(batch, Step())
+    assert [rois is found for rois in seen] == [own, own]
 
 
 def test_yardsticks_are_sums_that_add_up_over_parts(root: Path, pair: tuple[TeacherStudent, Batch]) -> None:
