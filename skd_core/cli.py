@@ -218,6 +218,7 @@ def bag_eval(
     labels: Annotated[Path | None, typer.Option(help="Folder of KITTI label files, one per frame.")] = None,
     image_topic: Annotated[str | None, typer.Option(help="If there are several cameras.")] = None,
     camera_info_topic: Annotated[str | None, typer.Option(help="If it is not beside the image.")] = None,
+    raw_images: Annotated[bool, typer.Option("--raw-images", help="Undistort the images first, with K and D.")] = False,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score; AP wants a low one.")] = 0.2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write all numbers there too.")] = None,
@@ -225,7 +226,7 @@ def bag_eval(
     """Detect in every frame of a recording and score it: AP, recall and depth error by range, jitter, latency."""
     from skd_core.evaluation.bag_eval import bag_eval as run
 
-    run(bag, weights, out, truth, labels, image_topic, camera_info_topic, threshold, device, json)
+    run(bag, weights, out, truth, labels, image_topic, camera_info_topic, threshold, device, json, not raw_images)
 
 
 @app.command()
@@ -239,14 +240,24 @@ def show(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     labels: Annotated[Path | None, typer.Option(help="Of a bag: folder of KITTI label files, one per frame.")] = None,
     image_topic: Annotated[str | None, typer.Option(help="Of a bag with several cameras.")] = None,
+    raw_images: Annotated[bool, typer.Option("--raw-images", help="Of a bag: undistort with K and D.")] = False,
     range_m: Annotated[float, typer.Option("--range", help="Of the view from above, metres.")] = 60.0,
     window: Annotated[bool, typer.Option("--window", help="Step through in a window: arrow keys, q.")] = False,
+    rerun: Annotated[Path | None, typer.Option(help="Write a recording for the rerun viewer instead, *.rrd.")] = None,
 ) -> None:
     """Draw truth and detections on the images and from above, frame by frame."""
-    from skd_core.evaluation.show import show as run
+    from skd_core.evaluation.show import Choice, draw_pictures, step_through, views
+    from skd_core.evaluation.show_rerun import write_recording
 
-    count = run(source, out, weights, results, frames, threshold, device, labels, image_topic, range_m, window)
-    print(f"{count} frames shown" if window else f"{out}: {count} pictures")
+    if window and rerun is not None:
+        raise UserError("show: give --window or --rerun, not both")
+    choice = Choice(weights, results, frames, threshold, device, labels, image_topic, not raw_images)
+    if rerun is not None:
+        print(f"{rerun}: {write_recording(rerun, views(source, choice))} frames; look at them with: rerun {rerun}")
+    elif window:
+        print(f"{step_through(views(source, choice), range_m)} frames shown")
+    else:
+        print(f"{out}: {draw_pictures(out, views(source, choice), range_m)} pictures")
 
 
 @app.command("plot")

@@ -35,7 +35,9 @@ from skd_core.data.ros_messages import camera_from_info, decode_compressed, deco
 from skd_core.errors import UserError
 
 P = torch.tensor([[700.0, 0, 30.5, 40], [0, 710, 20.25, 0.2], [0, 0, 1, 0.003]], dtype=torch.float64)
+K = np.array([[650.0, 0, 31], [0, 660, 21], [0, 0, 1]])
 SECOND = 1_000_000_000
+ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def frames(n: int = 3, width: int = 64, height: int = 48) -> list[Frame]:
@@ -150,7 +152,7 @@ def test_a_damaged_chunk_costs_only_itself(tmp_path: Path) -> None:
     write_frames(tmp_path / "bag", written)
     file = tmp_path / "bag" / "bag.mcap"
     data = bytearray(file.read_bytes()[: file.stat().st_size - 40])  # without its end: read record by record
-    data[data.index(b"\x28\xb5\x2f\xfd")] ^= 0xFF  # the first compressed chunk's first byte
+    data[data.index(ZSTD)] ^= 0xFF  # the first compressed chunk's first byte
     file.write_bytes(data)
     problems: list[str] = []
     read = [frame.stamp for frame in read_frames(tmp_path / "bag", problems=problems)]
@@ -159,6 +161,37 @@ def test_a_damaged_chunk_costs_only_itself(tmp_path: Path) -> None:
     assert read == stamps[-len(read) :]
     assert len(read) >= 5
     assert any("chunk was skipped" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("which", [0, 4, 7])
+def test_a_damaged_chunk_of_a_whole_recording_costs_only_itself(tmp_path: Path, which: int) -> None:
+    """Of an indexed file, with metadata.yaml: rosbags stops there, we do not, and no message comes twice. A chunk holds
+    five frames; the ninth and last one a text only."""
+    written = frames(40, 320, 240)
+    with BagWriter(tmp_path / "bag") as bag:
+        for number, frame in enumerate(written):
+            bag.write_frame(frame, "/camera/image", "/camera/camera_info")
+            bag.write_text("/note", str(number), frame.stamp)
+    file = tmp_path / "bag" / "bag.mcap"
+    data = bytearray(file.read_bytes())
+    chunks = [
+        at for at in range(len(data)) if data.startswith(b"\x04\0\0\0zstd", at) and data[at + 16 : at + 20] == ZSTD
+    ]
+    assert len(chunks) == 9
+    data[chunks[which] + 16] ^= 0xFF
+    file.write_bytes(data)
+    problems: list[str] = []
+    stamps = [frame.stamp for frame in written]
+    read = [frame.stamp for frame in read_frames(tmp_path / "bag", problems=problems)]
+    lost = [stamp for stamp in stamps if stamp not in read]
+    assert read == [stamp for stamp in stamps if stamp not in lost]
+    assert 1 <= len(lost) <= 5
+    assert lost == stamps[stamps.index(lost[0]) :][: len(lost)]
+    assert any("damaged" in problem for problem in problems)
+    assert any("chunk was skipped" in problem for problem in problems)
+    texts = [int(text) for _, text in read_texts(tmp_path / "bag", "/note")]
+    assert texts == sorted(set(texts))
+    assert 35 <= len(texts) < 40
 
 
 def test_custom_types_do_not_disturb(tmp_path: Path) -> None:
@@ -286,6 +319,49 @@ def test_compressed_images_and_the_nearest_camera_info(tmp_path: Path) -> None:
     read = list(read_frames(tmp_path / "bag", "/camera/image/compressed"))
     assert [np.array_equal(a.image, b.image) for a, b in zip(read, (first, zoomed), strict=True)] == [True, True]
     assert [frame.camera.fx for frame in read] == [700, 1400]
+
+
+def raw_bag(path: Path, topic: str, model: str = "plumb_bob", d: tuple[float, ...] = (-0.3, 0.1, 0, 0, 0)) -> None:
+    """Frames whose camera_info tells of distortion; P differs from K."""
+    types, (frame, *_) = typestore().types, frames()
+    with BagWriter(path) as bag:
+        bag.write_frame(frame, topic, "/unused/info")
+        header = types["std_msgs/msg/Header"](
+            types["builtin_interfaces/msg/Time"](frame.stamp // SECOND, frame.stamp % SECOND), "front"
+        )
+        info = types[CAMERA_INFO](
+            header=header, height=48, width=64, distortion_model=model, d=np.array(d), k=K.flatten(),
+            r=np.eye(3).flatten(), p=P.numpy().flatten(), binning_x=0, binning_y=0,
+            roi=types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
+        )  # fmt: skip
+        bag.write(topic.rsplit("/", 1)[0] + "/camera_info", CAMERA_INFO, info, frame.stamp)
+
+
+def test_raw_images_are_undistorted_with_k_and_d(tmp_path: Path) -> None:
+    raw_bag(tmp_path / "bag", "/camera/image_raw")
+    (frame,) = read_frames(tmp_path / "bag", rectified=False)
+    D = np.array([-0.3, 0.1, 0, 0, 0])
+    expected = cv2.undistort(frames()[0].image, K, D, None, K)
+    assert np.abs(frame.image.astype(int) - expected).max() <= 1  # maps of 1/32 pixel
+    assert not np.array_equal(frame.image, frames()[0].image)
+    assert np.array_equal(frame.camera.K.numpy(), K)
+    raw_bag(tmp_path / "odd", "/camera/image_raw", "acme")
+    with pytest.raises(UserError, match="odd: /camera/camera_info: distortion_model 'acme'"):
+        list(read_frames(tmp_path / "odd", rectified=False))
+
+
+def test_it_is_said_where_images_may_be_raw(tmp_path: Path) -> None:
+    for name, topic, d, said in [
+        ("a", "/camera/image_raw", (-0.3, 0.1, 0, 0, 0), True),
+        ("b", "/camera/image_rect", (-0.3, 0.1, 0, 0, 0), False),
+        ("c", "/camera/image_raw", (0, 0, 0, 0, 0), False),
+    ]:
+        raw_bag(tmp_path / name, topic, d=d)
+        problems: list[str] = []
+        (frame,) = read_frames(tmp_path / name, problems=problems)
+        assert np.array_equal(frame.image, frames()[0].image)
+        assert torch.equal(frame.camera.P, P)
+        assert any("--raw-images" in problem for problem in problems) == said, name
 
 
 def test_sizes_that_disagree_are_named(tmp_path: Path) -> None:

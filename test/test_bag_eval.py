@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import replace
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import cv2
@@ -14,19 +17,23 @@ import numpy as np
 import nuscenes_tree
 import pytest
 import torch
+from matplotlib import pyplot
+from matplotlib.backend_bases import KeyEvent
 
 from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.bag import BagWriter, CameraTopics, Frame, find_cameras, read_detections, read_frames, read_texts
 from skd_core.data.bag_make import make_bag
-from skd_core.data.kitti import KittiDataset, read_objects
+from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.data.synthetic import SynthConfig, write_dataset
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import _latency, bag_eval, evaluate_bag
 from skd_core.evaluation.bag_truth import find_truth, labels_from_boxes
+from skd_core.evaluation.object_log import ObjectLog
 from skd_core.evaluation.report import report_kitti
-from skd_core.evaluation.show import show
+from skd_core.evaluation.show import Choice, Stepper, View, draw_pictures, make_window, step_through, views
+from skd_core.evaluation.show_rerun import write_recording
 from skd_core.inference.detector import Detector
 from skd_core.inference.predict import predict_images
 
@@ -157,20 +164,26 @@ def test_scores_of_a_bag_are_those_of_the_folder(root: Path, bag: Path, tmp_path
 
 
 def test_the_detector_finds_in_a_bag_what_it_finds_in_the_folder(root: Path, bag: Path, tmp_path: Path) -> None:
-    detector = Detector.random()
-    detector.save(tmp_path / "w.safetensors")
-    bag_eval(bag, str(tmp_path / "w.safetensors"), tmp_path / "out", None, None, None, None, 0.0, "cpu", None)
-    for index in range(2):
+    """The bundled weights: the same result files, so the same AP to the last digit; and the same in the bag written."""
+    detector = Detector.load("default", "cpu")
+    bag_eval(bag, "default", tmp_path / "out", None, None, None, None, 0.05, "cpu", None)
+    training = root / "training"
+    for index in range(5):
         name = f"{index:06d}"
-        image, calib = (root / "training" / d / f"{name}.{s}" for d, s in (("image_2", "png"), ("calib", "txt")))
-        predict_images([image], calib, detector, tmp_path / "folder", 0.0, draw=False)
+        image, calib = training / "image_2" / f"{name}.png", training / "calib" / f"{name}.txt"
+        predict_images([image], calib, detector, tmp_path / "folder", 0.05, draw=False)
         expected = (tmp_path / "folder" / "results" / f"{name}.txt").read_text()
         assert expected
         assert (tmp_path / "out" / "results" / f"{name}.txt").read_text() == expected
+    report_kitti(training / "label_2", tmp_path / "folder" / "results", tmp_path / "folder.json")
+    assert (
+        json.loads((tmp_path / "folder.json").read_text())
+        == json.loads((tmp_path / "out" / "scores.json").read_text())["kitti"]
+    )
     found = list(read_detections(tmp_path / "out" / "detections", classes=detector.classes))
     frames = list(read_frames(bag))
     assert [(stamp, frame_id) for stamp, frame_id, _ in found] == [(f.stamp, f.frame_id) for f in frames]
-    boxes = detector.predict(frames[0].image, frames[0].camera, 0.0)
+    boxes = detector.predict(frames[0].image, frames[0].camera, 0.05)
     torch.testing.assert_close(found[0][2].center, boxes.center.double(), rtol=0, atol=0)
     assert found[0][2].labels == boxes.labels
 
@@ -218,6 +231,15 @@ def test_labels_by_stamp_and_labels_that_do_not_fit(bag: Path, tmp_path: Path) -
         find_truth(bag, topics, "/x", tmp_path, ("Car",), tmp_path / "copies")
 
 
+def test_malformed_labels_in_a_bag_are_named(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.write_frame(a_frame(0), "/camera/image", "/camera/camera_info")
+        writer.write_text("/camera/ground_truth_kitti", "Car 1 2\n", a_frame(0).stamp)
+    with pytest.raises(UserError, match=r"bag: /camera/ground_truth_kitti: 000000.txt:1: "):
+        evaluate_bag(tmp_path / "bag", lambda frame: None, CAR_AND_PEDESTRIAN, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_labels_from_boxes_by_hand() -> None:
     """A cube of 2 m whose left half is outside of the image, one wholly outside, one behind."""
     P = torch.tensor([[100.0, 0, 50, 0], [0, 100, 50, 0], [0, 0, 1, 0]], dtype=torch.float64)
@@ -251,26 +273,164 @@ def test_a_cut_recording_is_scored_as_far_as_it_goes(root: Path, tmp_path: Path)
     assert "damaged" in (tmp_path / "out/report.html").read_text()
 
 
-def test_show_draws_truth_over_detections(root: Path, bag: Path, tmp_path: Path) -> None:
-    """The same picture from the bag and from the folder; two rows of 144 pixels and 4 between, a square beside."""
-    results = tmp_path / "results"
-    results.mkdir()
+def test_an_interrupted_evaluation_leaves_the_one_before(root: Path, bag: Path, tmp_path: Path) -> None:
+    """And where there is none before, nothing that would stop the next."""
+
+    def interrupted(frame: Frame) -> tuple[Boxes3D, float]:
+        if frame.stamp % 1_000_000_000:
+            raise KeyboardInterrupt
+        return Boxes3D.empty(), 0.01
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_bag(bag, interrupted, CAR_AND_PEDESTRIAN, out)
+    assert list(out.iterdir()) == []
+    evaluate_bag(bag, Cheat(root), CAR_AND_PEDESTRIAN, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_bag(bag, interrupted, CAR_AND_PEDESTRIAN, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+SMALL = Camera(torch.tensor([[70.0, 0, 32, 0], [0, 70, 24, 0], [0, 0, 1, 0]], dtype=torch.float64), 64, 48)
+
+
+def a_frame(number: int) -> Frame:
+    return Frame(np.zeros((48, 64, 3), np.uint8), SMALL, 10**18 + number * 10**8, "camera")
+
+
+def ten_cars(seed: int) -> Boxes3D:
+    """In about the same places for every seed."""
+    spread = torch.randn(10, 1, generator=torch.Generator().manual_seed(seed))
+    places = torch.stack([torch.linspace(-9, 9, 10), torch.ones(10), torch.linspace(10, 40, 10)], -1)
+    center, size = places * (1 + 0.01 * spread), torch.tensor([[4.0, 1.6, 1.5]]).repeat(10, 1)
+    boxes = Boxes3D(center, size, torch.zeros(10), ("Car",) * 10, torch.full((10,), 0.5))
+    return replace(boxes, xyxy=boxes.project(SMALL).xyxy)
+
+
+def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
+    """From frame 50 to 200, each with ten detections and ten labels: numbers stay and no objects, let alone images."""
+    with BagWriter(tmp_path / "bag") as writer:
+        for number in range(200):
+            frame = a_frame(number)
+            writer.write_frame(frame, "/camera/image", "/camera/camera_info")
+            writer.write_detections("/camera/ground_truth", ten_cars(0), frame.stamp, "camera")
+    number, kept = 0, []
+    writers_buffer = tracemalloc.Filter(False, "*/rosbags/*")  # up to 1 MB, then written
+
+    def predict(frame: Frame) -> tuple[Boxes3D, float]:
+        nonlocal number
+        number += 1
+        if number in (50, 200):
+            own = tracemalloc.take_snapshot().filter_traces([writers_buffer])
+            traces = own.statistics("filename")
+            kept.append((sum(t.size for t in traces), sum(t.count for t in traces)))
+        return ten_cars(number), 0.01
+
+    tracemalloc.start()
+    try:
+        scores = evaluate_bag(tmp_path / "bag", predict, ("Car",), tmp_path / "out")
+    finally:
+        tracemalloc.stop()
+    assert (scores["frames"], scores["detections"]) == (200, 2000)
+    (bytes_before, blocks_before), (bytes_after, blocks_after) = kept
+    assert (bytes_after - bytes_before) / 150 < 5000  # 20 objects of 122 bytes, 10 of tracks 48, and room to grow
+    assert (blocks_after - blocks_before) / 150 < 12  # a frame kept as objects is 80 and more
+
+
+def test_a_log_of_objects_gives_back_what_it_took() -> None:
+    rng = np.random.default_rng(1)
+    log, frames = ObjectLog(), []
+    for n in (3, 0, 1, 5):
+        kinds = rng.choice(["Car", "Van", "DontCare"], n).tolist()
+        shapes = {"xyxy": (n, 4), "dimensions": (n, 3), "location": (n, 3)}
+        columns = {f.name: rng.normal(size=shapes.get(f.name, n)) for f in fields(KittiObjects)[1:]}
+        frames.append(KittiObjects(kinds, **columns))
+        log.append(frames[-1])
+    assert (len(log), log.count()) == (4, 9)
+    for before, after in zip(frames, log, strict=True):
+        assert after.type == before.type
+        for f in fields(KittiObjects)[1:]:
+            assert np.array_equal(getattr(after, f.name), getattr(before, f.name))
+    for wrong in (4, -1):
+        with pytest.raises(IndexError):
+            log[wrong]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A car in each of five frames."""
+    folder = tmp_path / "results"
+    folder.mkdir()
     for index in range(5):
-        (results / f"{index:06d}.txt").write_text("Car -1 -1 0 1 1 9 60 1.5 1.6 4 0 1.7 20 0 0.9\n")
-    assert show(root, tmp_path / "a", results=results, frames="1:5:2") == 2
-    assert show(bag, tmp_path / "b", results=results, frames="1:5:2") == 2
+        (folder / f"{index:06d}.txt").write_text("Car -1 -1 0 1 1 9 60 1.5 1.6 4 0 1.7 20 0 0.9\n")
+    return folder
+
+
+def test_show_draws_truth_over_detections(root: Path, bag: Path, results: Path, tmp_path: Path) -> None:
+    """The same picture from the bag and from the folder; two rows of 144 pixels and 4 between, a square beside."""
+    chosen = Choice(results=results, frames="1:5:2")
+    assert draw_pictures(tmp_path / "a", views(root, chosen)) == 2
+    assert draw_pictures(tmp_path / "b", views(bag, chosen)) == 2
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["000001.png", "000003.png"]
     for path in (tmp_path / "a").iterdir():
         picture = cv2.imread(str(path))
         assert picture.shape == (292, 480 + 292, 3)
         assert np.array_equal(picture, cv2.imread(str(tmp_path / "b" / path.name)))
         assert not np.array_equal(picture[:144, :480], picture[148:, :480])
-    assert show(root, tmp_path / "c", frames="0") == 1
+    assert draw_pictures(tmp_path / "c", views(root, Choice(frames="0"))) == 1
     assert cv2.imread(str(tmp_path / "c" / "000000.png")).shape == (144, 480 + 144, 3)
 
 
+def test_arrow_keys_step_through_the_frames(bag: Path, results: Path) -> None:
+    """Frames are read when they are first wanted, and at both ends nothing happens."""
+    matplotlib.use("agg")
+    taken: list[int] = []
+
+    def watched() -> Iterator[View]:
+        for view in views(bag, Choice(results=results)):
+            taken.append(view.number)
+            yield view
+
+    figure = make_window(Stepper(watched()))
+    axes = figure.axes[0]
+    seen = [axes.get_title()]
+    for key in ["left", "right", "x", "right", "left", *5 * ["right"]]:
+        KeyEvent("key_press_event", figure.canvas, key)._process()
+        seen.append(axes.get_title())
+        assert taken == list(range(max(taken) + 1))
+    pyplot.close(figure)
+    steps = [0, 0, 1, 1, 2, 1, 2, 3, 4, 4, 4]
+    assert [title.split(";")[0] for title in seen] == [f"{i:06d} (frame {i})" for i in steps]
+    assert taken == [0, 1, 2, 3, 4]
+
+
+def test_a_rerun_recording_holds_images_cameras_and_boxes(bag: Path, results: Path, tmp_path: Path) -> None:
+    dataframe = pytest.importorskip("rerun.dataframe", reason="needs the extra [rerun]", exc_type=ImportError)
+    frames = list(read_frames(bag))
+    assert write_recording(tmp_path / "a" / "x.rrd", views(bag, Choice(results=results, frames="1:4:2"))) == 2
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.rrd"]
+    recording = dataframe.load_recording(tmp_path / "a" / "x.rrd")
+    table = recording.view(index="frame", contents="/**").select().read_all()
+    assert table.column("frame").to_pylist() == [1, 3]
+    assert [stamp.value for stamp in table.column("stamp")] == [frames[1].stamp, frames[3].stamp]
+    (center,) = table.column("/detections:PoseTranslation3D")[0].as_py()
+    assert center == pytest.approx([0, 1.7 - 1.5 / 2, 20])
+    (half,) = table.column("/detections:HalfSize3D")[0].as_py()
+    assert half == pytest.approx([2, 0.8, 0.75])
+    assert table.column("/detections:Text")[0].as_py() == ["Car 0.90"]
+    projection = table.column("/camera:PinholeProjection")[0].as_py()[0]  # by columns
+    assert projection == pytest.approx(frames[1].camera.P[:, :3].T.flatten().tolist())
+
+
+def test_without_rerun_the_extra_is_named(bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(UserError, match=r"--rerun needs rerun-sdk .*pip install"):
+        write_recording(tmp_path / "x.rrd", views(bag, Choice()))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_options_of_show_are_named(root: Path, tmp_path: Path) -> None:
-    matplotlib.use("agg")  # on a desktop too: a window would wait for somebody
     for options, message in [
         ({"weights": "a", "results": tmp_path}, "not both"),
         ({"frames": "1:2:3:4"}, "--frames 1:2:3:4"),
@@ -279,10 +439,12 @@ def test_wrong_options_of_show_are_named(root: Path, tmp_path: Path) -> None:
         ({"frames": "::0"}, "STEP must not be 0"),
         ({"frames": "77"}, "no frame in 77"),
         ({"results": tmp_path}, "cannot read"),
-        ({"window": True, "frames": "0"}, "no display"),
     ]:
         with pytest.raises(UserError, match=message):
-            show(root, tmp_path / "out", **options)
+            draw_pictures(tmp_path / "out", views(root, Choice(**options)))
+    matplotlib.use("agg")  # on a desktop too: a window would wait for somebody
+    with pytest.raises(UserError, match="no display"):
+        step_through(views(root, Choice(frames="0")))
 
 
 def test_unknown_latencies_are_left_out() -> None:

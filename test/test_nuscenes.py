@@ -31,6 +31,8 @@ from skd_core.boxes import Boxes3D, rotation_matrix, wrap_angle
 from skd_core.camera import Camera
 from skd_core.cli import app
 from skd_core.config import load_config
+from skd_core.data.bag import BagWriter, read_detections
+from skd_core.data.kitti import read_objects, write_results
 from skd_core.data.nuscenes import (
     CAMERAS,
     CLASSES,
@@ -287,6 +289,38 @@ def test_boxes_survive_the_submission(pose: tuple[Any, Any], seed: int) -> None:
     assert torch.equal(back.size, boxes.size)
     assert wrap_angle(back.yaw - boxes.yaw).abs().max() < 1e-12
     assert torch.allclose(corners, boxes.corners, rtol=0, atol=1e-10)
+    assert [e["detection_score"] for e in entries] == boxes.scores.tolist()
+
+
+def test_boxes_survive_bag_kitti_file_and_submission_one_after_the_other(tmp_path: Path) -> None:
+    """The same numbers everywhere: to 1e-10 m and rad through all three, sizes and scores to the last bit."""
+    g = torch.Generator().manual_seed(4)
+    n = 20
+    boxes = Boxes3D(
+        torch.tensor([40.0, 3, 60], dtype=torch.float64) * torch.rand(n, 3, generator=g, dtype=torch.float64),
+        0.3 + 5 * torch.rand(n, 3, generator=g, dtype=torch.float64),
+        7 * torch.rand(n, generator=g, dtype=torch.float64) - 3.5,
+        ("car", "bus", "barrier", "pedestrian") * (n // 4),
+        torch.rand(n, generator=g, dtype=torch.float64),
+        torch.rand(n, 4, generator=g, dtype=torch.float64),
+    )
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_detections("/found", boxes, 1, "camera")
+    ((_, _, of_bag),) = read_detections(tmp_path / "bag")
+    of_bag.xyxy = boxes.xyxy  # a message has none
+    write_results(tmp_path / "0.txt", of_bag)
+    of_file = read_objects(tmp_path / "0.txt", results=True).boxes3d()
+    frame = a_frame(quaternion(yaw=0.7, pitch=0.02, roll=-1.6), (611.0, 1204.0, 1.5))
+    (tmp_path / "0.json").write_text(json.dumps(to_records(of_file, frame)))
+    entries = json.loads((tmp_path / "0.json").read_text())
+    keys = ("translation", "size", "rotation")
+    column = {key: torch.tensor([e[key] for e in entries], dtype=torch.float64) for key in keys}
+    labels = tuple(e["detection_name"] for e in entries)
+    back, _ = Annotations(**column, labels=labels, visibility=torch.full((n,), 4)).in_camera(frame)
+    assert back.labels == boxes.labels
+    assert torch.allclose(back.center, boxes.center, rtol=0, atol=1e-10)
+    assert wrap_angle(back.yaw - boxes.yaw).abs().max() < 1e-10
+    assert torch.equal(back.size, boxes.size)
     assert [e["detection_score"] for e in entries] == boxes.scores.tolist()
 
 

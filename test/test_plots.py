@@ -161,14 +161,24 @@ def test_jitter_is_the_noise_and_not_the_motion() -> None:
 
 
 def test_tracks_end_at_gaps_and_keep_to_their_class() -> None:
+    """Four in a row are a track; a pedestrian in the same place and what is alone after a gap are too short for one."""
     linker = Linker()
-    linker.add(0, objects((0, 20)))
-    linker.add(100_000_000, objects((0, 20)))
-    linker.add(200_000_000, objects((0, 20), kind="Pedestrian"))
-    linker.add(300_000_000, no_objects())
-    linker.add(900_000_000, objects((0, 20)))
-    linker.add(2_000_000_000, objects((0, 20)))
-    assert [len(track.rows) for track in linker.tracks] == [2, 1, 1, 1]
+    seen = {
+        0: "Car",
+        1: "Car",
+        2: "Car",
+        3: "Car",
+        4: "Pedestrian",
+        9: "Car",
+        10: "Car",
+        20: "Car",
+    }  # tenths of seconds
+    for tenth, kind in seen.items():
+        linker.add(tenth * 100_000_000, objects((0, 20), kind=kind))
+    linker.add(2_100_000_000, no_objects())
+    for tenth in (22, 23, 24):
+        linker.add(tenth * 100_000_000, objects((0, 20)))
+    assert [track.steps.tolist() for track in linker.tracks] == [[0, 1, 2, 3], [9, 10, 11]]
     assert jitter([])["all"]["tracks"] == 0
 
 

@@ -26,12 +26,15 @@ from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.bag_reader import BagReader, first_line, open_bag
 from skd_core.data.ros_messages import (
+    Maps,
     boxes_from_detections,
     camera_from_info,
     decode_compressed,
     decode_raw,
     pose_covariance,
     stamp_nanoseconds,
+    undistort,
+    undistortion_maps,
 )
 from skd_core.errors import UserError
 
@@ -161,24 +164,33 @@ def read_frames(
     image_topic: str | None = None,
     camera_info_topic: str | None = None,
     problems: list[str] | None = None,
+    rectified: bool = True,
 ) -> Iterator[Frame]:
     """Frames of one camera in a bag, in the order of recording; each with the camera_info nearest in time.
 
     Args:
         problems: gets a line for each image that cannot be used, which is then skipped, and for what of the bag cannot
-            be read; without it an unusable image is an error.
+            be read or is in doubt; without it an unusable image is an error, and doubts are only logged.
+        rectified: True: P of camera_info is the images' camera; False: they are raw, and are undistorted with K and D
+            as the node does where ``image_is_rectified`` is false. No message says which it is.
 
     Raises:
         UserError: no such camera, an image that cannot be decoded, an uncalibrated camera, or sizes that disagree.
     """
     topics = find_camera(path, image_topic, camera_info_topic)
     with open_bag(path) as reader:
-        calibrations = _read_calibrations(reader, topics.camera_info)
+        calibrations = _read_calibrations(reader, topics.camera_info, rectified)
+        if rectified and "rect" not in topics.image and any(c.distorted for c in calibrations):
+            reader.note(
+                f"{path}: {topics.image} is taken as rectified, though {topics.camera_info} tells of distortion and "
+                "the topic's name does not say; if it is raw, say so (--raw-images)"
+            )
         decode = decode_compressed if topics.compressed else decode_raw
         for message in _messages(reader, topics.image, problems):
             stamp = stamp_nanoseconds(message.header)
             try:
-                camera = min(calibrations, key=lambda c: c.distance(stamp)).camera
+                calibration = min(calibrations, key=lambda c: c.distance(stamp))
+                camera = calibration.camera
                 image = decode(message, f"{path}: {topics.image}")
                 if image.shape[:2] != (camera.height, camera.width):
                     raise UserError(
@@ -190,7 +202,7 @@ def read_frames(
                     raise
                 problems.append(f"{error} (stamp {stamp})")
                 continue
-            yield Frame(image, camera, stamp, message.header.frame_id)
+            yield Frame(undistort(image, calibration.maps), camera, stamp, message.header.frame_id)
         if problems is not None:
             problems += reader.problems
 
@@ -305,6 +317,8 @@ class _Calibration:
     """A camera, and from when to when its camera_info said so, nanoseconds."""
 
     camera: Camera
+    maps: Maps | None
+    distorted: bool
     content: tuple[Any, ...]
     first: int
     last: int
@@ -313,17 +327,20 @@ class _Calibration:
         return max(self.first - stamp, stamp - self.last, 0)
 
 
-def _read_calibrations(reader: BagReader, topic: str) -> list[_Calibration]:
+def _read_calibrations(reader: BagReader, topic: str, rectified: bool) -> list[_Calibration]:
     """The calibrations of a camera_info topic; messages in a row that say the same are one."""
+    name = f"{reader.path}: {topic}"
     runs: list[_Calibration] = []
     for message in _messages(reader, topic, reader.problems):
         stamp = stamp_nanoseconds(message.header)
         fields = (message.k, message.p, message.d, message.height, message.width, message.binning_x, message.binning_y)
-        content = (*(np.asarray(field).tobytes() for field in fields), repr(message.roi))
+        content = (*(np.asarray(field).tobytes() for field in fields), message.distortion_model, repr(message.roi))
         if runs and runs[-1].content == content and stamp >= runs[-1].last:
             runs[-1].last = stamp
         else:
-            runs.append(_Calibration(camera_from_info(message, f"{reader.path}: {topic}"), content, stamp, stamp))
+            camera = camera_from_info(message, name, rectified)
+            maps = None if rectified else undistortion_maps(message, camera, name)
+            runs.append(_Calibration(camera, maps, bool(np.any(message.d)), content, stamp, stamp))
     if not runs:
         raise UserError(f"{reader.path}: no message on {topic}")
     return runs

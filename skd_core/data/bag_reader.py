@@ -1,7 +1,8 @@
 """Open rosbag2 recordings as they come: whole ones through rosbags, damaged ones as far as they can be read.
 
 A recorder that was killed leaves no ``metadata.yaml`` and a file without its end. Then the storage files are opened one
-by one: MCAP record by record, sqlite3 row by row, each up to where it breaks. What was lost is logged and collected.
+by one: MCAP record by record, sqlite3 row by row, each up to where it breaks. So is the rest of a whole bag in which
+something turns out to be damaged. What was lost is logged and collected.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import re
 import sqlite3
 import struct
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -67,13 +69,8 @@ class BagReader:
         by_topic = {c.topic: c for c in connections or self.connections}
         for storage in self._storages:
             own = [c for c in storage.connections if c.topic in by_topic]
-            if not own:
-                continue
-            try:
-                for connection, timestamp, data in storage.messages(own):
-                    yield by_topic[connection.topic], timestamp, data
-            except Exception as error:  # rosbags passes on what its databases and codecs raise
-                self.note(f"{self.path}: reading stopped: {first_line(error)}")
+            for connection, timestamp, data in self._messages_of(storage, own) if own else ():
+                yield by_topic[connection.topic], timestamp, data
 
     def close(self) -> None:
         """Close the files."""
@@ -86,6 +83,36 @@ class BagReader:
             self.problems.append(problem)
             logger.warning("%s", problem)
 
+    def _messages_of(self, storage: Storage, own: Collection[Connection]) -> Iterator[Message]:
+        """What a storage holds. Where one breaks that was opened as a whole, its files are read again, record by
+        record, for what comes after the last message in time."""
+        last, at_last = -1, Counter[str]()
+        try:
+            for message in storage.messages(own):
+                connection, timestamp, _ = message
+                if timestamp != last:
+                    last, at_last = timestamp, Counter()
+                at_last[connection.topic] += 1
+                yield message
+            return
+        except Exception as error:  # rosbags passes on what its databases and codecs raise
+            whole = isinstance(storage, Reader)
+            self.note(f"{self.path}: {'damaged' if whole else 'reading stopped'}: {first_line(error)}")
+        if not isinstance(storage, Reader):
+            return
+        topics = {c.topic for c in own}
+        for file in _storage_files(Path(str(storage.path))):
+            try:
+                with contextlib.closing(_SALVAGE[file.suffix](file, self.note)) as rest:
+                    for message in rest.messages([c for c in rest.connections if c.topic in topics]):
+                        connection, timestamp, _ = message
+                        if timestamp == last and at_last[connection.topic]:
+                            at_last[connection.topic] -= 1
+                        elif timestamp >= last:
+                            yield message
+            except (UserError, OSError, ValueError, struct.error, sqlite3.Error) as error:
+                self.note(f"{file}: reading stopped: {first_line(error)}")
+
     def _open(self) -> list[Storage]:
         if not self.path.exists():
             raise UserError(f"{self.path}: no such bag folder")
@@ -96,8 +123,7 @@ class BagReader:
                 reason = first_line(error)
         else:
             reason = "no metadata.yaml" if self.path.is_dir() else ""
-        files = sorted(self.path.iterdir(), key=_natural_order) if self.path.is_dir() else [self.path]
-        files = [file for file in files if file.suffix in _SALVAGE]
+        files = _storage_files(self.path)
         if not files:
             raise UserError(f"{self.path}: cannot be read as a rosbag2 bag ({reason or 'not an .mcap or .db3 file'})")
         if reason:
@@ -223,6 +249,12 @@ def open_bag(path: str | Path) -> Iterator[BagReader]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _storage_files(path: Path) -> list[Path]:
+    """The storage files of a bag's folder, in their natural order; or the one file."""
+    files = sorted(path.iterdir(), key=_natural_order) if path.is_dir() else [path]
+    return [file for file in files if file.suffix in _SALVAGE]
 
 
 def _open_whole(path: Path) -> Reader:

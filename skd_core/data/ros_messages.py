@@ -20,6 +20,9 @@ from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.errors import UserError
 
+Maps = tuple[NDArray[Any], NDArray[Any]]
+"""What :func:`cv2.remap` takes: where in the raw image each pixel comes from."""
+
 LATERAL_FRACTION = 0.01
 """Standard deviation of the centre across the viewing ray, as a fraction of the distance: 7 px at f = 720 px. [ours]"""
 DEPTH_FRACTION = 0.10
@@ -84,9 +87,7 @@ def camera_from_info(info: Any, name: str = "camera_info", rectified: bool = Tru
     return Camera.from_ros({key: getattr(info, key) for key in names} | {"roi": roi}, name)
 
 
-def undistortion_maps(
-    info: Any, camera: Camera, name: str = "camera_info"
-) -> tuple[NDArray[np.generic], NDArray[np.generic]] | None:
+def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> Maps | None:
     """Maps for ``cv2.remap`` from the raw image of a CameraInfo to the undistorted one; None without distortion.
 
     The new image has the same K and the same orientation (no R), so it stays in the frame of the raw image. What
@@ -113,6 +114,11 @@ def undistortion_maps(
     if model in ("equidistant", "fisheye"):
         return cv2.fisheye.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
     return cv2.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
+
+
+def undistort(image: NDArray[np.uint8], maps: Maps | None) -> NDArray[np.uint8]:
+    """An image, shape (H, W, 3), without distortion: as it is where :func:`undistortion_maps` gave None."""
+    return image if maps is None else cv2.remap(image, *maps, cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
 
 def decode_raw(image: Any, name: str = "image") -> NDArray[np.uint8]:

@@ -36,15 +36,15 @@ def write_report(path: Path, evaluation: Evaluation, scores: Mapping[str, Any], 
     parts = [f"<h1>{html.escape(Path(scores['bag']).name)}</h1>", _about(scores)]
     parts += [f'<p class="note">{html.escape(problem)}</p>' for problem in scores["problems"]]
     if evaluation.labelled:
-        results = evaluation.labelled_results()
-        label_table, result_table = Table.of(evaluation.labels), Table.of(results)
+        labels, results = evaluation.labelled_frames()
+        label_table, result_table = Table.of(labels), Table.of(results)
         parts += ["<h2>Average precision</h2>", _kitti(scores["kitti"]), _distance(scores["distance_ap"])]
         parts.append(_figure(plots.plot_distance_curves(label_table, result_table, classes)))
         if scores["kitti"]:
-            parts.append(_figure(plots.plot_kitti_curves(evaluation.labels, results)))
+            parts.append(_figure(plots.plot_kitti_curves(labels, results)))
         recalls = recall_by_range(label_table, result_table, classes)
         parts += ["<h2>By distance</h2>", _figure(plots.plot_recall(recalls))]
-        parts.append(_figure(plots.plot_depth_errors(pair_errors(evaluation.labels, results, classes))))
+        parts.append(_figure(plots.plot_depth_errors(pair_errors(labels, results, classes))))
         parts.append(_depth(scores["depth_error"]))
     parts += ["<h2>Over time</h2>", _jitter(scores["jitter"]), _figure(plots.plot_latency(evaluation.seconds))]
     if evaluation.worst:

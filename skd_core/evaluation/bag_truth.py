@@ -16,6 +16,8 @@ from skd_core.data.bag_make import GROUND_TRUTH, GROUND_TRUTH_KITTI
 from skd_core.data.kitti import KittiObjects, read_objects, write_atomic
 from skd_core.errors import UserError
 from skd_core.evaluation.kitti import no_objects, objects_from_boxes
+from skd_core.evaluation.object_log import ObjectLog
+from skd_core.evaluation.overlaps import Floats
 
 
 @dataclass(eq=False)
@@ -29,14 +31,27 @@ class Truth:
 
     source: str
     names: dict[int, str] = field(default_factory=dict)
-    _objects: dict[int, KittiObjects] = field(default_factory=dict)
-    _boxes: dict[int, Boxes3D] = field(default_factory=dict)
+    _objects: ObjectLog = field(default_factory=ObjectLog)
+    _boxes: dict[int, tuple[tuple[str, ...], Floats]] = field(default_factory=dict)  # (N, 8): centre, size, yaw, score
+    _numbers: dict[int, int] = field(default_factory=dict)  # stamp -> frame of _objects
 
     def at(self, stamp: int, camera: Camera) -> KittiObjects | None:
         """The labels of a frame; None where nothing is said of it (which is not "no objects")."""
         if stamp in self._boxes:
-            return labels_from_boxes(self._boxes[stamp], camera)
-        return self._objects.get(stamp)
+            labels, values = self._boxes[stamp]
+            center, size, yaw, scores = map(torch.from_numpy, np.split(values, [3, 6, 7], -1))
+            return labels_from_boxes(Boxes3D(center, size, yaw[:, 0], labels, scores[:, 0]), camera)
+        return self._objects[self._numbers[stamp]] if stamp in self._numbers else None
+
+    def add_boxes(self, stamp: int, boxes: Boxes3D) -> None:
+        """Keep the boxes of a frame."""
+        columns = (boxes.center, boxes.size, boxes.yaw[:, None], boxes.scores[:, None])
+        self._boxes[stamp] = boxes.labels, torch.cat(columns, -1).to(torch.float64).numpy()
+
+    def add_file(self, stamp: int, path: Path) -> None:
+        """Keep the lines of a frame's label file."""
+        self.names[stamp], self._numbers[stamp] = path.stem, len(self._objects)
+        self._objects.append(read_objects(path))
 
 
 def find_truth(
@@ -70,16 +85,20 @@ def find_truth(
             return None
     else:
         topic, kind = find_topic(bag, (DETECTIONS, STRING), topic, "--truth")
+    truth = Truth(topic)
     if kind == DETECTIONS:
         spelling = (*classes, "Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
-        boxes = {stamp: found for stamp, _, found in read_detections(bag, topic, spelling[::-1])}
-        return Truth(topic, _boxes=boxes)
-    truth = Truth(topic)
+        for stamp, _, boxes in read_detections(bag, topic, spelling[::-1]):
+            truth.add_boxes(stamp, boxes)
+        return truth
     copies.mkdir(parents=True, exist_ok=True)
     for number, (stamp, text) in enumerate(read_texts(bag, topic)):
         path = copies / f"{number:06d}.txt"
         write_atomic(path, text)
-        truth.names[stamp], truth._objects[stamp] = path.stem, read_objects(path)
+        try:
+            truth.add_file(stamp, path)
+        except UserError as error:
+            raise UserError(f"{bag}: {topic}: {str(error).removeprefix(f'{copies}/')}") from None
     return truth
 
 
@@ -115,7 +134,10 @@ def _from_folder(bag: Path, camera: CameraTopics, labels: Path) -> Truth:
             f"{labels}: {len(files)} label files for {len(stamps)} frames on {camera.image}; there must be as many, in "
             "the order of their names, or they must be named by the frames' stamps in nanoseconds"
         )
-    return Truth(str(labels), names, {stamp: read_objects(files[name]) for stamp, name in names.items()})
+    truth = Truth(str(labels))
+    for stamp, name in names.items():
+        truth.add_file(stamp, files[name])
+    return truth
 
 
 def _stamps(bag: Path, topic: str) -> list[int]:

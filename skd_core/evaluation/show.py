@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
@@ -19,73 +19,88 @@ from skd_core.evaluation.plots import make_folder
 from skd_core.inference.detector import Detector
 from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, strip, write_image
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KEPT = 100
+"""Pictures a window can go back."""
+
 
 @dataclass(eq=False)
 class View:
     """A frame to show.
 
     Attributes:
-        name: of the frame.
+        name: of the frame; number: in the source, from 0.
         image: shape (H, W, 3), uint8, RGB.
         camera: of the image.
         truth, found: boxes; None where nothing is known.
+        stamp: of the image, nanoseconds, where the source knows it.
     """
 
     name: str
+    number: int
     image: RGB
     camera: Camera
     truth: Boxes3D | None
     found: Boxes3D | None = None
+    stamp: int | None = None
 
 
-def show(
-    source: Path,
-    out: Path,
-    weights: str | None = None,
-    results: Path | None = None,
-    frames: str = "::",
-    threshold: float = 0.2,
-    device: str = "auto",
-    labels: Path | None = None,
-    image_topic: str | None = None,
-    range_m: float = 60.0,
-    window: bool = False,
-) -> int:
-    """Draw frames of a KITTI tree or a bag.
+@dataclass(frozen=True)
+class Choice:
+    """What to show.
 
-    Args:
-        source: root of a KITTI tree, or a bag.
-        out: gets ``NAME.png``; not used with ``window``.
+    Attributes:
         weights: detect with these; results: or take KITTI result files, ``NAME.txt``, as bag-eval and predict write.
         frames: FIRST:LAST:STEP as Python slices, without negative numbers; or one number.
         threshold: least score that is shown.
+        device: where the network runs.
         labels: of a bag without truth, folder of KITTI label files, one per frame.
         image_topic: if the bag has several cameras.
-        range_m: how far the view from above reaches, metres.
-        window: step through the frames in a window instead (right and left arrow keys, q).
+        rectified: whether the bag's images are, see :func:`skd_core.data.bag.read_frames`.
+    """
 
-    Returns:
-        number of frames drawn.
+    weights: str | None = None
+    results: Path | None = None
+    frames: str = "::"
+    threshold: float = 0.35
+    device: str = "auto"
+    labels: Path | None = None
+    image_topic: str | None = None
+    rectified: bool = True
+
+
+def views(source: Path, choice: Choice) -> Iterator[View]:
+    """Frames of a KITTI tree or a bag, one at a time, with truth and detections.
 
     Raises:
-        UserError: wrong source, options that do not go together, no frames, or no display for a window.
+        UserError: wrong source, options that do not go together, or no such frames.
     """
-    if weights is not None and results is not None:
+    if choice.weights is not None and choice.results is not None:
         raise UserError("show: give --weights or --results, not both")
-    chosen = _parse_frames(frames)
-    detector = None if weights is None else Detector.load(weights, device)
-    is_tree = (source / "training").is_dir()
-    views = _kitti(source, chosen) if is_tree else _bag(source, chosen, labels, image_topic)
-    pictures = ((view.name, draw(_detect(view, detector, results, threshold), range_m)) for view in views)
-    if window:
-        return _step_through(list(pictures))
+    chosen = _parse_frames(choice.frames)
+    detector = None if choice.weights is None else Detector.load(choice.weights, choice.device)
+    found = _kitti(source, chosen) if (source / "training").is_dir() else _bag(source, chosen, choice)
+    view = None
+    for view in found:
+        if detector is not None:
+            view.found = detector.predict(view.image, view.camera, choice.threshold)
+        elif choice.results is not None:
+            boxes = read_objects(choice.results / f"{view.name}.txt", results=True).boxes3d()
+            view.found = boxes[boxes.scores >= choice.threshold]
+        yield view
+    if view is None:
+        raise UserError(f"{source}: no frame in {choice.frames}")
+
+
+def draw_pictures(out: Path, found: Iterator[View], range_m: float = 60.0) -> int:
+    """Write ``NAME.png`` of each view; the view from above reaches ``range_m`` metres. Returns their number."""
     make_folder(out)
     count = 0
-    for name, picture in pictures:
-        write_image(out / f"{name}.png", picture)
+    for view in found:
+        write_image(out / f"{view.name}.png", draw(view, range_m))
         count += 1
-    if not count:
-        raise UserError(f"{source}: no frame in {frames}")
     return count
 
 
@@ -101,13 +116,65 @@ def draw(view: View, range_m: float = 60.0) -> RGB:
     return stack(left, above)
 
 
-def _detect(view: View, detector: Detector | None, results: Path | None, threshold: float) -> View:
-    if detector is not None:
-        view.found = detector.predict(view.image, view.camera, threshold)
-    elif results is not None:
-        boxes = read_objects(results / f"{view.name}.txt", results=True).boxes3d()
-        view.found = boxes[boxes.scores >= threshold]
-    return view
+class Stepper:
+    """Views one after the other, there and back: read and drawn when they are first wanted, :data:`KEPT` are kept."""
+
+    def __init__(self, found: Iterator[View], range_m: float = 60.0) -> None:
+        self._found, self._range_m = found, range_m
+        self._seen: deque[tuple[str, RGB]] = deque(maxlen=KEPT)
+        self._back = 0  # how far before the newest
+        self.count = 0
+
+    def step(self, by: int) -> tuple[str, RGB]:
+        """Title and picture of the next view (1) or the one before (-1); at either end the same again."""
+        if by < 0:
+            self._back = min(self._back + 1, len(self._seen) - 1)
+        elif self._back:
+            self._back -= 1
+        elif (view := next(self._found, None)) is not None:
+            self.count += 1
+            self._seen.append((f"{view.name} (frame {view.number})", draw(view, self._range_m)))
+        return self._seen[-1 - self._back]
+
+
+def step_through(found: Iterator[View], range_m: float = 60.0) -> int:
+    """Show views in a window: right and left arrow keys, q. Returns how many were seen.
+
+    Raises:
+        UserError: no display.
+    """
+    import matplotlib
+    from matplotlib import pyplot
+
+    if matplotlib.get_backend().lower() == "agg":
+        raise UserError("show: no display for a window; leave out --window to get PNG files, or use --rerun")
+    stepper = Stepper(found, range_m)
+    make_window(stepper)
+    pyplot.show()
+    return stepper.count
+
+
+def make_window(stepper: Stepper) -> Figure:
+    """A figure that steps when arrow keys are pressed in it."""
+    from matplotlib import pyplot
+    from matplotlib.backend_bases import Event, KeyEvent
+
+    figure, axes = pyplot.subplots(figsize=(16, 7), layout="constrained")
+    axes.axis("off")
+    title, picture = stepper.step(1)
+    shown = axes.imshow(picture)
+    axes.set_title(f"{title}; arrow keys, q")
+
+    def turn(event: Event) -> None:
+        by = {"right": 1, "left": -1}.get(event.key or "") if isinstance(event, KeyEvent) else None
+        if by is not None:
+            title, picture = stepper.step(by)
+            shown.set_data(picture)
+            axes.set_title(title)
+            figure.canvas.draw_idle()
+
+    figure.canvas.mpl_connect("key_press_event", turn)
+    return figure
 
 
 def _kitti(root: Path, chosen: range) -> Iterator[View]:
@@ -117,15 +184,16 @@ def _kitti(root: Path, chosen: range) -> Iterator[View]:
             return
         sample = dataset[index]
         truth = read_objects(dataset.files(index)["label"]).boxes3d()
-        yield View(sample.name, sample.image.permute(1, 2, 0).numpy(), sample.camera, truth)
+        yield View(sample.name, index, sample.image.permute(1, 2, 0).numpy(), sample.camera, truth)
 
 
-def _bag(bag: Path, chosen: range, labels: Path | None, image_topic: str | None) -> Iterator[View]:
+def _bag(bag: Path, chosen: range, choice: Choice) -> Iterator[View]:
     """Frames are named as bag-eval names them."""
-    camera = find_camera(bag, image_topic)
+    camera = find_camera(bag, choice.image_topic)
     with tempfile.TemporaryDirectory() as copies:
-        truth = find_truth(bag, camera, None, labels, (), Path(copies))
-    for number, frame in enumerate(read_frames(bag, camera.image, camera.camera_info, problems=[])):
+        truth = find_truth(bag, camera, None, choice.labels, (), Path(copies))
+    frames = read_frames(bag, camera.image, camera.camera_info, problems=[], rectified=choice.rectified)
+    for number, frame in enumerate(frames):
         if number >= chosen.stop:
             return
         if number not in chosen:
@@ -133,7 +201,7 @@ def _bag(bag: Path, chosen: range, labels: Path | None, image_topic: str | None)
         objects = None if truth is None else truth.at(frame.stamp, frame.camera)
         name = (truth.names.get(frame.stamp) if truth is not None else None) or f"{number:06d}"
         boxes = None if objects is None else objects.boxes3d()
-        yield View(name, frame.image, frame.camera, boxes)
+        yield View(name, number, frame.image, frame.camera, boxes, stamp=frame.stamp)
 
 
 def _parse_frames(text: str) -> range:
@@ -147,32 +215,3 @@ def _parse_frames(text: str) -> range:
     if step == 0:
         raise UserError(f"--frames {text}: STEP must not be 0")
     return range(first or 0, 1 << 62 if last is None else last, step or 1)
-
-
-def _step_through(pictures: list[tuple[str, RGB]]) -> int:
-    """Frames in a window."""
-    import matplotlib
-    from matplotlib import pyplot
-    from matplotlib.backend_bases import Event, KeyEvent
-
-    if not pictures:
-        raise UserError("show: no such frames")
-    if matplotlib.get_backend().lower() == "agg":
-        raise UserError("show: no display for a window; leave out --window to get PNG files")
-    figure, axes = pyplot.subplots(figsize=(16, 7), layout="constrained")
-    axes.axis("off")
-    shown = axes.imshow(pictures[0][1])
-    at = 0
-
-    def turn(event: Event) -> None:
-        nonlocal at
-        key = event.key if isinstance(event, KeyEvent) else None
-        at = int(np.clip(at + {"right": 1, "left": -1}.get(key or "", 0), 0, len(pictures) - 1))
-        shown.set_data(pictures[at][1])
-        axes.set_title(f"{pictures[at][0]} ({at + 1} of {len(pictures)})")
-        figure.canvas.draw_idle()
-
-    figure.canvas.mpl_connect("key_press_event", turn)
-    axes.set_title(f"{pictures[0][0]} (1 of {len(pictures)}); arrow keys, q")
-    pyplot.show()
-    return len(pictures)

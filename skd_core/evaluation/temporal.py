@@ -13,6 +13,7 @@ at a time, most of them static, and a camera that turns little; tracks too short
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -28,26 +29,37 @@ MOVING = 2.0
 """Metres per second."""
 MIN_DURATION = 0.8
 """Seconds over which velocities are taken: over less, depth noise looks like speed."""
+MIN_LENGTH = 3
+"""Detections in a track that is kept: a second difference takes three."""
 GROUPS = ("static", "moving", "unknown")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Track:
     """Linked detections.
 
     Attributes:
-        kind: class name.
         steps: frame number of each detection.
-        rows: (seconds, x, z, length, yaw) of each.
+        values: seconds, x, z, length and yaw of each, one after the other.
     """
 
-    kind: str
-    steps: list[int] = field(default_factory=list)
-    rows: list[tuple[float, float, float, float, float]] = field(default_factory=list)
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def rows(self) -> Floats:
+        """shape (n, 5)"""
+        return np.array(self.values).reshape(-1, 5)
 
 
 class Linker:
-    """Frame by frame to tracks; keeps numbers only."""
+    """Frame by frame to tracks.
+
+    Attributes:
+        tracks: those of :data:`MIN_LENGTH` detections and more; others are forgotten when they end.
+    """
 
     def __init__(self) -> None:
         self.tracks: list[Track] = []
@@ -62,29 +74,28 @@ class Linker:
                 owners[j] = self._last[2][i]
         tracks = []
         for j, owner in enumerate(owners):
-            track = owner or Track(objects.type[j])
-            if owner is None:
-                self.tracks.append(track)
+            track = Track() if owner is None else owner
             x, _, z = objects.location[j]
             track.steps.append(self._step)
-            track.rows.append((stamp / 1e9, x, z, objects.dimensions[j, 2], objects.rotation_y[j]))
+            track.values.extend((stamp / 1e9, x, z, objects.dimensions[j, 2], objects.rotation_y[j]))
             tracks.append(track)
+            if len(track) == MIN_LENGTH:
+                self.tracks.append(track)
         self._last = stamp, objects, tracks
         self._step += 1
 
 
 def jitter(tracks: Sequence[Track]) -> dict[str, dict[str, float | None]]:
-    """Jitter of tracks of three frames and more.
+    """Jitter of the tracks of a :class:`Linker`.
 
     Returns:
         "static", "moving", "unknown" and "all" -> tracks; depth (relative to the distance), lateral (metres), length
         (relative), yaw (degrees, front and back taken as one). None where there is no track.
     """
-    long = [track for track in tracks if len(track.rows) >= 3]
-    groups = dict(zip(map(id, long), _classify(long), strict=True))
+    groups = _classify(tracks)
     out: dict[str, dict[str, float | None]] = {}
     for group in (*GROUPS, "all"):
-        chosen = [track for track in long if group in ("all", groups[id(track)])]
+        chosen = [track for track, own in zip(tracks, groups, strict=True) if group in ("all", own)]
         parts = [_second_differences(track) for track in chosen]
         row: dict[str, float | None] = {"tracks": float(len(chosen))}
         for i, name in enumerate(("depth", "lateral", "length", "yaw")):
@@ -96,8 +107,7 @@ def jitter(tracks: Sequence[Track]) -> dict[str, dict[str, float | None]]:
 
 def _second_differences(track: Track) -> Floats:
     """shape (n - 2, 4): depth / z, lateral, length / length, yaw in degrees; for equally spaced frames."""
-    rows = np.array(track.rows)
-    _, x, z, length, yaw = rows.T
+    _, x, z, length, yaw = track.rows().T
 
     def second(values: Floats) -> Floats:
         return np.asarray(values[:-2] - 2 * values[1:-1] + values[2:])
@@ -125,7 +135,7 @@ def _classify(tracks: Sequence[Track]) -> list[str]:
 
 def _velocities(track: Track) -> dict[int, Floats]:
     """Frame number -> (x, z) velocity from there over at least :data:`MIN_DURATION`, metres per second."""
-    rows = np.array(track.rows)
+    rows = track.rows()
     ends = np.searchsorted(rows[:, 0], rows[:, 0] + MIN_DURATION - 1e-6)
     return {
         track.steps[i]: (rows[j, 1:3] - rows[i, 1:3]) / (rows[j, 0] - rows[i, 0])
