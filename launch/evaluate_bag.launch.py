@@ -22,6 +22,7 @@ OPTIONS = {
 DEFAULTS = {"model": "default", "out": "out/bag_evaluation", "rate": "1.0", "device": "auto", "threshold": "0.2"}
 FLAGS = {
     "lossless": ("--lossless", "Wait for the answer to each image instead of playing in real time; drops none."),
+    "raw_images": ("--raw-images", "Undistort the images first: they are raw, not rectified."),
     "check": ("--check", "Detect offline too and compare with what the node found."),
 }
 

@@ -52,6 +52,7 @@ def evaluate_live(
     device: str = "auto",
     threshold: float = 0.2,
     parameter_file: Path | None = None,
+    rectified: bool = True,
     **more: Any,
 ) -> dict[str, Any]:
     """Score what the live node answers.
@@ -59,6 +60,7 @@ def evaluate_live(
     Args:
         rate: times real time; None waits for the answer to each image and drops none.
         parameter_file: for the node.
+        rectified: whether the images are; the node undistorts others.
         more: image_topic, camera_info_topic, truth_topic, labels, json_file: see
             :func:`skd_core.evaluation.bag_eval.evaluate_bag`.
 
@@ -70,7 +72,7 @@ def evaluate_live(
     """
     camera = find_camera(bag, more.get("image_topic"), more.get("camera_info_topic"))
     classes = load_weights(weights)[0].config.classes
-    answers = run(bag, weights, out, device, threshold, camera, rate, parameter_file)
+    answers = run(bag, weights, out, device, threshold, camera, rate, parameter_file, rectified)
     with BagWriter(out / "live", overwrite=True) as writer:
         for answer in answers:
             writer.write(DETECTIONS_TOPIC, DETECTIONS, answer.cdr, answer.stamp)
@@ -84,19 +86,27 @@ def evaluate_live(
         labels = tuple(spelling.get(label, label) for label in answer.boxes.labels)
         return replace(answer.boxes, labels=labels), answer.latency
 
-    return evaluate_bag(bag, answered, classes, out, **more)
+    return evaluate_bag(bag, answered, classes, out, rectified=rectified, **more)
 
 
-def compare(bag: Path, live: Path, weights: str, threshold: float, camera: CameraTopics, device: str) -> Parity:
+def compare(
+    bag: Path,
+    live: Path,
+    weights: str,
+    threshold: float,
+    camera: CameraTopics,
+    device: str = "auto",
+    rectified: bool = True,
+) -> Parity:
     """Detect offline in the frames that the node answered, and compare.
 
     Args:
-        live: bag of the node's answers.
+        live: bag of the node's answers; others as of :func:`evaluate_live`.
     """
     detector = Detector.load(weights, device)
     answers = {stamp: boxes for stamp, _, boxes in read_detections(live, DETECTIONS_TOPIC, detector.classes)}
     frames, different, largest = 0, 0, 0.0
-    for frame in read_frames(bag, camera.image, camera.camera_info, []):
+    for frame in read_frames(bag, camera.image, camera.camera_info, [], rectified):
         if frame.stamp not in answers:
             continue
         frames += 1
@@ -132,6 +142,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", type=Path, help="folder of KITTI label files, one per frame")
     parser.add_argument("--image-topic", help="if there are several cameras")
     parser.add_argument("--camera-info-topic", help="if it is not beside the image")
+    parser.add_argument("--raw-images", action="store_true", help="undistort the images, in the node and offline")
     parser.add_argument("--json", type=Path, help="write all numbers there too")
     parsed = parser.parse_args(args)
     if parsed.rate <= 0:
@@ -140,14 +151,17 @@ def main(args: Sequence[str] | None = None) -> int:
         camera = find_camera(parsed.bag, parsed.image_topic, parsed.camera_info_topic)
         scores = evaluate_live(
             parsed.bag, parsed.weights, parsed.out, None if parsed.lossless else parsed.rate, parsed.device,
-            parsed.threshold, parsed.params_file, image_topic=parsed.image_topic,
+            parsed.threshold, parsed.params_file, not parsed.raw_images, image_topic=parsed.image_topic,
             camera_info_topic=parsed.camera_info_topic, truth_topic=parsed.truth, labels=parsed.labels,
             json_file=parsed.json,
         )  # fmt: skip
         print_scores(scores)
         print(f"wrote {parsed.out}/report.html, scores.json, results, detections, live")
         if parsed.check:
-            found = compare(parsed.bag, parsed.out / "live", parsed.weights, parsed.threshold, camera, parsed.device)
+            found = compare(
+                parsed.bag, parsed.out / "live", parsed.weights, parsed.threshold, camera, parsed.device,
+                not parsed.raw_images,
+            )  # fmt: skip
             verdict = "identical" if not found.different else f"{found.different} DIFFER"
             print(f"live and offline: {found.frames} frames, {verdict} (largest difference {found.largest:.1e})")
             return int(found.different > 0)

@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -130,6 +131,7 @@ def run(
     topics: CameraTopics | None = None,
     rate: float | None = None,
     parameter_file: Path | None = None,
+    rectified: bool = True,
 ) -> list[Answer]:
     """Play a bag to the detector node and collect its answers.
 
@@ -138,6 +140,7 @@ def run(
         topics: of the bag's camera; found without.
         rate: times real time, and the node drops what it cannot keep up with; None waits for each answer.
         parameter_file: for the node; the other arguments go before it.
+        rectified: whether the images are; the node undistorts others.
 
     Returns:
         one answer for each image of the bag that was not dropped.
@@ -159,6 +162,7 @@ def run(
         "device": device,
         "autostart": "false",
         "image_transport": "compressed" if topics.compressed else "raw",
+        "image_is_rectified": "true" if rectified else "false",
     }
     reliable = {
         f"qos_overrides.{topics.image}.subscription.reliability": "reliable",
@@ -205,9 +209,10 @@ def _latencies(answers: list[Answer]) -> list[float]:
 def player_command(bag: Path, topics: CameraTopics, rate: float | None, answers: str) -> list[str]:
     """How to play one camera of a bag: `ros2 bag play` where it is installed, our player elsewhere.
 
-    Only ours can wait for an answer to each image (``rate`` None).
+    Only ours can wait for an answer to each image (``rate`` None), and play a recording without metadata.yaml.
     """
-    if rate is not None and importlib.util.find_spec("ros2bag") is not None:
+    installed = importlib.util.find_spec("ros2bag") is not None and shutil.which("ros2") is not None
+    if rate is not None and installed and (bag / "metadata.yaml").is_file():
         played = ["--topics", topics.image, topics.camera_info, "--rate", str(rate), "--delay", "2"]
         return ["ros2", "bag", "play", str(bag), *played]
     command = [sys.executable, "-m", "skd_wm3d_ros.bag_player", str(bag), "--topics", topics.image, topics.camera_info]

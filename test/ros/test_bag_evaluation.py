@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from skd_core.boxes import Boxes3D
-from skd_core.data.bag import CameraTopics, read_detections, read_frames
+from skd_core.data.bag import (
+    CAMERA_INFO,
+    COMPRESSED_IMAGE,
+    BagWriter,
+    CameraTopics,
+    read_detections,
+    read_frames,
+    typestore,
+)
 from skd_core.inference.detector import Detector
 from skd_wm3d_ros import demo
-from skd_wm3d_ros.bag_evaluation import largest_difference, main
+from skd_wm3d_ros.bag_evaluation import compare, largest_difference, main
 
 TOPICS = CameraTopics("/camera/image", "/camera/camera_info")
 
@@ -43,6 +55,40 @@ def test_live_and_offline_detections_are_the_same(tmp_path):
         torch.testing.assert_close(boxes.size, expected.size.double(), rtol=0, atol=1e-5)
 
 
+def write_raw_bag(path: Path) -> None:
+    """Three frames of the demo as JPEG, under a camera_info with distortion and with P unlike K."""
+    types = {name.rsplit("/", 1)[1]: kind for name, kind in typestore().types.items()}
+    with BagWriter(path) as bag:
+        for frame in itertools.islice(read_frames(demo.DEMO_BAG), 3):
+            header = types["Header"](types["Time"](frame.stamp // 10**9, frame.stamp % 10**9), frame.frame_id)
+            height, width = frame.image.shape[:2]
+            info = types["CameraInfo"](
+                header=header, height=height, width=width, distortion_model="plumb_bob",
+                d=np.array([-0.25, 0.05, 1e-3, 0, 0]), k=frame.camera.K.numpy().flatten(), r=np.eye(3).flatten(),
+                p=(frame.camera.P.numpy() * [[0.9], [0.9], [1]]).flatten(), binning_x=0, binning_y=0,
+                roi=types["RegionOfInterest"](0, 0, 0, 0, False),
+            )  # fmt: skip
+            jpeg = cv2.imencode(".jpg", frame.image[..., ::-1])[1].reshape(-1)
+            bag.write("/front/camera_info", CAMERA_INFO, info, frame.stamp)
+            image = types["CompressedImage"](header, "jpeg", jpeg)
+            bag.write("/front/image_raw/compressed", COMPRESSED_IMAGE, image, frame.stamp)
+
+
+def test_raw_compressed_images_are_the_same_live_and_offline(tmp_path):
+    """With the bundled weights: both decode, both undistort, and that matters."""
+    write_raw_bag(tmp_path / "bag")
+    command = [sys.executable, "-m", "skd_wm3d_ros.bag_evaluation", str(tmp_path / "bag"), "--lossless", "--check"]
+    command += ["--raw-images", "--threshold", "0.1", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "live and offline: 3 frames, identical" in done.stdout
+    topics = CameraTopics("/front/image_raw/compressed", "/front/camera_info", compressed=True)
+    for rectified, different in ((False, 0), (True, 3)):
+        found = compare(tmp_path / "bag", tmp_path / "out" / "live", "default", 0.1, topics, "cpu", rectified)
+        assert (found.frames, found.different) == (3, different)
+    assert sum(len(boxes) for _, _, boxes in read_detections(tmp_path / "out" / "live")) > 3
+
+
 def test_differences_are_seen():
     one = Boxes3D(torch.tensor([[1.0, 2, 20]]), torch.ones(1, 3), torch.tensor([math.pi - 1e-7]), ("Car",))
     assert largest_difference(one, one) == 0
@@ -55,14 +101,27 @@ def test_differences_are_seen():
 
 
 def test_who_plays(monkeypatch, tmp_path):
-    """`ros2 bag play` where there is one; ours where each answer is waited for."""
+    """`ros2 bag play` where there is one and the bag is whole; ours where each answer is waited for."""
     waiting = demo.player_command(tmp_path, TOPICS, None, "/detector/detections")
     assert waiting[1:3] == ["-m", "skd_wm3d_ros.bag_player"]
     assert waiting[-2:] == ["--lossless", "/detector/detections"]
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
-    assert demo.player_command(tmp_path, TOPICS, 2.0, "/x")[-2:] == ["--rate", "2.0"]
+    (tmp_path / "metadata.yaml").touch()
+    for spec, ros2, whole in [
+        (None, None, True),
+        (object(), None, True),
+        (None, "/bin/ros2", True),
+        (1, "ros2", False),
+    ]:
+        monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name, spec=spec: spec)
+        monkeypatch.setattr(demo.shutil, "which", lambda name, ros2=ros2: ros2)
+        bag = tmp_path if whole else tmp_path / "no_metadata"
+        command = demo.player_command(bag, TOPICS, 2.0, "/x")
+        assert (command[1:3], command[-2:]) == (["-m", "skd_wm3d_ros.bag_player"], ["--rate", "2.0"])
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object())
-    assert demo.player_command(tmp_path, TOPICS, 2.0, "/x")[:4] == ["ros2", "bag", "play", str(tmp_path)]
+    monkeypatch.setattr(demo.shutil, "which", lambda name: "/bin/ros2")
+    command = demo.player_command(tmp_path, TOPICS, 2.0, "/x")
+    assert command[:4] == ["ros2", "bag", "play", str(tmp_path)]
+    assert command[command.index("--topics") + 1 :][:2] == [TOPICS.image, TOPICS.camera_info]
 
 
 def test_wrong_input_ends_with_one_line(tmp_path, capsys):
