@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import statistics
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +157,29 @@ def test_two_rows_are_trained_for_real(config: Path, tmp_path: Path) -> None:
         assert result["rows"][row]["seeds"] == [0]
     written = yaml.safe_load((out / "mdn_proj" / "0" / "config.yaml").read_text())
     assert written["method"]["teacher"] is False
+
+
+def test_whoever_stops_it_stops_its_runs(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM, as systemd and schedulers send it: the trainings get it too, and write their checkpoints."""
+    script = tmp_path / "train"
+    lines = ("#!/bin/sh", f"trap 'touch {tmp_path}/stopped; exit 0' TERM", f"touch {tmp_path}/begun")
+    script.write_text("\n".join([*lines, "while :; do sleep .05; done", ""]))
+    script.chmod(0o755)
+    monkeypatch.setattr(ablation.sys, "executable", str(script))
+
+    def stop() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_ablation(config, tmp_path / "out", ["full"], 1, 1, None, "cpu")
+    thread.join()
+    assert (tmp_path / "stopped").exists()
+    assert signal.getsignal(signal.SIGTERM) != signal.default_int_handler
+    assert json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"] == {}
 
 
 def test_a_run_that_fails_names_its_log(config: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -124,6 +125,7 @@ def _run_all(out: Path, pending: list[tuple[str, int]], jobs: int, stop_after: f
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     running: dict[subprocess.Popen[bytes], Path] = {}
     queue = list(pending)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # else it would leave the runs behind
     try:
         while queue or running:
             while queue and len(running) < jobs and time.monotonic() < end - 30:
@@ -157,6 +159,7 @@ def _run_all(out: Path, pending: list[tuple[str, int]], jobs: int, stop_after: f
             process.terminate()
         for process in running:
             process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complete(folder: Path) -> bool:
