@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from skd_core.camera import Camera
-from skd_core.data.ros_messages import camera_from_info, decode_compressed, undistortion_maps
+from skd_core.data.ros_messages import camera_from_info, decode_compressed, undistort, undistortion_maps
 from skd_core.errors import UserError
 
 _ALIASES = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8", "16UC1": "mono16"}
@@ -64,9 +64,7 @@ class Decoder:
                 f"{self._image_topic} is {picture.shape[1]}x{picture.shape[0]}, but {self._camera_info_topic} is for "
                 f"{camera.width}x{camera.height} (after ROI and binning)",
             )
-        if self._maps is not None:
-            picture = cv2.remap(picture, *self._maps, cv2.INTER_LINEAR).astype(np.uint8, copy=False)
-        return picture, camera
+        return undistort(picture, self._maps), camera
 
     def _camera_of(self, info: CameraInfo) -> Camera:
         if self._camera is None or self._info is None or not _same_camera(self._info, info):
@@ -125,6 +123,6 @@ class Decoder:
 def _same_camera(a: CameraInfo, b: CameraInfo) -> bool:
     """Whether two messages describe the same camera; their headers may differ."""
     names = ("height", "width", "binning_x", "binning_y", "distortion_model", "d", "roi")
-    return bool(
-        np.array_equal(a.k, b.k) and np.array_equal(a.p, b.p) and all(getattr(a, n) == getattr(b, n) for n in names)
-    )
+    # bytes: comparing arrays of 9 and 12 numbers takes longer than all the rest
+    same_matrices = a.k.tobytes() == b.k.tobytes() and a.p.tobytes() == b.p.tobytes()
+    return same_matrices and all(getattr(a, name) == getattr(b, name) for name in names)

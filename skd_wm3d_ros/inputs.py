@@ -12,26 +12,17 @@ import message_filters
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import (
-    DurabilityPolicy,
-    HistoryPolicy,
-    QoSProfile,
-    ReliabilityPolicy,
-    qos_policy_name_from_kind,
-)
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.qos import DurabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from skd_core.data.ros_messages import stamp_nanoseconds
+from skd_wm3d_ros import qos
 from skd_wm3d_ros.loss import LossMeter
 
-SENSOR_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 SYNC_QUEUE = 10  # messages of each topic that wait for their partner
 SILENCE = 3.0  # seconds without a frame after which a camera counts as dead
 GRACE = 0.05  # seconds an image waits for its own camera_info before the latest one is taken
 LATCHED_AFTER = 2.0  # seconds after which a camera_info is not one of a stream: no image waits for the next
-LOOK_PERIOD = 0.5  # seconds between looks for a publisher that latches
 MUCH_LOSS = 0.1  # share of lost images that is worth a warning
 
 ImageMessage = Image | CompressedImage
@@ -99,17 +90,27 @@ class CameraInput:
         if use_latest_info:
             images.registerCallback(lambda image: self._wait_for_info())  # after the synchronizer's
             infos.registerCallback(lambda info: self._wait_for_info())
-        self._look = node.create_timer(LOOK_PERIOD, self._look_for_latched, clock=steady)
-        if not use_latest_info:
-            self._look.cancel()
 
     def destroy(self) -> None:
         """Unsubscribe."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._node.destroy_timer(self._grace)
-        self._node.destroy_timer(self._look)
         self._subscriptions = []
+
+    def look_for_latched(self) -> None:
+        """To be called now and then. What was latched before this node came is only sent to a transient-local
+        subscription; but one of that kind does not match drivers that stream without latching, which then warn. So it
+        is made where it is of use."""
+        if not self._use_latest or len(self._subscriptions) > 2:
+            return
+        publishers = self._node.get_publishers_info_by_topic(self.camera_info_topic)
+        if any(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers):
+            self._subscriptions.append(
+                self._node.create_subscription(
+                    CameraInfo, self.camera_info_topic, self._latched_arrived, qos.LATCHED_QOS
+                )
+            )
 
     def values(self) -> dict[str, str]:
         """For a DiagnosticStatus."""
@@ -165,31 +166,17 @@ class CameraInput:
     # -- subscriptions ------------------------------------------------------------------------------------------------
     def _subscribe(self, kind: type, topic: str) -> message_filters.Subscriber:
         def incompatible(event: Any) -> None:
-            policy = qos_policy_name_from_kind(event.last_policy_kind)
-            self.qos_problem = (
-                f"a publisher of {topic} offers an incompatible QoS ({policy}), nothing is received from it: "
-                f"set the parameter qos_overrides.{topic}.subscription.{policy.lower()} to what it offers"
-            )
+            self.qos_problem = qos.incompatible(topic, "subscription", event)
             self._node.get_logger().error(self.qos_problem)
 
         return message_filters.Subscriber(
             self._node,
             kind,
             topic,
-            qos_profile=SENSOR_QOS,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            qos_profile=qos.SENSOR_QOS,
+            qos_overriding_options=qos.overridable(),
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
         )
-
-    def _look_for_latched(self) -> None:
-        """What was latched before this node came is only sent to a transient-local subscription; but one of that kind
-        does not match drivers that stream without latching, which then warn. So it is made where it is of use."""
-        publishers = self._node.get_publishers_info_by_topic(self.camera_info_topic)
-        if any(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers):
-            self._look.cancel()
-            self._subscriptions.append(
-                self._node.create_subscription(CameraInfo, self.camera_info_topic, self._latched_arrived, LATCHED_QOS)
-            )
 
     # -- pairing ------------------------------------------------------------------------------------------------------
     def _image_arrived(self, image: ImageMessage) -> None:

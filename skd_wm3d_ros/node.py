@@ -1,8 +1,8 @@
 """The detector as a managed (lifecycle) node.
 
 Subscribes ``image`` and ``camera_info``; publishes ``~/detections``, ``~/label_info`` and, where someone listens,
-``~/markers``, ``~/debug_image`` (raw and compressed) and ``~/latency/...``. The executor's thread only receives; a
-worker decodes, infers and publishes.
+``~/markers``, ``~/debug_image`` (raw and compressed), ``~/bev_image`` and ``~/latency/...``. The executor's thread only
+receives; a worker decodes, infers and publishes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from numpy.typing import NDArray
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Float64, Header
@@ -27,7 +28,7 @@ from skd_core.camera import Camera
 from skd_core.data.ros_messages import pose_covariance, stamp_nanoseconds
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
-from skd_core.visualize import draw_boxes3d
+from skd_core.visualize import draw_bev, draw_boxes3d
 from skd_wm3d_ros import messages, parameters, postprocess
 from skd_wm3d_ros.decoding import Decoder, Rejection
 from skd_wm3d_ros.devices import RobustDetector, unlike_training
@@ -35,13 +36,14 @@ from skd_wm3d_ros.diagnostics import ERROR, OK, STAGES, WARN, Statistics, to_dia
 from skd_wm3d_ros.inputs import CameraInput
 from skd_wm3d_ros.order import FrameOrder
 from skd_wm3d_ros.outputs import Outputs
+from skd_wm3d_ros.qos import overridable
 from skd_wm3d_ros.tracking import Tracker
 from skd_wm3d_ros.transforms import IDENTITY, FrameLookup, Transform
 from skd_wm3d_ros.worker import LatestWorker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-DIAGNOSTICS_PERIOD = 1.0  # seconds
 WARNING_PERIOD = 10.0  # seconds between equal complaints in the log
+BEV_RANGE = 60.0  # metres that the bird's-eye view reaches ahead where max_range sets no other
 STOP_TIMEOUT = 10.0  # seconds that a deactivation waits for the frame in work
 
 LoadDetector = Callable[[str, str, str], Detector]
@@ -89,9 +91,15 @@ class DetectorNode(LifecycleNode):
         self._camera_frame = ""
         self._judged: Camera | None = None  # the camera that was compared with the training camera
         # steady time: a dead camera or a stopped simulation must show
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray,
+            "/diagnostics",
+            1,
+            event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
+            qos_overriding_options=overridable(),
+        )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(DIAGNOSTICS_PERIOD, self._publish_diagnostics, clock=steady)
+        self.create_timer(self._value("diagnostics_period"), self._publish_diagnostics, clock=steady)
 
     def autostart(self) -> bool:
         """Configure and activate; False where one of them fails."""
@@ -244,6 +252,8 @@ class DetectorNode(LifecycleNode):
         drawn = functools.cache(lambda: draw_boxes3d(picture, boxes, camera))
         offer("debug_image", lambda: messages.to_image(drawn(), header))
         offer("debug_image/compressed", lambda: messages.to_compressed(drawn(), header))
+        reach = self._value("max_range") or BEV_RANGE
+        offer("bev_image", lambda: messages.to_image(draw_bev(boxes, camera=camera, range_m=reach), header))
 
     def _publish_latencies(self, seconds: tuple[float, ...]) -> None:
         assert self._outputs is not None
@@ -344,6 +354,7 @@ class DetectorNode(LifecycleNode):
             if self.detector.fallen_back:
                 values["CPU fallback"] = self.detector.fallen_back
         if self._input is not None and self._worker is not None:
+            self._input.look_for_latched()
             in_work = self._worker.waiting()  # before the counts, which it must not exceed
             values |= self._input.values() | self._statistics.values()
             values |= {"frames dropped for newer ones": str(self._worker.dropped), "frames in work": str(in_work)}

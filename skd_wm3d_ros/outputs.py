@@ -7,18 +7,14 @@ from typing import Any
 
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64
 from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
 from skd_wm3d_ros.diagnostics import STAGES
-
-OUTPUT_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
-HEAVY_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+from skd_wm3d_ros.qos import HEAVY_QOS, LATCHED_QOS, OUTPUT_QOS, incompatible, overridable
 
 TOPICS: dict[str, tuple[type, QoSProfile]] = {
     "detections": (Detection3DArray, OUTPUT_QOS),
@@ -26,6 +22,7 @@ TOPICS: dict[str, tuple[type, QoSProfile]] = {
     "markers": (MarkerArray, HEAVY_QOS),
     "debug_image": (Image, HEAVY_QOS),
     "debug_image/compressed": (CompressedImage, HEAVY_QOS),
+    "bev_image": (Image, HEAVY_QOS),
     **{f"latency/{stage}_ms": (Float64, HEAVY_QOS) for stage in STAGES},
 }
 """Under the node's private namespace (``~/``)."""
@@ -57,18 +54,16 @@ class Outputs:
     def _create(self, name: str, kind: type, qos: QoSProfile) -> Any:
         topic = self._node.resolve_topic_name(f"~/{name}")
 
-        def incompatible(event: Any) -> None:
-            policy = qos_policy_name_from_kind(event.last_policy_kind)
-            self.qos_problem = (
-                f"a subscriber of {topic} asks for an incompatible QoS ({policy}) and receives nothing: "
-                f"set the parameter qos_overrides.{topic}.publisher.{policy.lower()} or change the subscriber"
-            )
+        def tell(event: Any) -> None:
+            self.qos_problem = incompatible(topic, "publisher", event)
             self._node.get_logger().error(self.qos_problem)
 
+        # The executor looks at every event handler whenever it wakes, so there are no more than are of use
+        watched = None if kind is Float64 else tell
         return self._node.create_lifecycle_publisher(
             kind,
             topic,
             qos,
-            event_callbacks=PublisherEventCallbacks(incompatible_qos=incompatible),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            event_callbacks=PublisherEventCallbacks(incompatible_qos=watched, use_default_callbacks=False),
+            qos_overriding_options=overridable(),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -13,16 +14,19 @@ from typing import Any
 import rclpy
 import torch
 from rclpy.executors import ExternalShutdownException
-from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from skd_core.boxes import Boxes3D
+from skd_core.errors import UserError
+from skd_wm3d_ros import detector_node
 from skd_wm3d_ros.feeder import feeder_node, good_image, good_info, module_process
 
 RATE = 10.0  # images per second
 STEP = 100_000_000  # nanoseconds between their stamps
 BOXES = 10  # that the null detector finds
+WARM_UP = 10  # images that are not counted
+ROLES = ("floor", "node")
 
 
 class NullDetector:
@@ -48,50 +52,65 @@ def overhead(frames: int, width: int, height: int, folder: Path) -> str:
     both receive the same images at the same time. A table as Markdown.
 
     Raises:
-        UserError: one of them does not start.
+        UserError: one of them does not start, or receives less than half of the images.
     """
     image, info = good_image(width, height, 0), good_info(width, height)
+    logs = {role: folder / f"{role}.log" for role in ROLES}
     with contextlib.ExitStack() as stack:
-        floor = stack.enter_context(module_process("skd_wm3d_ros.overhead", ["floor"], folder / "floor.log"))
-        node = stack.enter_context(module_process("skd_wm3d_ros.overhead", ["null"], folder / "node.log"))
+        pids = [
+            stack.enter_context(module_process("skd_wm3d_ros.overhead", [role], log)).pid for role, log in logs.items()
+        ]
         feeder = stack.enter_context(feeder_node())
-        feeder.wait_for_subscribers(2)
-        feeder.spin_until(lambda: False, 2.0)
-        before = [_cpu_seconds(process.pid) for process in (floor, node)]
-        begin = time.monotonic()
-        for i in range(frames):
-            feeder.send(STEP * (i + 1), image, info)
-            feeder.spin_until(lambda: False, max(begin + (i + 1) / RATE - time.monotonic(), 0.0))
-        used = [_cpu_seconds(p.pid) - b for p, b in zip((floor, node), before, strict=True)]
-        answered = len(feeder.answers)
-    each = [1000 * seconds / frames for seconds in used]
+        feeder.wait_for_subscribers(len(pids))
+
+        def send(first: int, count: int) -> None:
+            begin = time.monotonic()
+            for i in range(count):
+                feeder.send(STEP * (first + i), image, info)
+                feeder.spin_until(lambda: False, max(begin + (i + 1) / RATE - time.monotonic(), 0.0))
+
+        send(1, WARM_UP)
+        before = [_cpu_seconds(pid) for pid in pids]
+        send(1 + WARM_UP, frames)
+        used = [_cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True)]
+        answered = sum(stamp > STEP * WARM_UP for stamp in feeder.answers)
+    received = int(logs["floor"].read_text().split()[-1]) - WARM_UP
+    if min(received, answered) < frames / 2:
+        raise UserError(f"of {frames} images {received} were received and {answered} answered: is the machine busy?")
+    floor, node = 1000 * used[0] / received, 1000 * used[1] / answered
     return "\n".join(
         [
             f"| {width}x{height} bgr8, {frames} images at {RATE:.0f} Hz | CPU for each image |",
             "|---|---|",
-            f"| empty rclpy callback | {each[0]:.2f} ms |",
-            f"| node without the network, {BOXES} boxes ({answered} answered) | {each[1]:.2f} ms |",
-            f"| ratio | {each[1] / each[0]:.2f} |",
+            f"| empty rclpy callback ({received} received) | {floor:.2f} ms |",
+            f"| node without the network, {BOXES} boxes ({answered} answered) | {node:.2f} ms |",
+            f"| ratio | {node / floor:.2f} |",
         ]
     )
 
 
 def play_role(role: str) -> None:
     """What the processes of :func:`overhead` do, until SIGINT."""
-    rclpy.init()
-    if role == "null":
-        from skd_wm3d_ros.node import DetectorNode
+    status = detector_node.run([], _load) if role == "node" else _receive()
+    sys.stdout.flush()
+    os._exit(status)
 
-        node: Node = DetectorNode(lambda path, device, precision: NullDetector())  # type: ignore[arg-type,return-value]
-        node.autostart()  # type: ignore[attr-defined]
-    else:
-        node = rclpy.create_node("floor")
-        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-        node.create_subscription(Image, "image", lambda message: None, qos)
+
+def _load(path: str, device: str, precision: str) -> Any:
+    return NullDetector()
+
+
+def _receive() -> int:
+    """Receive images in an empty callback, and print how many."""
+    received = itertools.count()
+    rclpy.init()
+    node = rclpy.create_node("floor")
+    qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    node.create_subscription(Image, "image", lambda message: next(received), qos)
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         rclpy.spin(node)
-    sys.stdout.flush()
-    os._exit(0)
+    print(next(received))
+    return 0
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -43,6 +43,13 @@ class Spec:
 
 PARAMETERS = (
     Spec("autostart", True, "Configure and activate without a lifecycle manager.", when="start"),
+    Spec(
+        "diagnostics_period",
+        1.0,
+        "Seconds between two messages on /diagnostics, by a steady clock.",
+        limits=(0.05, 60.0),
+        when="start",
+    ),
     Spec("model", "default", "Weights file (.safetensors), or 'default' for the bundled weights."),
     Spec(
         "device",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,9 +13,10 @@ from skd_core.iou import bev_iou
 
 def finite(boxes: Boxes3D) -> Boxes3D:
     """Without boxes that hold NaN or infinity: one NaN in a pose is enough to stop a subscriber such as RViz."""
-    values = torch.cat([boxes.center, boxes.size, boxes.yaw[:, None], boxes.scores[:, None]], -1)
-    good = values.isfinite().all(-1) & (boxes.size > 0).all(-1)
-    return boxes if bool(good.all()) else boxes[good]
+    # in plain Python: for the few boxes of a frame, tensors take ten times as long
+    rows = zip(boxes.center.tolist(), boxes.size.tolist(), boxes.yaw.tolist(), boxes.scores.tolist(), strict=True)
+    good = [all(map(math.isfinite, (*center, *size, yaw, p))) and min(size) > 0 for center, size, yaw, p in rows]
+    return boxes if all(good) else boxes[good]
 
 
 def select(boxes: Boxes3D, thresholds: Mapping[str, float], max_range: float = 0.0, nms_iou: float = 1.0) -> Boxes3D:

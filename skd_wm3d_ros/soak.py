@@ -77,12 +77,19 @@ class Result:
     memory: list[tuple[int, float]]
     seconds: float
 
+    def settled(self) -> int:
+        """Frames after which the memory must not grow: the first tenth, at most 1000."""
+        return min(1000, self.sent // 10)
+
+    def accounted(self) -> int:
+        """Frames that the node says it has answered, rejected, dropped, or has in work."""
+        return sum(int(self.status.get(name, 0)) for name in ACCOUNTS)
+
     def growth(self) -> float:
-        """Growth of the node's memory after the first tenth of the frames, at most 1000 of them."""
-        settled = min(1000, self.sent // 10)
-        values = [mib for frames, mib in self.memory if frames >= settled]
-        third = max(len(values) // 10, 1)
-        first, last = float(np.median(values[:third])), float(np.median(values[-third:]))
+        """Growth of the node's memory once it has settled: median of the last tenth over that of the first."""
+        values = [mib for frames, mib in self.memory if frames >= self.settled()]
+        tenth = max(len(values) // 10, 1)
+        first, last = float(np.median(values[:tenth])), float(np.median(values[-tenth:]))
         return last / first - 1
 
     def failures(self) -> list[str]:
@@ -92,9 +99,8 @@ class Result:
             found.append(f"{len(self.answers) - len(set(self.answers))} frames were answered twice")
         if self.answers != sorted(self.answers):
             found.append("answers came in the wrong order")
-        accounted = sum(int(self.status.get(name, 0)) for name in ACCOUNTS)
-        if int(self.status.get("pairs", -1)) != accounted:
-            found.append(f"{self.status.get('pairs')} frames arrived, but {accounted} are accounted for")
+        if int(self.status.get("pairs", -1)) != self.accounted():
+            found.append(f"{self.status.get('pairs')} frames arrived, but {self.accounted()} are accounted for")
         if int(self.status.get("frames answered", -1)) != len(self.answers):
             found.append(f"the node counts {self.status.get('frames answered')} answers, {len(self.answers)} came")
         if self.growth() > MOST_GROWTH:
@@ -111,9 +117,11 @@ class Result:
             "rejected": self.status.get("frames rejected", "?"),
             **{f"- {k.partition(': ')[2]}": v for k, v in self.status.items() if k.startswith("frames rejected: ")},
             "dropped for newer ones": self.status.get("frames dropped for newer ones", "?"),
+            "answered, rejected, dropped or in work": str(self.accounted()),
             "answered twice": str(len(self.answers) - len(set(self.answers))),
+            "answers in the order of their stamps": "yes" if self.answers == sorted(self.answers) else "no",
             "memory": f"{self.memory[0][1]:.1f} MiB at first, {self.memory[-1][1]:.1f} MiB at last, "
-            f"{self.growth():+.2%} once settled",
+            f"{self.growth():+.2%} after the first {self.settled()} frames",
             "infer, median of the last 50": f"{self.status.get('infer latency (ms)', '?')} ms",
         }
         return "\n".join(["| soak | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])

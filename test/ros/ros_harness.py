@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import array
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
@@ -30,7 +32,7 @@ from skd_core.camera import Camera
 
 WIDTH, HEIGHT = 320, 96
 FRAME_ID = "front_camera_optical_frame"
-TIMEOUT = 120.0  # seconds: generous, a slow machine must not fail a test
+TIMEOUT = 300.0  # seconds: generous, a slow machine must not fail a test
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 
@@ -64,13 +66,85 @@ def image_message(pixels: np.ndarray, encoding: str = "rgb8") -> Image:
     return Image(height=height, width=width, encoding=encoding, step=len(data) // height, data=data)
 
 
-class DetectorProcess:
-    """``python -m skd_wm3d_ros.detector_node`` with parameters; its output goes to a file."""
+def encoded(pixels: np.ndarray, encoding: str) -> Image:
+    """An RGB picture in any encoding; what the encoding cannot hold (colour, half of the pixels) is left out."""
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    if encoding.startswith("yuv422"):
+        pixels = np.stack([np.full_like(grey, 128), grey][:: -1 if encoding == "yuv422_yuy2" else 1], -1)
+    elif encoding.startswith(("mono", "bayer", "8UC1")):
+        pixels = grey
+    elif encoding.startswith("rgba"):
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
+    elif encoding.startswith(("bgra", "8UC4")):
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGRA)
+    elif encoding.startswith(("bgr", "8UC3")):
+        pixels = pixels[..., ::-1]
+    return image_message(pixels.astype(np.uint16) * 257 if encoding.endswith("16") else pixels, encoding)
 
-    def __init__(self, log: Path, *arguments: str, **parameters: object) -> None:
+
+def compressed(pixels: np.ndarray, suffix: str) -> CompressedImage:
+    """An RGB picture as ".jpg" or ".png"."""
+    data = cv2.imencode(suffix, pixels[..., ::-1])[1].tobytes()
+    return CompressedImage(format=f"bgr8; {suffix[1:]} compressed bgr8", data=array.array("B", data))
+
+
+def changed(message: Any, **fields: object) -> Any:
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+def half(message: CompressedImage) -> CompressedImage:
+    return changed(message, data=message.data[: len(message.data) // 2])
+
+
+def _whole() -> Image:
+    return image_message(picture(1))
+
+
+MALFORMED_IMAGES: dict[str, tuple[Callable[[], Image], str, str]] = {
+    "unknown encoding": (lambda: changed(_whole(), encoding="plasma9"), "encoding", "plasma9"),
+    "no encoding": (lambda: changed(_whole(), encoding=""), "encoding", "''"),
+    "not an encoding of pictures": (
+        lambda: image_message(np.zeros((HEIGHT, WIDTH), np.float32), "32FC1"), "encoding", "32FC1"
+    ),
+    "too few bytes": (lambda: changed(_whole(), data=array.array("B", bytes(10))), "size", "10 bytes"),
+    "no bytes": (lambda: changed(_whole(), data=array.array("B")), "size", "0 bytes"),
+    "no height": (lambda: changed(_whole(), height=0), "size", "320x0"),
+    "no width": (lambda: changed(_whole(), width=0), "size", "0x96"),
+    "no step": (lambda: changed(_whole(), step=0), "size", "step of 0"),
+    "short step": (lambda: changed(_whole(), step=3 * WIDTH - 1), "size", "step of 959"),
+    "huge": (lambda: changed(_whole(), step=2**32 - 1, height=2**32 - 1), "size", ""),
+    "not the camera's size": (lambda: image_message(picture(1)[:, :-16]), "size", "304x96"),
+}  # fmt: skip
+"""Name -> image, what it is counted under, and what is said of it."""
+
+MALFORMED_COMPRESSED: dict[str, tuple[Callable[[], CompressedImage], str]] = {
+    "no bytes": (lambda: CompressedImage(format="jpeg"), "0 bytes"),
+    "no picture": (lambda: CompressedImage(format="jpeg", data=array.array("B", b"no picture at all")), "no picture"),
+    "half a JPEG": (lambda: half(compressed(picture(1), ".jpg")), "incomplete JPEG"),
+    "half a PNG": (lambda: half(compressed(picture(1), ".png")), "incomplete PNG"),
+}
+
+MALFORMED_INFOS: dict[str, tuple[dict[str, Any], str]] = {
+    "K is 0": ({"k": [0.0] * 9}, "uncalibrated"),
+    "NaN in K": ({"k": [math.nan] * 9}, "K holds NaN"),
+    "infinity in P": ({"p": [math.inf] * 12}, "P holds NaN"),
+    "NaN in D": ({"d": [math.nan] * 5}, "D holds NaN"),
+    "no height": ({"height": 0}, "size must be positive"),
+    "D but no P": ({"p": [0.0] * 12, "d": [0.1] * 5}, "image_is_rectified"),
+    "negative focal length": ({"p": [-1.0] * 12}, "focal lengths must be positive"),
+}
+"""Name -> fields of camera_info, and what is said of them; all are counted under "calibration"."""
+
+
+class DetectorProcess:
+    """``python -m skd_wm3d_ros.detector_node`` with options and parameters; its output goes to a file."""
+
+    def __init__(self, log: Path, *arguments: str, options: Sequence[str] = (), **parameters: object) -> None:
         self.log = log
         ros = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
-        command = [sys.executable, "-m", "skd_wm3d_ros.detector_node", "--ros-args", *ros, *arguments]
+        command = [sys.executable, "-m", "skd_wm3d_ros.detector_node", *options, "--ros-args", *ros, *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as sink:
             self.process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
@@ -99,20 +173,28 @@ class DetectorProcess:
 
 
 class Rig:
-    """Publishes camera frames and receives what the node says about them."""
+    """Publishes the frames of a camera, in a namespace, and receives what its node says about them."""
 
-    def __init__(self, qos: QoSProfile = BEST_EFFORT) -> None:
-        self.node: Node = rclpy.create_node("rig")
-        self.images = self.node.create_publisher(Image, "image", qos)
-        self.compressed = self.node.create_publisher(CompressedImage, "image/compressed", qos)
-        self.infos = self.node.create_publisher(CameraInfo, "camera_info", qos)
+    def __init__(self, qos: QoSProfile = BEST_EFFORT, namespace: str = "") -> None:
+        self.node: Node = rclpy.create_node("rig", namespace=namespace)
+        self._qos = qos
+        self.start_camera()
         self.answers: dict[int, Detection3DArray] = {}
         self.diagnostics: list[Any] = []
-        self.node.create_subscription(Detection3DArray, "/detector/detections", self._answer, RELIABLE)
+        self.node.create_subscription(Detection3DArray, "detector/detections", self._answer, RELIABLE)
         self.node.create_subscription(
             DiagnosticArray, "/diagnostics", lambda m: self.diagnostics.extend(m.status), RELIABLE
         )
         self._stamp = 1_000_000_000
+
+    def start_camera(self) -> None:
+        self.images = self.node.create_publisher(Image, "image", self._qos)
+        self.compressed = self.node.create_publisher(CompressedImage, "image/compressed", self._qos)
+        self.infos = self.node.create_publisher(CameraInfo, "camera_info", self._qos)
+
+    def stop_camera(self) -> None:
+        for publisher in (self.images, self.compressed, self.infos):
+            self.node.destroy_publisher(publisher)
 
     def close(self) -> None:
         self.node.destroy_node()

@@ -15,8 +15,10 @@ import torch
 from geometry_msgs.msg import Transform as TransformMessage
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy
 from ros_harness import (
     ACTIVATE,
+    BEST_EFFORT,
     CLEANUP,
     CONFIGURE,
     DEACTIVATE,
@@ -25,18 +27,21 @@ from ros_harness import (
     RELIABLE,
     WIDTH,
     Rig,
+    camera,
     camera_info,
     image_message,
     picture,
 )  # fmt: skip
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64
 from vision_msgs.msg import Detection3DArray
 
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
+from skd_core.visualize import draw_bev
 from skd_wm3d_ros.cameras import CameraFileError, read_cameras
 from skd_wm3d_ros.node import DetectorNode
+from skd_wm3d_ros.qos import LATCHED_QOS
 
 pytestmark = pytest.mark.usefixtures("ros")
 
@@ -235,6 +240,21 @@ def test_compressed_debug_image(rig, start):
     rig.node.destroy_subscription(subscription)
 
 
+def test_bev_image_for_those_who_listen(rig, start):
+    """The car is 10 m ahead and 2 m to the right: above the middle of a view that reaches 20 m ahead."""
+    node = start(FakeDetector([("Car", 0.9, 2.0, 10.0)]), max_range=20.0)
+    assert ask(rig).detections  # nobody listens: nothing is drawn
+    images = []
+    subscription = rig.node.create_subscription(Image, "/detector/bev_image", images.append, RELIABLE)
+    rig.spin_until(lambda: images or not ask(rig), "a bird's-eye view")
+    view = np.frombuffer(images[0].data, np.uint8).reshape(images[0].height, images[0].width, 3)
+    assert (images[0].encoding, images[0].header.frame_id) == ("rgb8", FRAME_ID)
+    expected = node.detector.predict(None, None, 0.0)
+    np.testing.assert_array_equal(view, draw_bev(expected, camera=camera(), range_m=20.0))
+    assert (view != draw_bev(expected[:0], camera=camera(), range_m=20.0)).any()
+    rig.node.destroy_subscription(subscription)
+
+
 def test_ids_stay_with_the_objects(rig, start):
     start(tracking=True)
     assert [d.id for d in ask(rig).detections] == ["", ""]
@@ -290,6 +310,37 @@ def test_target_frame_without_tf2_ros(rig, start):
     assert rig.set(target_frame="").successful
     assert rig.transition(ACTIVATE)
     assert ask(rig).header.frame_id == FRAME_ID
+
+
+# -- quality of service -----------------------------------------------------------------------------------------------
+def test_an_incompatible_publisher_is_named_with_the_cure(rig, start):
+    """The node is told to ask for reliable images, the camera offers best effort: silence, but for the diagnostics."""
+    start(**{"qos_overrides./image.subscription.reliability": "reliable"})
+    publisher = rig.node.create_publisher(Image, "image", BEST_EFFORT)
+    told = rig.wait_for_diagnostic(
+        "a publisher of /image offers an incompatible QoS (RELIABILITY)",
+        "qos_overrides./image.subscription.reliability",
+    )
+    assert told.level == b"\x01"
+    rig.node.destroy_publisher(publisher)
+    assert ask(rig).detections  # from the reliable publisher
+
+
+def test_qos_overrides(rig, start):
+    start(
+        **{
+            "qos_overrides./image.subscription.depth": 7,
+            "qos_overrides./detector/detections.publisher.durability": "transient_local",
+        }
+    )
+    answer = ask(rig)
+    late = []
+    subscription = rig.node.create_subscription(Detection3DArray, "/detector/detections", late.append, LATCHED_QOS)
+    rig.spin_until(lambda: late, "detections from before the subscription")
+    assert late[0].header == answer.header
+    info = rig.node.get_publishers_info_by_topic("/detector/detections")[0]
+    assert info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+    rig.node.destroy_subscription(subscription)
 
 
 # -- what is wrong ----------------------------------------------------------------------------------------------------

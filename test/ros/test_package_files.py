@@ -49,6 +49,7 @@ def test_rviz_shows_the_node_s_topics():
     assert topics == {
         "image": "Best Effort",
         "detector/debug_image": "Reliable",
+        "detector/bev_image": "Reliable",
         "detector/markers": "Reliable",
         "detector/detections": "Reliable",
     }
