@@ -191,8 +191,8 @@ def test_warmup(detector: Detector) -> None:
     detector.warmup(640, 480)
 
 
-def test_depth_std_of_a_laplace_distribution() -> None:
-    """b_z is a share of depth, and the standard deviation sqrt2 b: 20 m at b_z = .1 gives 2.83 m."""
+def test_depth_std_is_a_share_of_depth() -> None:
+    """20 m at sigma_z = .1: 2 m."""
     one = torch.ones(1)
     prediction = Prediction3D(
         torch.tensor([[0.0, 1, 20]]), torch.ones(1, 3), one, one * math.log(20), one * math.log(0.1),
@@ -200,7 +200,7 @@ def test_depth_std_of_a_laplace_distribution() -> None:
     )  # fmt: skip
     found = Detections(torch.tensor([[10.0, 20, 30, 40]]), one * 0.5, torch.tensor([1]), prediction)
     boxes = to_boxes3d(found, ("Car", "Pedestrian"), 2.0, 3.0)
-    assert boxes.depth_std.item() == pytest.approx(math.sqrt(2) * 0.1 * 20)
+    assert boxes.depth_std.item() == pytest.approx(2.0)
     assert boxes.xyxy.tolist() == [[20, 60, 60, 120]]
     assert boxes.labels == ("Pedestrian",)
 

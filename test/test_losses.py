@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -14,7 +14,15 @@ from skd_core.boxes import Boxes3D
 from skd_core.losses.depth_map import DepthMapLoss
 from skd_core.losses.detection_2d import Detection2DLoss, ignore_mask, render_heatmap
 from skd_core.losses.dimension import DimensionLoss
-from skd_core.losses.distillation import MARGIN, TAU, WEIGHT, DistillationLoss, certainty, soft_margin
+from skd_core.losses.distillation import (
+    MARGIN,
+    TAU,
+    WEIGHT,
+    DistillationLoss,
+    certainty,
+    laplace_divergence,
+    soft_margin,
+)
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.losses.points import PointsLoss
 from skd_core.losses.projection import ProjectionLoss
@@ -227,14 +235,14 @@ def test_depth_map_by_hand() -> None:
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf, 0.0, -3.0, 0.5, 1.0, 80.0, 250.0])
 def test_depth_pixels_without_target_take_no_part(bad: float) -> None:
     log_depth = torch.full((1, 2, 2), 2.0, requires_grad=True)
-    log_scale = torch.zeros(1, 2, 2, requires_grad=True)
+    log_sigma = torch.zeros(1, 2, 2, requires_grad=True)
     target, heat = torch.tensor([[[10.0, 20], [30, bad]]]), torch.zeros(1, 2, 2)
-    loss = DepthMapLoss()(log_depth, log_scale, target, heat)
+    loss = DepthMapLoss()(log_depth, log_sigma, target, heat)
     loss.backward()
-    known = DepthMapLoss()(log_depth[:, :1], log_scale[:, :1], target[:, :1], heat[:, :1])
-    third = DepthMapLoss()(log_depth[:, 1:, :1], log_scale[:, 1:, :1], target[:, 1:, :1], heat[:, 1:, :1])
+    known = DepthMapLoss()(log_depth[:, :1], log_sigma[:, :1], target[:, :1], heat[:, :1])
+    third = DepthMapLoss()(log_depth[:, 1:, :1], log_sigma[:, 1:, :1], target[:, 1:, :1], heat[:, 1:, :1])
     assert loss.item() == pytest.approx((2 * known.item() + third.item()) / 3, rel=1e-5)
-    for value in (log_depth, log_scale):
+    for value in (log_depth, log_sigma):
         assert value.grad is not None
         assert value.grad.isfinite().all()
         assert value.grad[0, 1, 1] == 0
@@ -407,11 +415,11 @@ def test_object_depth_is_least_at_the_right_scale() -> None:
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, 0.0, -5.0])
 def test_boxes_without_depth_target_take_no_part(bad: float) -> None:
-    log_z, log_scale = learnable((3,)), learnable((3,), 1)
-    loss = ObjectDepthLoss()(log_z, log_scale, double(10, bad, 30))
+    log_z, log_sigma = learnable((3,)), learnable((3,), 1)
+    loss = ObjectDepthLoss()(log_z, log_sigma, double(10, bad, 30))
     loss.sum().backward()
     assert loss[1] == 0
-    for value in (log_z, log_scale):
+    for value in (log_z, log_sigma):
         assert value.grad is not None
         assert value.grad[1] == 0
         assert value.grad.isfinite().all()
@@ -524,20 +532,20 @@ def test_soft_margin() -> None:
 
 
 def test_margins_and_weights_are_the_methods() -> None:
-    assert list(MARGIN.values()) == [0.02, 0.02, 0.02, 0.03, 0.05]
-    assert list(WEIGHT.values()) == [1, 0.5, 0.5, 0.5, 1]
+    assert list(MARGIN.values()) == [0.02, 0.02, 0.03, 0.05]
+    assert list(WEIGHT.values()) == [0.5, 0.5, 0.5, 1]
 
 
 @given(st.lists(st.tuples(st.floats(-3.5, 0), st.floats(0, 1)), min_size=1, max_size=30))
 def test_certainty_is_bounded_and_about_one(teacher: list[tuple[float, float]]) -> None:
-    log_scale, overlap = torch.tensor(teacher, dtype=torch.float64).unbind(-1)
-    c = certainty(log_scale, overlap)
+    log_sigma, overlap = torch.tensor(teacher, dtype=torch.float64).unbind(-1)
+    c = certainty(log_sigma, overlap)
     assert (c >= 0.2).all()
     assert (c <= 3).all()
     if (c > 0.2).all() and (c < 3).all():
         assert c.mean().item() == pytest.approx(1)
     # what is less certain counts less
-    b = log_scale.exp() + 0.5 * (1 - overlap)
+    b = log_sigma.exp() + 0.5 * (1 - overlap)
     order = b.argsort()
     assert (c[order].diff() <= 1e-12).all()
 
@@ -572,11 +580,14 @@ def test_distillation_l1_by_hand() -> None:
     expected = 0.3 + 0.5 * 0.1 + 0.5 * 0.2 + 0.5 * 0.06 + 0.2
     assert loss.tolist() == pytest.approx([expected] * 2)
     assert DistillationLoss("l1")(student, teacher, overlap, yaw=False).tolist() == pytest.approx([expected - 0.2] * 2)
-    # above the margins UAD is L1 less the margins, c = 1 where all are equally certain
-    teacher = other(teacher, log_scale=torch.full_like(teacher.log_scale, -2.0))
-    free = 0.02 + 0.5 * 0.02 + 0.5 * 0.02 + 0.5 * 0.03 + 0.5 * 0.05  # the second entry of t agrees
+    # above the margins UAD is L1 less the margins, c = 1 where all are equally certain, and depth is a divergence
+    alike = torch.full_like(teacher.log_sigma, -2.0)
+    student, teacher = other(student, log_sigma=alike), other(teacher, log_sigma=alike)
+    free = 0.5 * 0.02 + 0.5 * 0.02 + 0.5 * 0.03 + 0.5 * 0.05  # the second entry of t agrees
+    ratio = 0.3 / (math.exp(-2) / SQRT2)
+    depth = ratio + math.exp(-ratio) - 1
     loss = DistillationLoss("uad")(student, teacher, overlap)
-    assert loss.tolist() == pytest.approx([expected - free] * 2, abs=2e-3)
+    assert loss.tolist() == pytest.approx([expected - 0.3 - free + depth] * 2, abs=2e-3)
 
 
 def test_agreement_within_the_margins_costs_next_to_nothing() -> None:
@@ -610,20 +621,37 @@ def test_raw_yaw_vectors_are_matched_even_with_yaw_detached() -> None:
     assert student_raw.yaw.grad.abs().max() > 0
 
 
-def test_own_uncertainty_learns_its_distance_from_the_teacher() -> None:
-    student, teacher = predict(raw(3)), predict(raw(3, 20))
-    log_scale = learnable((3,))
-    log_z = student.log_z.detach().requires_grad_()
-    value = DistillationLoss.own_uncertainty(other(student, log_z=log_z, log_scale=log_scale), teacher)
-    gap = (student.log_z - teacher.log_z).abs().detach()
-    assert torch.allclose(value, SQRT2 * torch.exp(-log_scale) * gap + log_scale)
-    value.sum().backward()
-    assert log_z.grad is None
-    right = (SQRT2 * gap).log().requires_grad_()
-    (slope,) = torch.autograd.grad(
-        DistillationLoss.own_uncertainty(other(student, log_scale=right), teacher).sum(), right
-    )
+@given(st.floats(-0.5, 0.5), st.floats(-3.5, 0), st.floats(-3.5, 0))
+@settings(max_examples=30, deadline=None)
+def test_divergence_is_the_integral_over_the_teachers_distribution(shift: float, ours: float, theirs: float) -> None:
+    """Both are Laplace distributions of log z with these standard deviations; integrated numerically."""
+    student, teacher = predict(raw(1)), predict(raw(1))
+    teacher = other(teacher, log_sigma=double(theirs))
+    student = other(student, log_z=teacher.log_z.detach() + shift, log_sigma=double(ours))
+    b_t, b_s = math.exp(theirs) / SQRT2, math.exp(ours) / SQRT2
+    x = torch.linspace(-40 * b_t, 40 * b_t, 400_001, dtype=torch.float64)
+    log_p = -x.abs() / b_t - math.log(2 * b_t)
+    log_q = -(x - shift).abs() / b_s - math.log(2 * b_s)
+    expected = torch.trapezoid(log_p.exp() * (log_p - log_q), x)
+    assert laplace_divergence(student, teacher).item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
+
+
+def test_divergence_pulls_by_certainty_and_teaches_it() -> None:
+    teacher = predict(raw(3))
+    sigma = double(0.05, 0.1, 0.2)
+    teacher = other(teacher, log_sigma=sigma.log())
+    assert laplace_divergence(teacher, teacher).abs().max() < 1e-12
+    log_z = (teacher.log_z + 0.05).detach().requires_grad_()
+    student = other(teacher, log_z=log_z, log_sigma=double(0.1, 0.1, 0.1).log())
+    (pull,) = torch.autograd.grad(laplace_divergence(student, teacher).sum(), log_z)
+    b, ours = sigma / SQRT2, 0.1 / SQRT2
+    assert torch.allclose(pull, (1 - torch.exp(-0.05 / b)) / ours)
+    assert (pull.diff() < 0).all()  # a teacher less sure pulls less
+    best = (SQRT2 * (0.05 + b * torch.exp(-0.05 / b))).log().requires_grad_()
+    student = other(student, log_z=log_z.detach(), log_sigma=best)
+    (slope,) = torch.autograd.grad(laplace_divergence(student, teacher).sum(), best)
     assert slope.abs().max() < 1e-9
+    assert (best.exp() > sigma).all()
 
 
 def test_distillation_gradient() -> None:
@@ -657,7 +685,7 @@ def test_supervised_loss_is_least_at_the_truth() -> None:
     truth, P = truth_of(prediction), tiny.kitti_camera(tiny.WIDTH, tiny.HEIGHT).P.expand(3, 3, 4)
     unit = other(
         prediction, yaw_vector=prediction.yaw_vector / prediction.yaw_vector.norm(dim=-1, keepdim=True),
-        log_scale=torch.zeros_like(prediction.log_z),
+        log_sigma=torch.zeros_like(prediction.log_z),
     )  # fmt: skip
     terms = SupervisedLoss()(unit, truth, BOXES, P)
     for name in ("depth", "center", "size", "yaw"):

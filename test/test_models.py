@@ -15,7 +15,7 @@ from skd_core.config import ModelConfig
 from skd_core.errors import UserError
 from skd_core.models.backbone import STRIDE, Backbone, roi_features
 from skd_core.models.decode import cut_vertically, decode_2d, decode_3d, half_extent
-from skd_core.models.heads import MIN_LOG_SCALE, Head3D, Maps2D, Raw3D, roi_rays
+from skd_core.models.heads import MIN_LOG_SIGMA, Head3D, Maps2D, Raw3D, roi_rays
 from skd_core.models.student import Rois, Student
 from skd_core.models.teacher import DepthMap, Teacher, depth_to_points
 
@@ -242,13 +242,13 @@ def test_head_3d_takes_none_and_one_in_training() -> None:
         sum(value.sum() for value in vars(raw).values()).backward()
 
 
-def test_log_scale_is_floored_and_a_share_of_depth() -> None:
+def test_log_sigma_is_floored_and_a_share_of_depth() -> None:
     head = Head3D(4, 8).eval()
     head.fcs["depth"].weight.data.normal_(std=100)
     scale = head(torch.randn(200, 4, 3, 3)).depth[:, 1]
-    assert scale.min() >= MIN_LOG_SCALE - 1e-6
+    assert scale.min() >= MIN_LOG_SIGMA - 1e-6
     assert scale.max() <= 0
-    assert math.exp(MIN_LOG_SCALE) == pytest.approx(0.03)
+    assert math.exp(MIN_LOG_SIGMA) == pytest.approx(0.03)
 
 
 def test_untrained_head_starts_at_the_prior() -> None:
@@ -301,7 +301,7 @@ def test_detect_orders_scores_and_keeps_them_in_0_1(student: Student) -> None:
 def test_score_is_heat_times_certainty_of_depth(student: Student) -> None:
     one = student.detect(image(), cameras(), limit=1)[0]
     _, heat, _ = decode_2d(student.maps_2d(student.features(image())), 1)
-    expected = heat[0] * torch.exp((0.03 - torch.exp(one.boxes3d.log_scale)) / 0.1)
+    expected = heat[0] * torch.exp((0.03 - torch.exp(one.boxes3d.log_sigma)) / 0.1)
     assert one.scores.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -395,7 +395,7 @@ def test_teacher_depth_feeds_the_boxes_without_gradient(student: Student) -> Non
     assert log_depth.grad is None
     assert depth_features.grad is not None
     assert depth_features.grad.abs().max() > 0
-    nearer = DepthMap(log_depth.detach() - 0.3, depth.log_scale, depth.features)
+    nearer = DepthMap(log_depth.detach() - 0.3, depth.log_sigma, depth.features)
     assert not torch.allclose(teacher.boxes_raw(features, nearer, cameras(), rois).depth, raw.depth)
 
 

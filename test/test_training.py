@@ -461,7 +461,7 @@ def test_ramps_scale_the_3d_terms(pair: tuple[TeacherStudent, Batch]) -> None:
     assert set(none) == {"heatmap", "offset_2d", "size_2d", "teacher/depth_map"}
     assert none["heatmap"].item() == pytest.approx(whole["heatmap"].item(), rel=1e-5)
     late = model(batch, Step(distillation=0.0))
-    assert not {"student/distillation", "teacher/points", "student/uncertainty"} & late.keys()
+    assert not {"student/distillation", "teacher/points"} & late.keys()
 
 
 def test_the_3d_heads_see_the_boxes_that_the_2d_heads_find(pair: tuple[TeacherStudent, Batch]) -> None:

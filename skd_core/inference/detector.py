@@ -189,5 +189,5 @@ def to_boxes3d(found: Detections, classes: tuple[str, ...], sx: float = 1.0, sy:
         tuple(classes[c] for c in found.classes.tolist()),
         found.scores.clamp(0, 1),
         found.boxes * found.boxes.new_tensor([sx, sy, sx, sy]),
-        z * torch.exp(boxes.log_scale) * 2**0.5,  # sd of a Laplace distribution: sqrt2 b
+        z * torch.exp(boxes.log_sigma),
     ).to("cpu")

@@ -14,16 +14,16 @@ class DepthMapLoss(nn.Module):
     The mean is taken image by image [ours], so that it does not depend on how images are spread over processes.
     """
 
-    def forward(self, log_depth: Tensor, log_scale: Tensor, target: Tensor, heat: Tensor) -> Tensor:
+    def forward(self, log_depth: Tensor, log_sigma: Tensor, target: Tensor, heat: Tensor) -> Tensor:
         """Scalar; images without any target count as 0.
 
         Args:
-            log_depth: shape (B, H, W), log D_p; log_scale: shape (B, H, W), s.
+            log_depth: shape (B, H, W), log D_p; log_sigma: shape (B, H, W), s.
             target: shape (B, H, W), metres, anything that is not finite or outside 1 to 80 m: none.
             heat: shape (B, H, W), largest target heat over the classes.
         """
         known = target.isfinite() & (target > 1) & (target < 80)
         error = (log_depth - torch.where(known, target, 1.0).log()).abs()
         weight = (1 + 4 * heat) * known
-        loss = weight * (math.sqrt(2) * torch.exp(-log_scale) * error + log_scale)
+        loss = weight * (math.sqrt(2) * torch.exp(-log_sigma) * error + log_sigma)
         return (loss.sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)).mean()

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from skd_core.models.decode import Prediction3D
 
-MARGIN = {"depth": 0.02, "u": 0.02, "v": 0.02, "size": 0.03, "yaw": 0.05}
-WEIGHT = {"depth": 1.0, "u": 0.5, "v": 0.5, "size": 0.5, "yaw": 1.0}
+MARGIN = {"u": 0.02, "v": 0.02, "size": 0.03, "yaw": 0.05}
+WEIGHT = {"u": 0.5, "v": 0.5, "size": 0.5, "yaw": 1.0}
 TAU = 0.01
+LOG_SQRT2 = 0.5 * math.log(2)
 
 
 def soft_margin(distance: Tensor, margin: float) -> Tensor:
@@ -21,18 +22,34 @@ def soft_margin(distance: Tensor, margin: float) -> Tensor:
     return TAU * F.softplus((distance - margin) / TAU)
 
 
-def certainty(log_scale: Tensor, overlap: Tensor) -> Tensor:
+def laplace_divergence(student: Prediction3D, teacher: Prediction3D) -> Tensor:
+    """shape (N,): Kullback-Leibler divergence of the student's Laplace distribution of log z from the teacher's [ours].
+
+    ``log(b_s / b_t) + (d + b_t exp(-d / b_t)) / b_s - 1`` with ``d = |log z_s - log z_t|`` and scales ``b = sigma /
+    sqrt2``; 0 where they are equal. Margin and weight in one: within b_t, what the teacher itself is unsure of, the
+    pull is weak; beyond, it is 1 / b_s. The student's b_s goes to b_t and what the student is off. No gradient into
+    the teacher.
+    """
+    d = (student.log_z - teacher.log_z.detach()).abs()
+    log_b = teacher.log_sigma.detach() - LOG_SQRT2
+    b = torch.exp(log_b)
+    expected = d + b * torch.exp(-d / b)
+    student_log_b = student.log_sigma - LOG_SQRT2
+    return student_log_b - log_b + expected * torch.exp(-student_log_b) - 1
+
+
+def certainty(log_sigma: Tensor, overlap: Tensor) -> Tensor:
     """c_i: how far each of the teacher's boxes is to be believed, mean 1, in [.2, 3].
 
-    ``c_i = exp(-b_i / median b)`` with ``b_i = b_z + .5 (1 - IoU(projection, 2D box))``, both of the teacher. The
+    ``c_i = exp(-b_i / median b)`` with ``b_i = sigma_z + .5 (1 - IoU(projection, 2D box))``, both of the teacher. The
     median makes it scale-free: exp(-b_i) alone is nearly constant.
 
     Args:
-        log_scale: shape (N,), log b_z; overlap: shape (N,), IoU of the projection with the 2D box.
+        log_sigma: shape (N,), log sigma_z; overlap: shape (N,), IoU of the projection with the 2D box.
     """
-    if len(log_scale) == 0:
-        return log_scale
-    b = torch.exp(log_scale) + 0.5 * (1 - overlap)
+    if len(log_sigma) == 0:
+        return log_sigma
+    b = torch.exp(log_sigma) + 0.5 * (1 - overlap)
     c = torch.exp(-b / b.median().clamp(min=1e-6))
     return (c / c.mean()).clamp(0.2, 3.0)
 
@@ -40,8 +57,9 @@ def certainty(log_scale: Tensor, overlap: Tensor) -> Tensor:
 class DistillationLoss(nn.Module):
     """L_UAD, and with the roles swapped L_rev.
 
-    ``(1/N) sum_i c_i sum_q lambda_q phi(|q_student - stopgrad(q_teacher)|)``, a value for each box, matched by RoI;
-    q = log z, u/w, v/h, log size, raw yaw vector t. With kind "l1", phi is the identity and c_i is 1.
+    ``(1/N) sum_i c_i [D_z + sum_q lambda_q phi(|q_student - stopgrad(q_teacher)|)]``, a value for each box, matched by
+    RoI; D_z is :func:`laplace_divergence`, q = u/w, v/h, log size, raw yaw vector t. With kind "l1", phi is the
+    identity, D_z = |log z_s - log z_t| and c_i = 1.
     """
 
     def __init__(self, kind: Literal["l1", "uad"]) -> None:
@@ -57,7 +75,6 @@ class DistillationLoss(nn.Module):
             yaw: whether the yaw vector takes part (it does not in L_rev).
         """
         distance = {
-            "depth": (student.log_z - teacher.log_z.detach()).abs()[:, None],
             "u": (student.center_uv - teacher.center_uv.detach()).abs()[:, :1],
             "v": (student.center_uv - teacher.center_uv.detach()).abs()[:, 1:],
             "size": (student.size / teacher.size.detach()).log().abs(),
@@ -65,16 +82,13 @@ class DistillationLoss(nn.Module):
         }
         if not yaw:
             del distance["yaw"]
-        total = student.log_z.new_zeros(len(student.log_z))
+        if self.kind == "l1":
+            total = (student.log_z - teacher.log_z.detach()).abs()
+        else:
+            total = laplace_divergence(student, teacher)
         for name, d in distance.items():
             cost = d if self.kind == "l1" else soft_margin(d, MARGIN[name])
             total = total + WEIGHT[name] * cost.mean(-1)
         if self.kind == "uad":
-            total = total * certainty(teacher.log_scale.detach(), overlap.detach())
+            total = total * certainty(teacher.log_sigma.detach(), overlap.detach())
         return total
-
-    @staticmethod
-    def own_uncertainty(student: Prediction3D, teacher: Prediction3D) -> Tensor:
-        """shape (N,): teaches the student's log b_z how far it is from the teacher; no gradient into log z."""
-        error = (student.log_z - teacher.log_z).abs().detach()
-        return math.sqrt(2) * torch.exp(-student.log_scale) * error + student.log_scale

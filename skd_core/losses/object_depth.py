@@ -9,15 +9,20 @@ from torch import Tensor, nn
 
 
 class ObjectDepthLoss(nn.Module):
-    """``sqrt2 e^{-d2} |log z - log z_f| + d2``, a value for each box; d2 = log b_z is floored by the 3D head."""
+    """``sqrt2 e^{-d2} |log z - log z_f| + d2``, a value for each box; d2 = log sigma_z is floored by the 3D head.
 
-    def forward(self, log_z: Tensor, log_scale: Tensor, target: Tensor) -> Tensor:
+    The negative log likelihood of a Laplace distribution of log z with standard deviation sigma_z.
+    """
+
+    def forward(self, log_z: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
         """shape (N,), 0 where there is no target.
 
         Args:
-            log_z: shape (N,); log_scale: shape (N,), log of the relative scale; target: shape (N,), metres, NaN: none.
+            log_z: shape (N,).
+            log_sigma: shape (N,), log of the relative standard deviation.
+            target: shape (N,), metres; NaN: none.
         """
         known = target.isfinite() & (target > 0)
         error = (log_z - torch.where(known, target, 1.0).log()).abs()
-        loss = math.sqrt(2) * torch.exp(-log_scale) * error + log_scale
+        loss = math.sqrt(2) * torch.exp(-log_sigma) * error + log_sigma
         return torch.where(known, loss, 0.0)

@@ -32,7 +32,7 @@ class SupervisedLoss(nn.Module):
         vector = torch.stack([torch.cos(2 * alpha), torch.sin(2 * alpha)], -1)
         turned = (alpha.abs() > torch.pi / 2).long()
         return {
-            "depth": self.depth(prediction.log_z, prediction.log_scale, truth.center[:, 2]),
+            "depth": self.depth(prediction.log_z, prediction.log_sigma, truth.center[:, 2]),
             "center": (prediction.center_uv - share.clamp(0, 1)).abs().sum(-1),
             "size": (prediction.size / truth.size).log().abs().sum(-1),
             "yaw": (prediction.yaw_vector - vector).abs().mean(-1),

@@ -27,7 +27,7 @@ class Prediction3D:
         size: shape (N, 3), (l, w, h), metres.
         yaw: shape (N,), radians, modulo pi unless the direction is trained.
         log_z: shape (N,), log of the centre's depth.
-        log_scale: shape (N,), log b_z, b_z the relative Laplace scale of the depth.
+        log_sigma: shape (N,), log sigma_z, the relative standard deviation of the depth (Laplace: scale sigma/sqrt2).
         center_uv: shape (N, 2), projected centre as a share of the RoI, in (0, 1).
         yaw_vector: shape (N, 2), t before normalisation.
         alpha: shape (N,), observation angle in (-pi/2, pi/2], with gradient even where yaw has none.
@@ -38,7 +38,7 @@ class Prediction3D:
     size: Tensor
     yaw: Tensor
     log_z: Tensor
-    log_scale: Tensor
+    log_sigma: Tensor
     center_uv: Tensor
     yaw_vector: Tensor
     alpha: Tensor

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from skd_core.models.backbone import conv_bn_relu, set_bias
 
-MIN_LOG_SCALE = math.log(0.03)
-"""Floor of log b_z (METHOD 6, L_z): below it the Laplace term would dwarf every other gradient."""
+MIN_LOG_SIGMA = math.log(0.03)
+"""Floor of log sigma_z (METHOD 6, L_z): below it the Laplace term would dwarf every other gradient."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Raw3D:
     """Output of a 3D head before decoding.
 
     Attributes:
-        depth: shape (N, 3): correction of the geometric depth, log b_z (relative scale), and the free depth that is
+        depth: shape (N, 3): correction of the geometric depth, log sigma_z (relative), and the free depth that is
             used where the box's height says nothing (it touches the image border).
         center: shape (N, 2), logits of the projected centre's place in the 2D box.
         size: shape (N, 3), deviations from the class prior, order (l, w, h).
@@ -92,8 +92,8 @@ class Head3D(nn.Module):
             found = {name: self.fcs[name](self.convs[name](rois).mean((-2, -1))) for name, _ in self.OUTPUTS}
         out = {name: value.float() for name, value in found.items()}
         correction, scale, free = out["depth"].unbind(-1)
-        log_scale = (MIN_LOG_SCALE + F.softplus(scale + 0.8)).clamp(max=0.0)
-        depth = torch.stack([correction, log_scale, free], -1)
+        log_sigma = (MIN_LOG_SIGMA + F.softplus(scale + 0.8)).clamp(max=0.0)
+        depth = torch.stack([correction, log_sigma, free], -1)
         return Raw3D(depth, out["center"], out["size"], out["yaw"][:, :2], out["yaw"][:, 2:])
 
 

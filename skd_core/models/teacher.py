@@ -27,12 +27,12 @@ class DepthMap:
 
     Attributes:
         log_depth: shape (B, H, W), log of metres, not clamped.
-        log_scale: shape (B, H, W), s_p, log of the relative Laplace scale.
+        log_sigma: shape (B, H, W), s_p, log of the relative standard deviation.
         features: shape (B, C_d, H, W), F_D.
     """
 
     log_depth: Tensor
-    log_scale: Tensor
+    log_sigma: Tensor
     features: Tensor
 
 

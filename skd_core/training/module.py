@@ -177,7 +177,7 @@ class TeacherStudent(nn.Module):
         if targets:
             z = torch.where(batch.pseudo.z.isfinite(), batch.pseudo.z, z)
             terms["yaw"] = self.loss_yaw(boxes.alpha, batch.pseudo.alpha, batch.pseudo.alpha_weight)
-        terms["depth"] = self.loss_depth(boxes.log_z, boxes.log_scale, z)
+        terms["depth"] = self.loss_depth(boxes.log_z, boxes.log_sigma, z)
         if points:
             values = self.loss_points(boxes.center, boxes.size, boxes.yaw, batch.pseudo.points)
             terms["points"] = method.points_weight * values
@@ -202,7 +202,7 @@ class TeacherStudent(nn.Module):
         rois = batch.rois
         heat = render_heatmap(batch.boxes, rois.classes, rois.batch_index, (B, C, H, W)).amax(1)
         crop = (slice(None), slice(0, target.shape[1]), slice(0, target.shape[2]))
-        loss = self.loss_depth_map(depth.log_depth[crop], depth.log_scale[crop], target, heat[crop])
+        loss = self.loss_depth_map(depth.log_depth[crop], depth.log_sigma[crop], target, heat[crop])
         return {"teacher/depth_map": self.config.method.depth_map_weight * loss}
 
     def _distillation_terms(
@@ -212,9 +212,6 @@ class TeacherStudent(nn.Module):
         assert self.loss_distillation is not None
         overlap = self.overlap(teacher, batch)
         terms = {"student/distillation": weight * self.loss_distillation(student, teacher, overlap)}
-        if self.config.method.distillation == "uad":
-            own = DistillationLoss.own_uncertainty(student, teacher)
-            terms["student/uncertainty"] = 0.1 * weight * own
         feedback = self.modulation.k_feedback if self.config.method.modulation and weight >= 1 else 0.0
         if feedback > 0:
             reverse = self.loss_distillation(teacher, student, self.overlap(student, batch), yaw=False)
