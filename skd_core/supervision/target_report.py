@@ -92,8 +92,7 @@ class TargetTable:
             for low, high in pairwise(DISTANCES)
         }
         confidences = {
-            f"{low:g}-{high:g}": (self.weight > low) & (self.weight <= high)
-            for low, high in pairwise(CONFIDENCES)
+            f"{low:g}-{high:g}": (self.weight > low) & (self.weight <= high) for low, high in pairwise(CONFIDENCES)
         }
         return {"class": classes | {"all": np.ones(len(self.label), bool)}, "distance": distances, "q_yaw": confidences}
 
