@@ -251,11 +251,16 @@ class Boxes3D:
 
     @property
     def quaternion(self) -> Tensor:
-        """shape (N, 4), (x, y, z, w), from the box's own axes to the camera frame, w >= 0.
+        """shape (N, 4), (x, y, z, w), from the box's own axes to the camera frame, w >= 0."""
+        return self.quaternion_from_yaw(self.yaw)
+
+    @staticmethod
+    def quaternion_from_yaw(yaw: Tensor) -> Tensor:
+        """shape (N,) -> (N, 4), as :attr:`quaternion`, in the precision of ``yaw``.
 
         The rotation is ``Ry(yaw) Rx(pi/2)``: first the box's z up is laid on the camera's -y, then yaw about y.
         """
-        c, s = torch.cos(0.5 * self.yaw), torch.sin(0.5 * self.yaw)
+        c, s = torch.cos(0.5 * yaw), torch.sin(0.5 * yaw)
         q = math.sqrt(0.5) * torch.stack([c, s, -s, c], -1)
         return torch.where(q[:, 3:] < 0, -q, q)
 

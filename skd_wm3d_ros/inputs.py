@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import message_filters
 from rclpy.clock import Clock, ClockType
@@ -98,19 +97,13 @@ class CameraInput:
         self._node.destroy_timer(self._grace)
         self._subscriptions = []
 
-    def look_for_latched(self) -> None:
-        """To be called now and then. What was latched before this node came is only sent to a transient-local
-        subscription; but one of that kind does not match drivers that stream without latching, which then warn. So it
-        is made where it is of use."""
-        if not self._use_latest or len(self._subscriptions) > 2:
-            return
-        publishers = self._node.get_publishers_info_by_topic(self.camera_info_topic)
-        if any(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers):
-            self._subscriptions.append(
-                self._node.create_subscription(
-                    CameraInfo, self.camera_info_topic, self._latched_arrived, qos.LATCHED_QOS
-                )
-            )
+    def look(self) -> None:
+        """Look at who publishes; to be called now and then."""
+        self._look_for_latched()
+        problem = next(filter(None, (qos.misfit_of_subscription(self._node, s.sub) for s in self._sources)), "")
+        if problem and problem != self.qos_problem:
+            self._node.get_logger().error(problem)
+        self.qos_problem = problem
 
     def values(self) -> dict[str, str]:
         """For a DiagnosticStatus."""
@@ -129,7 +122,7 @@ class CameraInput:
     def problem(self) -> str | None:
         """What is wrong with the camera, in one line with the cure; None where nothing is."""
         images, infos = self.counts.images, self.counts.infos
-        if self.qos_problem and not images:
+        if self.qos_problem and not self.counts.pairs:
             return self.qos_problem
         if self.counts.pairs:
             age = time.monotonic() - self.counts.last_pair
@@ -140,7 +133,7 @@ class CameraInput:
                     f"{lost:.0%} of the images on {self.image_topic} are lost on the way: set "
                     "FASTRTPS_DEFAULT_PROFILES_FILE to config/fastdds_images.xml for the camera's driver and this node"
                 )
-            return None
+            return self.qos_problem or None
         if not images and not infos:
             return f"no image on {self.image_topic} and no camera_info on {self.camera_info_topic} yet"
         if not infos:
@@ -165,18 +158,27 @@ class CameraInput:
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
     def _subscribe(self, kind: type, topic: str) -> message_filters.Subscriber:
-        def incompatible(event: Any) -> None:
-            self.qos_problem = qos.incompatible(topic, "subscription", event)
-            self._node.get_logger().error(self.qos_problem)
-
         return message_filters.Subscriber(
             self._node,
             kind,
             topic,
-            qos_profile=qos.SENSOR_QOS,
+            qos_profile=qos.sensor_qos(),
             qos_overriding_options=qos.overridable(),
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
         )
+
+    def _look_for_latched(self) -> None:
+        """What was latched before this node came is only sent to a transient-local subscription; but one of that kind
+        does not match drivers that stream without latching, which then warn. So it is made where it is of use."""
+        if not self._use_latest or len(self._subscriptions) > 2:
+            return
+        publishers = self._node.get_publishers_info_by_topic(self.camera_info_topic)
+        if any(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers):
+            self._subscriptions.append(
+                self._node.create_subscription(
+                    CameraInfo, self.camera_info_topic, self._latched_arrived, qos.latched_qos()
+                )
+            )
 
     # -- pairing ------------------------------------------------------------------------------------------------------
     def _image_arrived(self, image: ImageMessage) -> None:

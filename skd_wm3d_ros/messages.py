@@ -46,13 +46,12 @@ def to_detections(
         transform: from the camera frame; pose and covariance are both turned.
         ids: track ids, "" where unknown; none at all without tracking.
     """
-    boxes = boxes.to(torch.float64)
     rows = zip(
-        transform.points(boxes.center.numpy()).tolist(),
+        transform.points(boxes.center.double().numpy()).tolist(),
         boxes.size.tolist(),
-        transform.orientations(boxes.quaternion.numpy()).tolist(),
+        transform.orientations(Boxes3D.quaternion_from_yaw(boxes.yaw.double()).numpy()).tolist(),
         boxes.labels,
-        boxes.scores.clamp(0, 1).tolist(),
+        boxes.scores.tolist(),
         transform.covariances(pose_covariance(boxes).numpy()).reshape(-1, 36),
         ids or [""] * len(boxes),
         strict=True,
@@ -66,7 +65,7 @@ def to_detections(
         position.x, position.y, position.z = x, y, z
         orientation.x, orientation.y, orientation.z, orientation.w = qx, qy, qz, qw
         size.x, size.y, size.z = length, width, height
-        result.hypothesis.class_id, result.hypothesis.score = label.lower(), score
+        result.hypothesis.class_id, result.hypothesis.score = label.lower(), min(max(score, 0.0), 1.0)
         result.pose.pose, result.pose.covariance = pose, covariance
         detection.header, detection.results, detection.id = header, [result], track
         array_message.detections.append(detection)

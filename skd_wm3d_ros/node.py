@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -324,42 +324,45 @@ class DetectorNode(LifecycleNode):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _problem(self) -> tuple[bytes, str] | None:
-        """The worst of what is wrong, in one line."""
+    def _problems(self) -> Iterator[tuple[bytes, str]]:
+        """Level and line of each thing that is wrong."""
         if self._failure:
-            return ERROR, self._failure
+            yield ERROR, self._failure
         if self._worker is not None and (busy := self._worker.busy()) > self._value("stuck_after"):
-            return ERROR, f"inference is stuck: one frame has taken {busy:.0f} s; restart the node, check the GPU"
+            yield ERROR, f"inference is stuck: one frame has taken {busy:.0f} s; restart the node, check the GPU"
         if self._input is None:
-            return None
+            return
         if (problem := self._input.problem()) is not None:
             self.get_logger().warning(problem, throttle_duration_sec=WARNING_PERIOD, skip_first=True)
-            return WARN, problem
+            yield WARN, problem
         if (problems := self._statistics.problem()) is not None:
-            return problems
+            yield problems
         if self.detector is not None and self.detector.fallen_back:
-            return WARN, f"runs on the CPU, the GPU failed: {self.detector.fallen_back}"
+            yield WARN, f"runs on the CPU, the GPU failed: {self.detector.fallen_back}"
         if self._unlike:
-            return WARN, self._unlike
+            yield WARN, self._unlike
         if self._outputs is not None and self._outputs.qos_problem:
-            return WARN, self._outputs.qos_problem
-        return None
+            yield WARN, self._outputs.qos_problem
 
     def _publish_diagnostics(self) -> None:
         state = "unconfigured" if self.detector is None else "inactive" if self._input is None else "active"
         values = {"state": state}
+        if self._outputs is not None:
+            self._outputs.look()
         if self.detector is not None:
             detector = self.detector.detector
             values |= {"device": str(detector.device), "precision": detector.precision}
             if self.detector.fallen_back:
                 values["CPU fallback"] = self.detector.fallen_back
         if self._input is not None and self._worker is not None:
-            self._input.look_for_latched()
+            self._input.look()
             in_work = self._worker.waiting()  # before the counts, which it must not exceed
             values |= self._input.values() | self._statistics.values()
             values |= {"frames dropped for newer ones": str(self._worker.dropped), "frames in work": str(in_work)}
             values |= {"camera": self._unlike or "like the training camera"} if self._judged is not None else {}
-        level, message = self._problem() or (OK, state)
+        problems = sorted(self._problems(), key=lambda problem: problem[0], reverse=True)
+        level, message = problems[0] if problems else (OK, state)
+        values |= {f"also wrong ({number})": text for number, (_, text) in enumerate(problems[1:], 1)}
         name = f"{self.get_fully_qualified_name()}: detector"
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(to_diagnostics(name, self._camera_frame, level, message, values, stamp))

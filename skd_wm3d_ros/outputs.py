@@ -14,16 +14,16 @@ from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
 from skd_wm3d_ros.diagnostics import STAGES
-from skd_wm3d_ros.qos import HEAVY_QOS, LATCHED_QOS, OUTPUT_QOS, incompatible, overridable
+from skd_wm3d_ros.qos import heavy_qos, latched_qos, misfit_of_publisher, output_qos, overridable
 
-TOPICS: dict[str, tuple[type, QoSProfile]] = {
-    "detections": (Detection3DArray, OUTPUT_QOS),
-    "label_info": (LabelInfo, LATCHED_QOS),
-    "markers": (MarkerArray, HEAVY_QOS),
-    "debug_image": (Image, HEAVY_QOS),
-    "debug_image/compressed": (CompressedImage, HEAVY_QOS),
-    "bev_image": (Image, HEAVY_QOS),
-    **{f"latency/{stage}_ms": (Float64, HEAVY_QOS) for stage in STAGES},
+TOPICS: dict[str, tuple[type, Callable[[], QoSProfile]]] = {
+    "detections": (Detection3DArray, output_qos),
+    "label_info": (LabelInfo, latched_qos),
+    "markers": (MarkerArray, heavy_qos),
+    "debug_image": (Image, heavy_qos),
+    "debug_image/compressed": (CompressedImage, heavy_qos),
+    "bev_image": (Image, heavy_qos),
+    **{f"latency/{stage}_ms": (Float64, heavy_qos) for stage in STAGES},
 }
 """Under the node's private namespace (``~/``)."""
 
@@ -51,19 +51,18 @@ class Outputs:
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers = {}
 
-    def _create(self, name: str, kind: type, qos: QoSProfile) -> Any:
-        topic = self._node.resolve_topic_name(f"~/{name}")
+    def look(self) -> None:
+        """Look at who subscribes; to be called now and then."""
+        problem = next(filter(None, (misfit_of_publisher(self._node, p) for p in self._publishers.values())), "")
+        if problem and problem != self.qos_problem:
+            self._node.get_logger().error(problem)
+        self.qos_problem = problem
 
-        def tell(event: Any) -> None:
-            self.qos_problem = incompatible(topic, "publisher", event)
-            self._node.get_logger().error(self.qos_problem)
-
-        # The executor looks at every event handler whenever it wakes, so there are no more than are of use
-        watched = None if kind is Float64 else tell
+    def _create(self, name: str, kind: type, qos: Callable[[], QoSProfile]) -> Any:
         return self._node.create_lifecycle_publisher(
             kind,
-            topic,
-            qos,
-            event_callbacks=PublisherEventCallbacks(incompatible_qos=watched, use_default_callbacks=False),
+            self._node.resolve_topic_name(f"~/{name}"),
+            qos(),
+            event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
             qos_overriding_options=overridable(),
         )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
-
 from skd_core.boxes import Boxes3D
 from skd_core.iou import bev_iou
 
@@ -29,11 +27,12 @@ def select(boxes: Boxes3D, thresholds: Mapping[str, float], max_range: float = 0
         nms_iou: of two boxes of one class whose footprints overlap by more (IoU seen from above), the better is kept;
             1 = all are.
     """
-    least = torch.tensor([thresholds.get(label, 0.0) for label in boxes.labels], dtype=boxes.scores.dtype)
-    keep = boxes.scores >= least
-    if max_range > 0:
-        keep &= boxes.center[:, [0, 2]].norm(dim=-1) <= max_range
-    boxes = boxes if bool(keep.all()) else boxes[keep]
+    rows = zip(boxes.labels, boxes.scores.tolist(), boxes.center.tolist(), strict=True)
+    keep = [
+        score >= thresholds.get(label, 0.0) and (max_range <= 0 or math.hypot(x, z) <= max_range)
+        for label, score, (x, _, z) in rows
+    ]
+    boxes = boxes if all(keep) else boxes[keep]
     return boxes if nms_iou >= 1 or len(boxes) < 2 else boxes[_suppress(boxes, nms_iou)]
 
 

@@ -409,7 +409,7 @@ def test_incompatible_subscriber_is_named(rig, process):
 
     def named():
         rclpy.spin_once(rig.node, timeout_sec=0.05)
-        return "a subscriber of /detector/detections asks for an incompatible QoS (DURABILITY)" in process.output()
+        return "/rig subscribes to /detector/detections with an incompatible QoS (DURABILITY)" in process.output()
 
     rig.spin_until(named, "the log line")
 

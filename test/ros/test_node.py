@@ -15,7 +15,7 @@ import torch
 from geometry_msgs.msg import Transform as TransformMessage
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from ros_harness import (
     ACTIVATE,
     BEST_EFFORT,
@@ -41,7 +41,7 @@ from skd_core.errors import UserError
 from skd_core.visualize import draw_bev
 from skd_wm3d_ros.cameras import CameraFileError, read_cameras
 from skd_wm3d_ros.node import DetectorNode
-from skd_wm3d_ros.qos import LATCHED_QOS
+from skd_wm3d_ros.qos import latched_qos
 
 pytestmark = pytest.mark.usefixtures("ros")
 
@@ -316,14 +316,49 @@ def test_target_frame_without_tf2_ros(rig, start):
 def test_an_incompatible_publisher_is_named_with_the_cure(rig, start):
     """The node is told to ask for reliable images, the camera offers best effort: silence, but for the diagnostics."""
     start(**{"qos_overrides./image.subscription.reliability": "reliable"})
-    publisher = rig.node.create_publisher(Image, "image", BEST_EFFORT)
+    camera = rclpy.create_node("old_camera", namespace="front")
+    camera.create_publisher(Image, "/image", BEST_EFFORT)
     told = rig.wait_for_diagnostic(
-        "a publisher of /image offers an incompatible QoS (RELIABILITY)",
+        "/front/old_camera publishes /image with an incompatible QoS (RELIABILITY)",
         "qos_overrides./image.subscription.reliability",
     )
     assert told.level == b"\x01"
-    rig.node.destroy_publisher(publisher)
+    subscriptions = {
+        topic: rig.node.get_subscriptions_info_by_topic(topic)[0].qos_profile.reliability
+        for topic in ("/image", "/camera_info")
+    }
+    # an override is of one topic only
+    assert subscriptions == {"/image": ReliabilityPolicy.RELIABLE, "/camera_info": ReliabilityPolicy.BEST_EFFORT}
+    camera.destroy_node()
+    rig.diagnostics.clear()
+    rig.spin_until(lambda: rig.diagnostics and "incompatible" not in rig.diagnostics[-1].message, "the complaint's end")
     assert ask(rig).detections  # from the reliable publisher
+
+
+def test_a_publisher_of_another_type_is_named(rig, start):
+    start()
+    context = rclpy.Context()  # another participant: DDS allows one type for a topic in each
+    context.init()
+    camera = rclpy.create_node("zipped_camera", context=context)
+    camera.create_publisher(CompressedImage, "/image", BEST_EFFORT)
+    rig.wait_for_diagnostic(
+        "/zipped_camera publishes sensor_msgs/msg/CompressedImage on /image, not sensor_msgs/msg/Image"
+    )
+    camera.destroy_node()
+    context.shutdown()
+
+
+def test_an_incompatible_subscriber_is_named_with_the_cure(rig, start):
+    start()
+    assert ask(rig).detections
+    other = rclpy.create_node("recorder")
+    other.create_subscription(Detection3DArray, "/detector/detections", lambda _: None, latched_qos())
+    until_told(
+        rig,
+        "/recorder subscribes to /detector/detections with an incompatible QoS (DURABILITY)",
+        "qos_overrides./detector/detections.publisher.durability",
+    )
+    other.destroy_node()
 
 
 def test_qos_overrides(rig, start):
@@ -335,7 +370,7 @@ def test_qos_overrides(rig, start):
     )
     answer = ask(rig)
     late = []
-    subscription = rig.node.create_subscription(Detection3DArray, "/detector/detections", late.append, LATCHED_QOS)
+    subscription = rig.node.create_subscription(Detection3DArray, "/detector/detections", late.append, latched_qos())
     rig.spin_until(lambda: late, "detections from before the subscription")
     assert late[0].header == answer.header
     info = rig.node.get_publishers_info_by_topic("/detector/detections")[0]
