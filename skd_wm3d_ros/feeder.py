@@ -63,11 +63,11 @@ class Feeder:
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnostics, RELIABLE)
 
     def send(self, stamp: int, image: Image, info: CameraInfo) -> None:
-        """Publish a pair, camera_info first, stamped in nanoseconds."""
+        """Publish a pair, the image first, as image_transport's camera publishers do; stamped in nanoseconds."""
         header = Header(stamp=Time(sec=stamp // 10**9, nanosec=stamp % 10**9), frame_id="camera")
         image.header = info.header = header
-        self._infos.publish(info)
         self._images.publish(image)
+        self._infos.publish(info)
 
     def spin_until(self, condition: Callable[[], object], timeout: float) -> bool:
         """Whether it came true in time."""
