@@ -301,7 +301,7 @@ def test_detect_orders_scores_and_keeps_them_in_0_1(student: Student) -> None:
 def test_score_is_heat_times_certainty_of_depth(student: Student) -> None:
     one = student.detect(image(), cameras(), limit=1)[0]
     _, heat, _ = decode_2d(student.maps_2d(student.features(image())), 1)
-    expected = heat[0] * torch.exp((0.03 - torch.exp(one.boxes3d.log_sigma)) / 0.1)
+    expected = torch.sqrt(heat[0] * torch.exp((0.03 - torch.exp(one.boxes3d.log_sigma)) / 0.1))
     assert one.scores.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

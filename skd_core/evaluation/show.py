@@ -64,7 +64,7 @@ class Choice:
     weights: str | None = None
     results: Path | None = None
     frames: str = "::"
-    threshold: float = 0.35
+    threshold: float = 0.4
     device: str = "auto"
     labels: Path | None = None
     image_topic: str | None = None

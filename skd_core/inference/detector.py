@@ -17,7 +17,7 @@ from skd_core.errors import UserError
 from skd_core.inference.weights import load_weights, save_weights
 from skd_core.models.student import Detections, Student
 
-DEFAULT_THRESHOLD = 0.35
+DEFAULT_THRESHOLD = 0.4
 """Least score: about the best F1 of the bundled weights on held-out synthetic frames (docs/benchmarks.md)."""
 MAX_PIXELS = 1 << 24
 """Of the network's input: what a wrong calibration asks for beyond would only fill the memory."""

@@ -27,7 +27,7 @@ NMS_IOU = 0.6
 """2D boxes of a class that overlap by more are one object [peer]: a large object may have several peaks."""
 
 SCORE_SCALE = 0.1
-"""By how much sigma_z, the relative deviation of depth, exceeds its floor where a score is 1/e of the heat [ours].
+"""By how much sigma_z, the relative deviation of depth, exceeds its floor where certainty is 1/e [ours]. METHOD's
 heat x exp(-sigma_z) hardly sorts by certainty, sigma_z being about .1."""
 
 
@@ -60,7 +60,7 @@ class Detections:
 
     Attributes:
         boxes: shape (K, 4), pixels of the network's input, clipped to the image.
-        scores: shape (K,), heat x exp((.03 - sigma_z) / .1), in [0, 1].
+        scores: shape (K,), in [0, 1]: geometric mean of heat and certainty exp((.03 - sigma_z) / .1) [ours].
         classes: shape (K,), long.
         boxes3d: K decoded boxes.
     """
@@ -151,7 +151,7 @@ class Student(nn.Module):
         rois = Rois(index, boxes, classes, P[index].to(boxes), boxes.new_full((len(index),), height))
         found = (boxes_3d or self.boxes_3d)(features, rois)
         excess = torch.exp(found.log_sigma) - math.exp(MIN_LOG_SIGMA)
-        scores = heat * torch.exp(-excess.clamp(min=0) / SCORE_SCALE)
+        scores = torch.sqrt(heat * torch.exp(-excess.clamp(min=0) / SCORE_SCALE))
         result = []
         for b in range(len(images)):
             at = (index == b).nonzero()[:, 0]
