@@ -36,7 +36,6 @@ from skd_wm3d_ros.diagnostics import ERROR, OK, STAGES, WARN, Statistics, to_dia
 from skd_wm3d_ros.inputs import CameraInput
 from skd_wm3d_ros.order import FrameOrder
 from skd_wm3d_ros.outputs import Outputs
-from skd_wm3d_ros.qos import overridable
 from skd_wm3d_ros.tracking import Tracker
 from skd_wm3d_ros.transforms import IDENTITY, FrameLookup, Transform
 from skd_wm3d_ros.worker import LatestWorker
@@ -96,7 +95,6 @@ class DetectorNode(LifecycleNode):
             "/diagnostics",
             1,
             event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
-            qos_overriding_options=overridable(),
         )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._value("diagnostics_period"), self._publish_diagnostics, clock=steady)

@@ -64,5 +64,5 @@ class Outputs:
             self._node.resolve_topic_name(f"~/{name}"),
             qos(),
             event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
-            qos_overriding_options=overridable(),
+            qos_overriding_options=None if kind is Float64 else overridable(),
         )

@@ -211,7 +211,8 @@ def camera(fx=720.0, width=1280, height=384, cy=None, fy=None):
         (camera(360, 640, 192), []),  # half the resolution of the same view
         (camera(721, 1242, 375, cy=172), []),  # KITTI
         (camera(240, 427, 128), ["focal"]),  # three times magnified
-        (camera(2160, 3840, 1152), ["focal"]),
+        (camera(2160, 3840, 1152), []),  # a finer image of the same view
+        (camera(4320, 7680, 2304), ["focal"]),
         (camera(720, 2400, 384), ["size"]),  # fisheye-wide
         (camera(720, 1280, 960, cy=480), ["size"]),
         (camera(720, 400, 384), ["size"]),
