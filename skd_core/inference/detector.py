@@ -163,7 +163,7 @@ class Detector:
         dtype = PRECISIONS[self.precision]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             P = target.P.to(self.device, torch.float32)[None]
-            found = self.student.detect(pixels[None], P, threshold=score_threshold)[0]
+            found = self.student.detect(pixels[None], P, threshold=score_threshold**2)[0]  # a score is at most sqrt(heat)
         boxes = to_boxes3d(found, self.classes, camera.width / target.width, camera.height / target.height)
         return boxes[boxes.scores >= score_threshold]
 
