@@ -163,7 +163,8 @@ class Detector:
         dtype = PRECISIONS[self.precision]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             P = target.P.to(self.device, torch.float32)[None]
-            found = self.student.detect(pixels[None], P, threshold=score_threshold**2)[0]  # a score is at most sqrt(heat)
+            heat = score_threshold**2  # a score is at most the root of the heat
+            found = self.student.detect(pixels[None], P, threshold=heat)[0]
         boxes = to_boxes3d(found, self.classes, camera.width / target.width, camera.height / target.height)
         return boxes[boxes.scores >= score_threshold]
 
