@@ -13,7 +13,6 @@ import importlib.util
 import math
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from skd_core.data.sample import read_image
 from skd_core.errors import UserError
 from skd_core.visualize import draw_bev, draw_boxes3d, stack, strip, write_image
 from skd_wm3d_ros.bag_player import read_stamp
+from skd_wm3d_ros.processes import running
 from skd_wm3d_ros.resources import share_file
 
 DEMO_BAG = Path(__file__).resolve().parent / "data" / "demo_bag"
@@ -183,11 +183,11 @@ def run(
     try:
         collector = Collector(node, topics, "/detector/detections")
         node_command = [sys.executable, "-m", "skd_wm3d_ros.detector_node", *arguments]
-        with _process(node_command, out / "detector.log") as detector:
+        with running(node_command, out / "detector.log") as detector:
             for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
                 _change_state(node, detector, transition, out / "detector.log")
             command = player_command(bag, topics, rate, collector.detections_topic)
-            with _process(command, out / "player.log") as player:
+            with running(command, out / "player.log") as player:
                 while player.poll() is None:
                     rclpy.spin_once(node, timeout_sec=0.1)
                     if detector.poll() is not None:
@@ -289,23 +289,6 @@ def main(args: Sequence[str] | None = None) -> int:
         print("demo: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-@contextlib.contextmanager
-def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own; interrupted and waited for at the end of the block."""
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _change_state(node: Node, detector: subprocess.Popen[bytes], transition: int, log: Path) -> None:

@@ -1,16 +1,12 @@
-"""The other side of the node, for measurements: sends frames, hears the answers, runs processes."""
+"""The other side of the node, for measurements: sends frames, hears the answers."""
 
 from __future__ import annotations
 
 import array
 import contextlib
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import rclpy
@@ -106,20 +102,3 @@ def feeder_node() -> Iterator[Feeder]:
         yield Feeder(node)
     finally:
         node.destroy_node()
-
-
-@contextlib.contextmanager
-def module_process(module: str, arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module as a process with its output in a file; interrupted and waited for at the end of the block."""
-    with log.open("wb") as sink:
-        command = [sys.executable, "-m", module, *arguments]
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -25,9 +25,10 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.feeder import Feeder, feeder_node, good_image, good_info, module_process
+from skd_wm3d_ros.feeder import Feeder, feeder_node, good_image, good_info
 from skd_wm3d_ros.launching import PROFILE_VARIABLES
 from skd_wm3d_ros.overhead import overhead
+from skd_wm3d_ros.processes import running
 from skd_wm3d_ros.resources import share_file
 
 STEP = 20_000_000  # nanoseconds between the stamps of two frames
@@ -143,7 +144,7 @@ def soak(frames: int, share: float, width: int, height: int, weights: str, devic
     images, info = [good_image(width, height, seed) for seed in range(4)], good_info(width, height)
     bad, memory, stamp, index = 0, [], STEP, 0
     with (
-        module_process("skd_wm3d_ros.detector_node", ["--ros-args", *parameters], log) as process,
+        running([sys.executable, "-m", "skd_wm3d_ros.detector_node", "--ros-args", *parameters], log) as process,
         feeder_node() as feeder,
     ):
         feeder.wait_for_subscribers()

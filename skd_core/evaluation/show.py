@@ -16,7 +16,7 @@ from skd_core.data.kitti import KittiDataset, read_objects
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_truth import find_truth
 from skd_core.evaluation.plots import make_folder
-from skd_core.inference.detector import Detector
+from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
 from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, strip, write_image
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Choice:
     weights: str | None = None
     results: Path | None = None
     frames: str = "::"
-    threshold: float = 0.4
+    threshold: float = DEFAULT_THRESHOLD
     device: str = "auto"
     labels: Path | None = None
     image_topic: str | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from skd_core.config import ModelConfig
 from skd_core.models.backbone import Backbone, roi_features
@@ -140,8 +140,7 @@ class Student(nn.Module):
         features = self.features(images)
         boxes, heat, classes = decode_2d(self.maps_2d(features), limit)
         height, width = images.shape[-2:]
-        bound = boxes.new_tensor([width, height, width, height])
-        boxes = torch.minimum(boxes.clamp(min=0), bound)
+        boxes = clip_boxes_to_image(boxes, (height, width))
         size = boxes[..., 2:] - boxes[..., :2]
         keep = (heat > threshold) & (size.amin(-1) > 1)  # (B, K)
         image = torch.arange(len(images), device=boxes.device)[:, None].expand_as(keep)

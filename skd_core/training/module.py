@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from skd_core.config import TrainConfig
 from skd_core.data.batch import Batch
@@ -157,7 +157,7 @@ class TeacherStudent(nn.Module):
         center = (0.5 / STRIDE * (batch.boxes[:, :2] + batch.boxes[:, 2:])).long()
         column, row = center[:, 0].clamp(0, W - 1), center[:, 1].clamp(0, H - 1)
         own = boxes_at(maps, batch.rois.batch_index, row * W + column)
-        own = torch.minimum(own.clamp(min=0), own.new_tensor([width, height, width, height]))
+        own = clip_boxes_to_image(own, (height, width))
         good = box_iou(own, batch.boxes).diagonal() > 0.5
         return replace(batch.rois, boxes=torch.where(good[:, None], own, batch.rois.boxes))
 
@@ -224,8 +224,7 @@ class TeacherStudent(nn.Module):
         with torch.no_grad():
             projected = boxes.project(batch.rois.P)
             height, width = batch.images.shape[-2:]
-            bound = projected.new_tensor([width, height, width, height])
-            clipped = torch.minimum(projected.clamp(min=0), bound)
+            clipped = clip_boxes_to_image(projected, (height, width))
             return box_iou(clipped, batch.boxes).diagonal()  # type: ignore[no-any-return]
 
     @torch.no_grad()
