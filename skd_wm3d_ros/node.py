@@ -218,7 +218,8 @@ class DetectorNode(LifecycleNode):
     def _detect(self, image: Image | CompressedImage, info: CameraInfo) -> None:
         assert self.detector is not None
         assert self._decode is not None
-        self._order.admit(stamp_nanoseconds(image.header))
+        if self._order.admit(stamp_nanoseconds(image.header)) and self._lookup is not None:
+            self._lookup.forget()
         self._check_age(image)
         times = [time.perf_counter()]
         picture, camera = self._decode(image, info)

@@ -17,8 +17,11 @@ class FrameOrder:
         self._stamp: int | None = None
         self._time = 0.0
 
-    def admit(self, stamp: int) -> None:
+    def admit(self, stamp: int) -> bool:
         """Take the frame of a stamp in nanoseconds for the newest.
+
+        Returns:
+            whether time went back: a bag begins again, or the clock was set back.
 
         Raises:
             Rejection: it was processed already, or a newer one was.
@@ -33,4 +36,6 @@ class FrameOrder:
                 raise Rejection(
                     "late", f"the image of {stamp / 1e9:.9f} s came after that of {self._stamp / 1e9:.9f} s"
                 )
+        went_back = self._stamp is not None and stamp < self._stamp
         self._stamp, self._time = stamp, now
+        return went_back

@@ -114,6 +114,7 @@ class Result:
             "frames sent": f"{self.sent}, {self.malformed} of them malformed",
             "time": f"{self.seconds:.0f} s, {self.sent / self.seconds:.0f} frames/s",
             "arrived in pairs": self.status.get("pairs", "?"),
+            "replaced by newer ones before the node took them": str(self.sent - int(self.status.get("pairs", 0))),
             "answered": f"{len(self.answers)}",
             "rejected": self.status.get("frames rejected", "?"),
             **{f"- {k.partition(': ')[2]}": v for k, v in self.status.items() if k.startswith("frames rejected: ")},

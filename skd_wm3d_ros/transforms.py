@@ -134,6 +134,10 @@ class FrameLookup:
                 "transform", f"no transform from '{frame}' to '{self.target}' at the image's stamp: {reason}"
             ) from None
 
+    def forget(self) -> None:
+        """Drop what moves, for time went back: tf2 refuses transforms older than the ten seconds that it keeps."""
+        self._buffer.clear()
+
     def destroy(self) -> None:
         """Stop listening."""
         if self._listener is not None:

@@ -265,10 +265,13 @@ def test_ids_stay_with_the_objects(rig, start):
 
 
 class Buffer:
-    """tf2_ros.Buffer's lookup_transform; fails until there is a transform."""
+    """tf2_ros.Buffer's lookup_transform and clear; fails until there is a transform."""
 
     def __init__(self):
-        self.transform, self.asked = None, []
+        self.transform, self.asked, self.cleared = None, [], 0
+
+    def clear(self):
+        self.cleared += 1
 
     def lookup_transform(self, target_frame, source_frame, time, timeout):
         self.asked.append((target_frame, source_frame, time.nanoseconds, timeout.nanoseconds))
@@ -299,6 +302,20 @@ def test_target_frame(rig, start):
     ids = [d.id for d in ask(rig).detections]
     assert "" not in ids
     assert [d.id for d in ask(rig).detections] == ids
+
+
+def test_transforms_are_forgotten_when_time_goes_back(rig, start):
+    """tf2 refuses what is older than the ten seconds that it keeps, so a bag that begins again would go unanswered."""
+    buffer = Buffer()
+    buffer.transform = TransformMessage()
+    start(tf_buffer=buffer, target_frame="odom")
+    ask(rig)
+    assert buffer.cleared == 0
+    stamp = rig.send(image_message(picture(1)), camera_info(), rig.header(500_000_000))
+    rig.spin_until(lambda: stamp in rig.answers, "the first frame of the bag that begins again")
+    assert buffer.cleared == 1
+    ask(rig)
+    assert buffer.cleared == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tf2_ros") is not None, reason="tf2_ros is installed here")

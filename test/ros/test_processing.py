@@ -68,16 +68,16 @@ SECOND = 1_000_000_000
 
 def test_no_frame_twice_and_in_order():
     order = FrameOrder()
-    order.admit(10 * SECOND)
+    assert not order.admit(10 * SECOND)
     with pytest.raises(Rejection, match="two images with the stamp") as caught:
         order.admit(10 * SECOND)
     assert caught.value.kind == "repeated"
-    order.admit(11 * SECOND)
+    assert not order.admit(11 * SECOND)
     with pytest.raises(Rejection, match="came after") as caught:
         order.admit(11 * SECOND - 1)
     assert caught.value.kind == "late"
-    order.admit(5 * SECOND)  # a bag begins again
-    order.admit(5 * SECOND + 1)
+    assert order.admit(5 * SECOND)  # a bag begins again
+    assert not order.admit(5 * SECOND + 1)
 
 
 def test_a_frame_sent_again_on_purpose_counts(monkeypatch):
