@@ -225,7 +225,12 @@ def test_conversions_that_make_no_sense_are_errors(encoding, target):
         bridge.imgmsg_to_cv2(image_message(np.zeros((2, 2, 3), np.uint8), encoding), target)
 
 
-@pytest.mark.parametrize("fields", [{"step": 5}, {"height": 3}, {"step": 7}])
+only_ours = pytest.mark.skipif(not is_ours("cv_bridge"), reason="the real cv_bridge takes any step")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"height": 3}, pytest.param({"step": 5}, marks=only_ours), pytest.param({"step": 7}, marks=only_ours)]
+)
 def test_data_that_do_not_fit_the_size_are_an_error(fields):
     message = image_message(np.zeros((2, 2, 3), np.uint8), "bgr8")
     for name, value in fields.items():
