@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from skd_core.errors import UserError
 from skd_core.supervision.priors import prior_of
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Of a run, from its begin (0) to its end (1)."""
 
 
 class Strict(BaseModel):
@@ -101,9 +104,9 @@ class MethodConfig(Strict):
     supervised: bool = False  # 3D labels instead of everything weak: the upper bound, never the product
     direct_targets: bool = False  # pseudo-targets on the student without a teacher
 
-    depth_map_weight: float = 0.5
-    dimension_weight: float = 0.5
-    points_weight: float = 0.1
+    depth_map_weight: float = Field(0.5, ge=0)
+    dimension_weight: float = Field(0.5, ge=0)
+    points_weight: float = Field(0.1, ge=0)
     student_depth_weight: float = Field(0.3, ge=0)  # L_z on the student in best mode
     gtm_alpha: float = Field(4.0, ge=0)
     gtm_beta: float = Field(0.05, ge=0)
@@ -125,13 +128,22 @@ class ScheduleConfig(Strict):
     learning_rate: float = Field(1.25e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
     warmup_epochs: float = Field(5, ge=0)
-    decay: tuple[float, ...] = (90 / 140, 120 / 140)  # shares of the run after which the rate falls tenfold
+    decay: tuple[Share, ...] = (90 / 140, 120 / 140)  # shares of the run after which the rate falls tenfold
     gradient_clip: float = Field(35.0, gt=0)
     ema: float = Field(0.998, ge=0, lt=1)
-    start_3d: tuple[float, float] = (5 / 140, 10 / 140)  # shares of the run over which the 3D losses rise to 1
-    start_distillation: tuple[float, float] = (10 / 140, 20 / 140)
+    start_3d: tuple[Share, Share] = (5 / 140, 10 / 140)  # shares of the run over which the 3D losses rise to 1
+    start_distillation: tuple[Share, Share] = (10 / 140, 20 / 140)
     eval_every: int = Field(10, ge=1)  # epochs
-    freeze_norm: bool = False  # batch norms keep their statistics: several processes then equal one
+    # batch norms keep their statistics; several processes then equal one, but for the certainty of distillation: uad,
+    # which is relative to the boxes of its own process
+    freeze_norm: bool = False
+
+    @field_validator("start_3d", "start_distillation")
+    @classmethod
+    def _in_order(cls, ramp: tuple[float, float]) -> tuple[float, float]:
+        if ramp[0] > ramp[1]:
+            raise ValueError("the start of a rise must not come after its end")
+        return ramp
 
 
 class InitialConfig(Strict):

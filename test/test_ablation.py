@@ -51,10 +51,14 @@ def _scores(ap: float, error: float | None) -> dict[str, Any]:
     return {"ap": {"Car": ious}, "errors": {"Car": errors}}
 
 
-def _finish(out: Path, row: str, seed: int, student: float, teacher: float, error: float | None = 0.5) -> None:
+def _finish(
+    config: Path, out: Path, row: str, seed: int, student: float, teacher: float, error: float | None = 0.5
+) -> None:
     """What a complete run leaves: the last report counts, the one before must not."""
     folder = out / row / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
+    written = row_config(_base(config), row, seed).model_dump(mode="json")
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
     early = {"step": 1, "val": {"student": _scores(-1, 9), "teacher": _scores(-1, 9)}}
     late = {"step": 2, "val": {"student": _scores(student, error), "teacher": _scores(teacher, error)}}
     (folder / "metrics.jsonl").write_text(f"{json.dumps(early)}\n{json.dumps(late)}\n" + '{"step": 3}\n')
@@ -84,8 +88,8 @@ def test_rows_differ_from_the_full_method_by_what_they_leave_out(config: Path) -
 def test_mean_spread_and_single_values(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for seed, ap in enumerate((20.0, 22.0, 27.0)):
-        _finish(out, "full", seed, student=ap, teacher=99)
-    _finish(out, "dsn", 0, student=99, teacher=18.5)
+        _finish(config, out, "full", seed, student=ap, teacher=99)
+    _finish(config, out, "dsn", 0, student=99, teacher=18.5)
     (out / "full" / "3").mkdir()  # begun, not complete
     rows = collect(out, _base(config))["rows"]
     full = rows["full"]
@@ -100,7 +104,7 @@ def test_mean_spread_and_single_values(config: Path, tmp_path: Path) -> None:
 
 
 def test_a_row_that_finds_nothing_is_reported(config: Path, tmp_path: Path) -> None:
-    _finish(tmp_path, "full", 0, 0.0, 0.0, error=None)
+    _finish(config, tmp_path, "full", 0, 0.0, 0.0, error=None)
     result = collect(tmp_path, _base(config))
     assert result["rows"]["full"]["depth_median"] == {"mean": None, "std": None, "seeds": [None]}
     (line,) = [line for line in table(result).splitlines() if "`full`" in line]
@@ -115,7 +119,7 @@ def test_the_result_file_alone_is_enough_to_go_on(
     def run_all(out: Path, pending: list[tuple[str, int]], *rest: object) -> None:
         asked.append(pending)
         for row, seed in pending:
-            _finish(out, row, seed, student=10.0 + seed, teacher=5)
+            _finish(config, out, row, seed, student=10.0 + seed, teacher=5)
 
     monkeypatch.setattr(ablation, "_run_all", run_all)
     first = run_ablation(config, out, ["full"], 2, 1, None, "cpu")
@@ -136,6 +140,10 @@ def test_results_of_another_config_are_not_mixed(config: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="another config"):
         collect(tmp_path, longer)
     collect(tmp_path, base.model_copy(update={"seed": 5}))  # the seed belongs to the run
+    (tmp_path / "ablation.json").unlink()
+    _finish(config, tmp_path, "full", 0, 1.0, 1.0)  # and a run, where the file was deleted
+    with pytest.raises(UserError, match="full/0: is a run of another config"):
+        collect(tmp_path, longer)
     for damaged in ("{", '{"rows": {"full": {}}}'):
         (tmp_path / "ablation.json").write_text(damaged)
         with pytest.raises(UserError, match="not a result of this command"):
@@ -147,6 +155,11 @@ def test_without_a_validation_set_it_says_so(root: Path, tmp_path: Path) -> None
     path.write_text(yaml.safe_dump(tiny.make_config(root).model_dump(mode="json")))
     with pytest.raises(UserError, match=r"data\.val"):
         run_ablation(path, tmp_path / "out", ["full"], 1, 1, None, "cpu")
+
+
+def test_a_place_that_cannot_be_written_is_named(config: Path) -> None:
+    with pytest.raises(UserError, match=r"/proc/nowhere.*cannot make this folder"):
+        run_ablation(config, Path("/proc/nowhere"), ["full"], 1, 1, None, "cpu")
 
 
 def test_two_rows_are_trained_for_real(config: Path, tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def test_unknown_key_names_the_nearest_valid_one(tmp_path: Path) -> None:
         ({"schedule": {"epochs": "many"}}, "schedule.epochs"),
         ({"schedule": {"epochs": 0}}, "schedule.epochs"),
         ({"schedule": {"ema": 1.0}}, "schedule.ema"),
+        ({"schedule": {"decay": [90, 120]}}, "schedule.decay"),  # epochs, where shares of the run are meant
+        ({"schedule": {"start_3d": [5, 10]}}, "schedule.start_3d"),
+        ({"schedule": {"start_distillation": [0.2, 0.1]}}, "schedule.start_distillation"),
+        ({"method": {"dimension_weight": -3}}, "method.dimension_weight"),
         ({"augment": {"flip": 2}}, "augment.flip"),
         ({"method": {"distillation": "l2"}}, "method.distillation"),
         ({"method": {"mode": "good"}}, "method.mode"),

@@ -32,7 +32,7 @@ from skd_core.supervision.depth import (
     fill_cache,
     load_estimator,
 )
-from skd_core.supervision.priors import prior_of
+from skd_core.supervision.priors import PRIORS, prior_of
 from skd_core.supervision.pseudo import (
     PseudoTargets,
     fit_alpha,
@@ -523,9 +523,13 @@ def test_kept_targets_are_the_made_ones_until_something_changes(root: Path, monk
     for path in kept:
         path.write_bytes(path.read_bytes()[:100])
     assert same(TargetMaker().all(open_root(root)), changed)
+    assert len(calls) == 16
     monkeypatch.setattr(module, "VERSION", -1)
     TargetMaker().all(open_root(root))
     assert len(calls) == 20
+    monkeypatch.setitem(PRIORS, "Car", replace(PRIORS["Car"], size=(1.6, 1.8, 4.5)))
+    assert not same(TargetMaker().all(open_root(root)), changed)
+    assert len(calls) == 24
 
 
 def test_training_set_uses_the_kept_targets(root: Path) -> None:

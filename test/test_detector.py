@@ -26,6 +26,7 @@ from skd_core.inference.predict import predict_images
 from skd_core.inference.weights import BUNDLED, digest, load_weights, resolve, save_weights
 from skd_core.models.decode import Prediction3D
 from skd_core.models.student import Detections, Student
+from skd_core.supervision.priors import PRIORS, ClassPrior
 
 WIDTH, HEIGHT = 320, 96
 
@@ -301,6 +302,17 @@ def test_weights_of_every_class_list(tmp_path: Path) -> None:
     assert again.classes == ("Van", "Truck")
     assert again.metadata["seed"] == 3
     assert again.metadata["focal"] == [100.0, 90.0]
+
+
+def test_weights_keep_the_sizes_they_were_trained_with(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_weights(weights)[0]
+    name = before.config.classes[0]
+    monkeypatch.setitem(PRIORS, name, ClassPrior((9.0, 9.0, 9.0)))
+    assert torch.equal(load_weights(weights)[0].prior, before.prior)
+    assert Student(before.config).prior[0].tolist() == [9, 9, 9]
+    refused(rewritten(weights, tmp_path / "w.safetensors", prior_sizes=[[1.0, 2.0, 3.0]]))
 
 
 @pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.safetensors")), ids=lambda p: p.stem)

@@ -273,7 +273,7 @@ def spoil(trainer: Trainer, at: int) -> Callable[..., Tensor]:
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(root: Path, tmp_path: Path) -> None:
     trainer = Trainer(resumable(root), tmp_path, "cpu")
     trainer.raw.loss_points.register_forward_hook(spoil(trainer, 4))
-    with pytest.raises(UserError, match=r"step 4: .*teacher/points") as caught:
+    with pytest.raises(UserError, match=r"step 4: .*teacher/points.*\(0000\d\d, 0000\d\d\)") as caught:
         trainer.fit()
     assert "heatmap" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -306,6 +306,14 @@ def test_wrong_runs_are_refused_in_one_line(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="file"):
         Trainer(tiny.make_config(root), tmp_path / "file", "cpu")
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_set_without_one_object_of_the_classes_is_refused(root: Path, tmp_path: Path) -> None:
+    """nuScenes' class names on KITTI's labels: nothing would be learnt, and nothing said."""
+    config = tiny.make_config(root, model={"classes": ["car"]}, method={"teacher": False, "distillation": "none"})
+    with pytest.raises(UserError, match=r"without a single 2D box of model\.classes \(car\); its labels name Car, "):
+        run(config, tmp_path / "out")
+    assert not (tmp_path / "out" / "student.safetensors").exists()
 
 
 # -- GTM ---------------------------------------------------------------------------------------------------------------
@@ -462,6 +470,48 @@ def test_ramps_scale_the_3d_terms(pair: tuple[TeacherStudent, Batch]) -> None:
     assert none["heatmap"].item() == pytest.approx(whole["heatmap"].item(), rel=1e-5)
     late = model(batch, Step(distillation=0.0))
     assert not {"student/distillation", "teacher/points"} & late.keys()
+
+
+def test_every_term_has_its_weight(root: Path) -> None:
+    """With losses that are all 1, a term is its weight. METHOD 6: L and L3D."""
+    weights = {"depth_map_weight": 0.6, "dimension_weight": 0.7, "points_weight": 0.2, "student_depth_weight": 0.4}
+    config = tiny.make_config(root, method=weights, augment={"photometric": 0, "flip": 0})
+    batch, model = batch_of(root, config), TeacherStudent(config).eval()
+    asked: dict[str, tuple[Any, ...]] = {}
+
+    def one(name: str) -> Callable[..., Tensor]:
+        def loss(*arguments: Any, **options: Any) -> Tensor:
+            asked[name] = arguments
+            return torch.ones(len(batch.boxes)) if name != "depth_map" else torch.tensor(1.0)
+
+        return loss
+
+    for name in ("depth_map", "projection", "dimension", "depth", "yaw", "points", "distillation"):
+        getattr(model, f"loss_{name}").forward = one(name)
+    whole = {name: value.item() for name, value in model(batch, Step()).items() if "/" in name}
+    assert whole == pytest.approx({
+        "student/projection": 1, "student/dimension": 0.7, "student/yaw": 1, "student/depth": 0.4,
+        "student/distillation": 1, "teacher/depth_map": 0.6, "teacher/projection": 1, "teacher/dimension": 0.7,
+        "teacher/yaw": 1, "teacher/depth": 1, "teacher/points": 0.2, "teacher/feedback": 0.05,
+    })  # fmt: skip
+    half = {name: value.item() for name, value in model(batch, Step(0.5, 0.5)).items() if "/" in name}
+    full = ("teacher/depth_map", "teacher/feedback")
+    assert half == pytest.approx({n: v if n in full else v / 2 for n, v in whole.items() if n != "teacher/feedback"})
+    shared = {name: value.item() for name, value in model(batch, Step(objects=2.0 * len(batch.boxes))).items()}
+    assert shared["student/yaw"] == pytest.approx(0.5)
+    # targets are the labels' boxes, not the RoIs, and z_f where there is one
+    assert torch.equal(asked["projection"][1], batch.boxes)
+    known = batch.pseudo.z.isfinite()
+    assert torch.equal(asked["depth"][2][known], batch.pseudo.z[known])
+
+
+def test_the_optimiser_is_told_what_the_schedule_says(root: Path, tmp_path: Path) -> None:
+    config = tiny.make_config(root, schedule={"weight_decay": 0.25, "gradient_clip": 0.01, "learning_rate": 0.5})
+    trainer = Trainer(config, tmp_path, "cpu")
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.25]
+    trainer._train_step(batch_of(root, config))
+    found = torch.stack([p.grad.norm() for p in trainer.raw.parameters() if p.grad is not None])
+    assert float(found.norm()) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_3d_heads_see_the_boxes_that_the_2d_heads_find(pair: tuple[TeacherStudent, Batch]) -> None:

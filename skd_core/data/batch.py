@@ -36,6 +36,7 @@ class Batch:
         depth: shape (B, H, W), metres, 0 = unknown; all 0 without a depth source.
         pseudo: N pseudo-targets.
         truth: N true boxes; None unless the run is the supervised rival.
+        names: of the B images.
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class Batch:
     depth: Tensor
     pseudo: PseudoTargets
     truth: Boxes3D | None
+    names: tuple[str, ...]
 
     def to(self, device: torch.device) -> Batch:
         """All tensors on a device."""
@@ -203,6 +205,7 @@ def collate(items: list[Item], classes: tuple[str, ...]) -> Batch:
         depth=torch.stack([torch.zeros(s.image.shape[1:]) if s.depth is None else s.depth for s in samples]),
         pseudo=PseudoTargets(**{k: torch.cat([getattr(p, k) for _, p, _ in items]) for k in vars(items[0][1])}),
         truth=truth,
+        names=tuple(s.name for s in samples),
     )
 
 

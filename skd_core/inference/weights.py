@@ -56,6 +56,7 @@ def save_weights(path: str | Path, student: Student, focal: tuple[float, float],
     metadata = {
         "format": FORMAT,
         "model": student.config.model_dump(mode="json"),
+        "prior_sizes": student.prior.tolist(),
         "focal": list(focal),
         "normalisation": {"mean": list(MEAN), "std": list(STD), "of": "RGB in [0, 1]"},
         "camera_convention": "P of the rectified image; pixel i covers [i, i+1); resized with the image",
@@ -102,6 +103,8 @@ def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
     try:
         student = Student(config)
         student.load_state_dict(state)
-    except (UserError, RuntimeError) as error:
+        if "prior_sizes" in metadata:  # sizes as trained with, whatever PRIORS says today
+            student.prior.copy_(torch.tensor(metadata["prior_sizes"]).reshape(student.prior.shape))
+    except (UserError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"weights '{path}': {' '.join(str(error).split())[:300]}") from None
     return student.eval(), metadata

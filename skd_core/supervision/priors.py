@@ -1,7 +1,7 @@
 """Class sizes (METHOD 8) and the tolerances the losses allow around them.
 
 KITTI's and nuScenes' numbers are statistics of their 3D labels, the one place where such labels enter; a vehicle
-specification sheet gives nearly the same values and is the strictly 2D-only choice (a config may set its own).
+specification sheet gives nearly the same values and is the strictly 2D-only choice.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from skd_core.data.kitti import write_atomic
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
 from skd_core.supervision.depth import align_relative, check_kind
+from skd_core.supervision.priors import prior_of
 from skd_core.supervision.pseudo import VERSION, PseudoTargets, pseudo_targets
 
 
@@ -50,8 +51,8 @@ class TargetMaker:
         """The targets of every sample, in order.
 
         A source that can name its files, as :meth:`skd_core.data.kitti.KittiDataset.files` does, has them kept in
-        ``pseudo-*.npz`` beside the first sample's depth map, as long as no setting and no file changes (name, size,
-        time). Where that folder cannot be written they are made anew each time.
+        ``pseudo-*.npz`` beside the first sample's depth map, as long as no setting, no class's prior and no file (name,
+        size, time) changes. Where that folder cannot be written they are made anew each time.
 
         Raises:
             UserError: a frame cannot be read, or the depth maps are of the other kind.
@@ -77,10 +78,12 @@ class TargetMaker:
             return None, ""
         folder = files[0]["depth"].parent
         check_kind(folder, self.depth_kind)
-        settings = {**vars(self), "classes": getattr(source, "classes", ()), "names": [f["image"].stem for f in files]}
+        classes = getattr(source, "classes", ())
+        settings = {**vars(self), "classes": classes, "names": [f["image"].stem for f in files]}
         which = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         state = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns) for f in files for path in f.values()]
-        key = hashlib.sha256(json.dumps([VERSION, state]).encode()).hexdigest()
+        priors = [vars(prior_of(name)) for name in classes]
+        key = hashlib.sha256(json.dumps([VERSION, priors, state]).encode()).hexdigest()
         return folder / f"pseudo-{which}.npz", key
 
 

@@ -106,7 +106,10 @@ def run_ablation(
     pending = [(row, seed) for row, seed in todo if seed not in result["rows"].get(row, {}).get("seeds", [])]
     for row, seed in pending:
         folder = out / row / str(seed)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot make this folder: {error.strerror}") from None
         text = yaml.safe_dump(configs[row, seed].model_dump(mode="json"), sort_keys=False)
         write_atomic(folder / "row.yaml", text)
     try:
@@ -179,7 +182,7 @@ def collect(out: Path, base: TrainConfig) -> dict[str, Any]:
     """Mean, spread and single values of every measure, from ``out/ablation.json`` and the complete runs in ``out``.
 
     Raises:
-        UserError: the file is damaged or of another config.
+        UserError: the file is damaged, or it or a run is of another config.
     """
     path, config = out / "ablation.json", base.model_dump(mode="json", exclude={"seed"})
     runs: dict[str, dict[int, dict[str, float | None]]] = {row: {} for row in ROWS}
@@ -197,6 +200,8 @@ def collect(out: Path, base: TrainConfig) -> dict[str, Any]:
         for folder in (p for p in (out / row).glob("*") if p.name.isdigit()):
             report = _last_report(folder) if _complete(folder) else None
             if report is not None:
+                if load_config(folder / "config.yaml") != row_config(base, row, int(folder.name)):
+                    raise UserError(f"{folder}: is a run of another config; choose another --out or delete it")
                 known[int(folder.name)] = _measures(report["val"][ROWS[row][2]])
     rows: dict[str, Any] = {}
     for row, known in runs.items():

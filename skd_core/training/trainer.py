@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from skd_core.training.evaluate import predict_dataset, score_dataset
 from skd_core.training.modulation import YARDSTICKS
 from skd_core.training.module import Step, TeacherStudent
 from skd_core.training.schedule import learning_rate, ramp
+
+PATIENCE = timedelta(hours=12)  # of the other processes while the first one evaluates
 
 LOOSE = {"Car": "0.50", "Pedestrian": "0.25", "Cyclist": "0.25"}
 """The IoU at which the progress line reports AP."""
@@ -66,7 +69,7 @@ class Trainer:
             accelerator=picked.type,
             devices=local if world_size > 1 or picked.index is None else [picked.index],
             num_nodes=world_size // local,
-            strategy=DDPStrategy(find_unused_parameters=True) if world_size > 1 else "auto",
+            strategy=DDPStrategy(find_unused_parameters=True, timeout=PATIENCE) if world_size > 1 else "auto",
             precision=config.precision,
         )
         self.fabric.launch()
@@ -132,6 +135,7 @@ class Trainer:
             "model": self.raw.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # the gradient scaler of 16-mixed
             "modulation": self.raw.modulation.state_dict(),
             "rng": torch.get_rng_state(),
             "means": vars(self.means),
@@ -148,6 +152,8 @@ class Trainer:
         self.raw.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("precision"):
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.raw.modulation.load_state_dict(state["modulation"])
         torch.set_rng_state(state["rng"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -181,10 +187,11 @@ class Trainer:
         try:
             while self.step < total:
                 self.sampler.epoch, self.sampler.first = divmod(self.step, per_epoch)
+                start = time.monotonic()
                 for batch in training_loader(self.dataset, self.sampler, self.config):
-                    start = time.monotonic()
                     terms = self._train_step(batch.to(self.fabric.device))
-                    self.seconds += time.monotonic() - start
+                    self.seconds += time.monotonic() - start  # loading, too
+                    start = time.monotonic()
                     self.means.add(terms)
                     self.step += 1
                     bar.update()
@@ -200,6 +207,8 @@ class Trainer:
                         self.save()
                         saved = now
                 epoch = self.step // per_epoch
+                if self.means.values()["objects"] == 0:
+                    raise UserError(self._no_objects())
                 report = {
                     "epoch": epoch,
                     "step": self.step,
@@ -239,28 +248,38 @@ class Trainer:
             freeze_batch_norm(self.raw)
         terms: dict[str, Tensor] = self.model(batch, step)
         loss = torch.stack(list(terms.values())).sum()
-        self._check_finite(terms, "loss")
+        self._check_finite(terms, "loss", batch)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=schedule.gradient_clip, error_if_nonfinite=False
         )
         if norm is not None:
-            self._check_finite({"gradient norm": norm}, "gradient")
+            self._check_finite({"gradient norm": norm}, "gradient", batch)
         self.optimizer.step()
         self._update_modulation()
         self._update_ema()
-        return {name: float(value.detach()) for name, value in terms.items()} | {"loss": float(loss.detach())}
+        values = {name: float(value.detach()) for name, value in terms.items()}
+        return values | {"loss": float(loss.detach()), "objects": objects * self.fabric.world_size}
 
-    def _check_finite(self, values: dict[str, Tensor], kind: str) -> None:
+    def _check_finite(self, values: dict[str, Tensor], kind: str, batch: Batch) -> None:
         if self.config.precision == "16-mixed" and kind == "gradient":
             return  # the scaler skips such a step by itself
         bad = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
         if bad:
             raise UserError(
-                f"training stopped at step {self.step}: {', '.join(bad)} is not finite; the last checkpoint is whole. "
-                "Lower schedule.learning_rate or look at the frames of this step"
+                f"training stopped at step {self.step}: {', '.join(bad)} is not finite. Look at this step's frames "
+                f"({', '.join(batch.names)}), or train with a lower schedule.learning_rate into another --out"
             )
+
+    def _no_objects(self) -> str:
+        samples = (self.dataset.prepared(index)[0] for index in range(min(len(self.dataset), 50)))
+        ignored = sorted({label for sample in samples for label in sample.ignore.labels})
+        wanted, root = ", ".join(self.config.model.classes), self.config.data.train.root
+        return (
+            f"{root}: a whole epoch without a single 2D box of model.classes ({wanted})"
+            f"; its labels name {', '.join(ignored) or 'nothing at all'}"
+        )
 
     def _update_modulation(self) -> None:
         """Every process sees the same means, and takes part even when its own share of the batch has no object."""
