@@ -177,7 +177,8 @@ class Camera:
         if p[0, 0] != 0:
             P = p
         elif k[0, 0] != 0:
-            if any(_numbers(f"{name}: D", _entries(info, "d", "D", "distortion_coefficients"))):
+            fisheye = info.get("distortion_model") in ("equidistant", "fisheye")  # r = f * theta, with D = 0 too
+            if fisheye or any(_numbers(f"{name}: D", _entries(info, "d", "D", "distortion_coefficients"))):
                 raise UserError(f"{name}: has distortion but no P; rectify the images first (image_proc) and give P")
             P = torch.cat([k, k.new_zeros(3, 1)], 1)
         else:

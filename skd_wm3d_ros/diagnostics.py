@@ -15,6 +15,9 @@ from std_msgs.msg import Header
 STAGES = ("decode", "infer", "publish", "total")
 """The last from the image's stamp to the published detections."""
 
+RECENT = 10.0
+"""Seconds: what happened to the frames of this time decides whether all is well."""
+
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -27,6 +30,7 @@ class Statistics:
     encodings: Counter[str] = field(default_factory=Counter)  # of the images answered
     last_error: str = ""
     last_answer: float = 0.0
+    recent: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=2000))  # when, and if answered
     latencies: deque[tuple[float, ...]] = field(default_factory=lambda: deque(maxlen=50))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -36,12 +40,14 @@ class Statistics:
             self.answered += 1
             self.encodings[encoding] += 1
             self.last_answer = time.monotonic()
+            self.recent.append((self.last_answer, True))
             self.latencies.append(seconds)
 
     def reject(self, kind: str, reason: str) -> None:
         """One frame skipped."""
         with self.lock:
             self.rejected[kind] += 1
+            self.recent.append((time.monotonic(), False))
             self.last_error = reason
 
     def values(self) -> dict[str, str]:
@@ -59,14 +65,18 @@ class Statistics:
             return values
 
     def problem(self) -> tuple[bytes, str] | None:
-        """What is wrong with the frames: an error where none was answered, a warning where some were not."""
+        """What is wrong with the frames of the last RECENT seconds, or with the last one where that is longer ago: an
+        error where none was answered, a warning where some were not."""
         with self.lock:
-            count = self.rejected.total()
-            if not count:
+            since = time.monotonic() - RECENT
+            while len(self.recent) > 1 and self.recent[0][0] < since:
+                self.recent.popleft()
+            rejected = sum(not answered for _, answered in self.recent)
+            if not rejected:
                 return None
-            if not self.answered:
+            if rejected == len(self.recent):
                 return ERROR, self.last_error
-            return WARN, f"{count} frames rejected, the last: {self.last_error}"
+            return WARN, f"{rejected} of {len(self.recent)} frames rejected, the last: {self.last_error}"
 
 
 def to_diagnostics(

@@ -25,6 +25,7 @@ LATCHED_AFTER = 2.0  # seconds after which a camera_info is not one of a stream:
 MUCH_LOSS = 0.1  # share of lost images that is worth a warning
 
 ImageMessage = Image | CompressedImage
+Arrival = tuple[CameraInfo, float]  # and when it came, monotonic seconds
 
 
 @dataclass
@@ -35,7 +36,10 @@ class InputCounts:
     infos: int = 0
     pairs: int = 0
     pairs_with_latest_info: int = 0
-    last_pair: float = 0.0  # monotonic seconds
+    negative_stamps: int = 0  # messages ignored for that
+    last_image: float = 0.0  # monotonic seconds
+    last_pair: float = 0.0
+    last_negative_stamp: float = 0.0
 
 
 class CameraInput:
@@ -64,7 +68,9 @@ class CameraInput:
         self._node, self._on_pair, self._use_latest = node, on_pair, use_latest_info
         self.counts, self.loss, self.qos_problem = InputCounts(), LossMeter(), ""
         self._newest: dict[str, int] = {}  # topic -> stamp
-        self._info: tuple[CameraInfo, float] | None = None  # the latest, and when it came (monotonic seconds)
+        self._negative_stamp = ""  # what to say of the last one
+        self._streamed: Arrival | None = None  # the latest on the ordinary subscription
+        self._latched: Arrival | None = None  # and on that for latched ones
         self._waiting: ImageMessage | None = None  # for its camera_info
         self._done_early: deque[int] = deque(maxlen=SYNC_QUEUE)  # stamps that may still find their own camera_info
         image_topic = node.resolve_topic_name("image")
@@ -72,10 +78,12 @@ class CameraInput:
         self.image_topic = f"{image_topic}/compressed" if transport == "compressed" else image_topic
         self.camera_info_topic = node.resolve_topic_name("camera_info")
         image_type = CompressedImage if transport == "compressed" else Image
-        images = self._subscribe(image_type, self.image_topic)
-        infos = self._subscribe(CameraInfo, self.camera_info_topic)
-        self._sources = (images, infos)
-        self._subscriptions = [images.sub, infos.sub]
+        self._sources = (
+            self._subscribe(image_type, self.image_topic),
+            self._subscribe(CameraInfo, self.camera_info_topic),
+        )
+        self._subscriptions = [source.sub for source in self._sources]
+        images, infos = (self._with_good_stamps(source) for source in self._sources)
         images.registerCallback(self._image_arrived)  # before the synchronizer's callbacks
         infos.registerCallback(self._info_arrived)
         if slop > 0:
@@ -107,27 +115,31 @@ class CameraInput:
 
     def values(self) -> dict[str, str]:
         """For a DiagnosticStatus."""
+        silent = time.monotonic() - self.counts.last_image > SILENCE
         values = {
             "images received": str(self.counts.images),
-            "image rate (Hz)": f"{self.loss.rate():.1f}",
+            "image rate (Hz)": f"{0.0 if silent else self.loss.rate():.1f}",
             "images lost (%)": f"{100 * self.loss.lost():.0f}",
             "camera_info received": str(self.counts.infos),
             "pairs": str(self.counts.pairs),
             "pairs with the latest camera_info": str(self.counts.pairs_with_latest_info),
         }
+        if self.counts.negative_stamps:
+            values["messages with a negative stamp"] = str(self.counts.negative_stamps)
         if self.counts.pairs:
             values["age of the last pair (s)"] = f"{time.monotonic() - self.counts.last_pair:.2f}"
         return values
 
     def problem(self) -> str | None:
         """What is wrong with the camera, in one line with the cure; None where nothing is."""
-        images, infos = self.counts.images, self.counts.infos
+        now, images, infos = time.monotonic(), self.counts.images, self.counts.infos
+        if self.counts.negative_stamps and now - self.counts.last_negative_stamp <= SILENCE:
+            return self._negative_stamp
         if self.qos_problem and not self.counts.pairs:
             return self.qos_problem
-        if self.counts.pairs:
-            age = time.monotonic() - self.counts.last_pair
-            if age > SILENCE:
-                return f"no frame on {self.image_topic} for {age:.0f} s: is the camera's driver alive?"
+        if images and (age := now - self.counts.last_image) > SILENCE:
+            return f"no frame on {self.image_topic} for {age:.0f} s: is the camera's driver alive?"
+        if self.counts.pairs and now - self.counts.last_pair <= SILENCE:
             if (lost := self.loss.lost()) > MUCH_LOSS:
                 return (
                     f"{lost:.0%} of the images on {self.image_topic} are lost on the way: set "
@@ -140,6 +152,11 @@ class CameraInput:
             return (
                 f"images arrive on {self.image_topic} but no camera_info on {self.camera_info_topic}: "
                 "publish the calibration there or remap camera_info"
+            )
+        if images and not self._use_latest and self._streamed and (age := now - self._streamed[1]) > SILENCE:
+            return (
+                f"images arrive on {self.image_topic} but no camera_info on {self.camera_info_topic} for {age:.0f} s: "
+                "is its publisher alive? Or set use_latest_camera_info"
             )
         if not images:
             return (
@@ -167,6 +184,28 @@ class CameraInput:
             event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
         )
 
+    def _with_good_stamps(self, source: message_filters.Subscriber) -> message_filters.SimpleFilter:
+        """What a synchronizer can take: rclpy's Time raises on negative seconds, whatever the nanoseconds."""
+        good, topic = message_filters.SimpleFilter(), source.getTopic()
+
+        def check(message: ImageMessage | CameraInfo) -> None:
+            if self._has_good_stamp(message, topic):
+                good.signalMessage(message)
+
+        source.registerCallback(check)
+        return good
+
+    def _has_good_stamp(self, message: ImageMessage | CameraInfo, topic: str) -> bool:
+        seconds = message.header.stamp.sec
+        if seconds < 0:
+            self.counts.negative_stamps += 1
+            self.counts.last_negative_stamp = time.monotonic()
+            self._negative_stamp = (
+                f"a message on {topic} has a negative stamp ({seconds} s) and is ignored: "
+                "check the publisher's clock and what it sets as header.stamp"
+            )
+        return seconds >= 0
+
     def _look_for_latched(self) -> None:
         """What was latched before this node came is only sent to a transient-local subscription; but one of that kind
         does not match drivers that stream without latching, which then warn. So it is made where it is of use."""
@@ -184,6 +223,7 @@ class CameraInput:
     def _image_arrived(self, image: ImageMessage) -> None:
         stamp = stamp_nanoseconds(image.header)
         self.counts.images += 1
+        self.counts.last_image = time.monotonic()
         self.loss.image(stamp)
         self._mind_the_clock(self.image_topic, stamp)
         self._pair_with_latest()  # the image before, if it still waits
@@ -196,18 +236,30 @@ class CameraInput:
         self.counts.infos += 1
         self.loss.info(stamp)
         self._mind_the_clock(self.camera_info_topic, stamp)
-        self._info = (info, time.monotonic())
+        self._streamed = (info, time.monotonic())
 
     def _latched_arrived(self, info: CameraInfo) -> None:
-        if self._info is None:  # else it has come, or will come, on the other subscription too
+        if not self._has_good_stamp(info, self.camera_info_topic):
+            return
+        self._latched = (info, time.monotonic())
+        if self._latest() is self._latched:  # else it has come on the other subscription too
             self.counts.infos += 1
-            self._info = (info, time.monotonic())
             self._wait_for_info()
 
+    def _latest(self) -> Arrival | None:
+        """The latest camera_info. A latched one may have been published long ago, so a stream counts while it lasts;
+        else what came last, since a driver that starts anew may bring another calibration."""
+        streamed, latched = self._streamed, self._latched
+        if streamed is None or latched is None:
+            return streamed or latched
+        streams = time.monotonic() - streamed[1] <= LATCHED_AFTER
+        return streamed if streams or streamed[1] > latched[1] else latched
+
     def _wait_for_info(self) -> None:
-        if self._waiting is None or self._info is None:
+        latest = self._latest()
+        if self._waiting is None or latest is None:
             return
-        if time.monotonic() - self._info[1] > LATCHED_AFTER:
+        if time.monotonic() - latest[1] > LATCHED_AFTER:
             self._pair_with_latest()
         else:
             self._grace.reset()
@@ -215,9 +267,10 @@ class CameraInput:
     def _pair_with_latest(self) -> None:
         image, self._waiting = self._waiting, None
         self._grace.cancel()
-        if image is None or self._info is None or not self._use_latest:
+        latest = self._latest()
+        if image is None or latest is None or not self._use_latest:
             return
-        info = self._info[0]
+        info = latest[0]
         if info.header.frame_id == image.header.frame_id:
             self.counts.pairs_with_latest_info += 1
             self._done_early.append(stamp_nanoseconds(image.header))

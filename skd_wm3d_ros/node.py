@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Float64, Header
 
@@ -43,6 +44,7 @@ from skd_wm3d_ros.worker import LatestWorker
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 WARNING_PERIOD = 10.0  # seconds between equal complaints in the log
 BEV_RANGE = 60.0  # metres that the bird's-eye view reaches ahead where max_range sets no other
+MOST_AHEAD = 1.0  # seconds that a stamp may be ahead of the clock: two machines' clocks differ a little
 STOP_TIMEOUT = 10.0  # seconds that a deactivation waits for the frame in work
 
 LoadDetector = Callable[[str, str, str], Detector]
@@ -83,10 +85,11 @@ class DetectorNode(LifecycleNode):
         self._input: CameraInput | None = None
         self._decode: Decoder | None = None
         self._lookup: FrameLookup | None = None
-        self._tracker: Tracker | None = None
+        self._tracker, self._tracking = Tracker(), False
         self._worker: LatestWorker[tuple[Image | CompressedImage, CameraInfo]] | None = None
         self._order, self._statistics = FrameOrder(), Statistics()
         self._failure = self._unlike = ""
+        self._ahead = 0.0  # seconds that the last image's stamp was ahead of this node's clock
         self._camera_frame = ""
         self._judged: Camera | None = None  # the camera that was compared with the training camera
         # steady time: a dead camera or a stopped simulation must show
@@ -98,6 +101,7 @@ class DetectorNode(LifecycleNode):
         )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._value("diagnostics_period"), self._publish_diagnostics, clock=steady)
+        self.add_post_set_parameters_callback(self._parameters_set)
 
     def autostart(self) -> bool:
         """Configure and activate; False where one of them fails."""
@@ -161,8 +165,9 @@ class DetectorNode(LifecycleNode):
             return FAILURE
         result = super().on_activate(state)
         self._failure, self._statistics, self._order = "", Statistics(), FrameOrder()
-        self._tracker = Tracker() if self._value("tracking") else None
-        self._judged, self._unlike = None, ""
+        self._tracking = self._value("tracking")
+        self._tracker.restart()
+        self._judged, self._unlike, self._ahead = None, "", 0.0
         worker = self._worker = LatestWorker(self._process, self._period)
         self._input = CameraInput(
             self,
@@ -173,9 +178,7 @@ class DetectorNode(LifecycleNode):
         )
         rectified = self._value("image_is_rectified")
         self._decode = Decoder(self._input.image_topic, self._input.camera_info_topic, rectified)
-        header = Header(stamp=self.get_clock().now().to_msg())
-        classes, threshold = self.detector.detector.classes, self._value("score_threshold")
-        self._outputs.publish("label_info", messages.to_label_info(classes, threshold, header))
+        self._publish_label_info()
         self.get_logger().info(f"listening to {self._input.image_topic} and {self._input.camera_info_topic}")
         return result
 
@@ -183,7 +186,7 @@ class DetectorNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe and finish the frame in work; the model stays loaded."""
         if not self._stop(STOP_TIMEOUT):
-            self.get_logger().error(f"inference is still running after {STOP_TIMEOUT:.0f} s, not deactivated")
+            self.get_logger().error(f"inference is still running after {STOP_TIMEOUT:.0f} s, so the node stays active")
             return FAILURE
         return super().on_deactivate(state)
 
@@ -197,13 +200,26 @@ class DetectorNode(LifecycleNode):
         """Stop from any state."""
         if self._stop(timeout=0.5):
             self._free()
+        self._unsubscribe()
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """After an exception in a transition: back to unconfigured."""
         self._stop(STOP_TIMEOUT)
+        self._unsubscribe()
         self._free()
         return SUCCESS
+
+    def _publish_label_info(self) -> None:
+        assert self.detector is not None
+        assert self._outputs is not None
+        header = Header(stamp=self.get_clock().now().to_msg())
+        classes, threshold = self.detector.detector.classes, self._value("score_threshold")
+        self._outputs.publish("label_info", messages.to_label_info(classes, threshold, header))
+
+    def _parameters_set(self, changed: list[Parameter]) -> None:
+        if self._input is not None and any(parameter.name == "score_threshold" for parameter in changed):
+            self._publish_label_info()
 
     # -- frames (worker thread) -------------------------------------------------------------------------------------
     def _process(self, pair: tuple[Image | CompressedImage, CameraInfo]) -> None:
@@ -261,7 +277,7 @@ class DetectorNode(LifecycleNode):
 
     def _track(self, header: Header, boxes: Boxes3D, transform: Transform) -> list[str]:
         """Ids of the boxes; the ground is the target frame's x-y plane, or the camera's x-z plane without one."""
-        if self._tracker is None:
+        if not self._tracking:
             return []
         ground = [0, 2] if self._lookup is None else [0, 1]
         positions = transform.points(boxes.center.double().numpy())[:, ground]
@@ -270,9 +286,10 @@ class DetectorNode(LifecycleNode):
         return self._tracker.update(stamp, positions, covariances[:, ground][:, :, ground], boxes.labels)
 
     def _check_age(self, image: Image | CompressedImage) -> None:
-        limit, age = self._value("max_age_ms"), 1000 * self._age(image.header)
-        if 0 < limit < age:
-            raise Rejection("stale", f"the frame was {age:.0f} ms old, max_age_ms is {limit:.0f}")
+        limit, age = self._value("max_age_ms"), self._age(image.header)
+        self._ahead = max(-age, 0.0)
+        if 0 < limit < 1000 * age:
+            raise Rejection("stale", f"the frame was {1000 * age:.0f} ms old, max_age_ms is {limit:.0f}")
 
     def _age(self, header: Header) -> float:
         return float(self.get_clock().now().nanoseconds - stamp_nanoseconds(header)) / 1e9
@@ -302,17 +319,21 @@ class DetectorNode(LifecycleNode):
         return self.get_parameter(name).value
 
     def _stop(self, timeout: float) -> bool:
-        if self._input is not None:
-            self._input.destroy()
-            self._input = None
+        """False, and all goes on as before, where an inference does not end in time."""
         if self._worker is not None:
             if not self._worker.stop(timeout):
                 return False
             self._worker = None
+        self._unsubscribe()
         if self._lookup is not None:
             self._lookup.destroy()
             self._lookup = None
         return True
+
+    def _unsubscribe(self) -> None:
+        if self._input is not None:
+            self._input.destroy()
+            self._input = None
 
     def _free(self) -> None:
         if self._outputs is not None:
@@ -336,6 +357,14 @@ class DetectorNode(LifecycleNode):
             yield WARN, problem
         if (problems := self._statistics.problem()) is not None:
             yield problems
+        if self._ahead > MOST_AHEAD:
+            yield (
+                WARN,
+                (
+                    f"the images' stamps are {self._ahead:.1f} s ahead of this node's clock, their age is not known: "
+                    "publish /clock or leave use_sim_time, or set the machines' clocks"
+                ),
+            )
         if self.detector is not None and self.detector.fallen_back:
             yield WARN, f"runs on the CPU, the GPU failed: {self.detector.fallen_back}"
         if self._unlike:

@@ -24,8 +24,12 @@ class FrameOrder:
             whether time went back: a bag begins again, or the clock was set back.
 
         Raises:
-            Rejection: it was processed already, or a newer one was.
+            Rejection: it has no stamp, it was processed already, or a newer one was.
         """
+        if stamp == 0:  # TF would take it for "the latest"
+            raise Rejection(
+                "stamp", "the image's stamp is 0: the camera's driver does not set header.stamp, make it do so"
+            )
         now = time.monotonic()
         if self._stamp is not None:
             if stamp == self._stamp and now - self._time < RESENT:

@@ -78,6 +78,10 @@ class Tracker:
     _time: float = -math.inf
     _next: int = 1
 
+    def restart(self) -> None:
+        """End all tracks; their ids are not used again."""
+        self.tracks, self._time = [], -math.inf
+
     def update(self, time: float, positions: Array, noises: Array, labels: Sequence[str]) -> list[str]:
         """Match one frame's detections with the tracks.
 

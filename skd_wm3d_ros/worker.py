@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,13 +16,13 @@ class LatestWorker(Generic[Item]):
 
     Args:
         work: must not raise.
-        period: seconds from the start of one work to the next, asked before each; 0 = at once.
+        period: seconds from the start of one work to the next, asked anew with each item; 0 = at once.
     """
 
     def __init__(self, work: Callable[[Item], None], period: Callable[[], float] = lambda: 0.0) -> None:
         self._work, self._period = work, period
         self._item: Item | None = None
-        self._stopping = False
+        self._stopping = self._ended = False
         self._started: float | None = None  # monotonic seconds, while at work
         self._changed = threading.Condition()
         self.dropped = 0
@@ -47,25 +48,34 @@ class LatestWorker(Generic[Item]):
             return (self._item is not None) + (self._started is not None)
 
     def stop(self, timeout: float) -> bool:
-        """Let the item in work finish, forget a waiting one; False if it is still at work after ``timeout`` seconds."""
+        """Let the item in work finish, forget a waiting one.
+
+        Returns:
+            False, and all goes on as before, if it is still at work after ``timeout`` seconds.
+        """
         with self._changed:
             self.dropped += self._item is not None
             self._stopping, self._item = True, None
             self._changed.notify()
         self._thread.join(timeout)
-        return not self._thread.is_alive()
+        with self._changed:
+            self._stopping = self._ended
+        return self._ended
 
     def _run(self) -> None:
-        earliest = 0.0
+        begun = -math.inf
         while True:
             with self._changed:
-                while not self._stopping and (self._item is None or time.monotonic() < earliest):
-                    self._changed.wait(None if self._item is None else max(earliest - time.monotonic(), 0.0))
+                while not self._stopping:
+                    wait = begun + self._period() - time.monotonic()
+                    if self._item is not None and wait <= 0:
+                        break
+                    self._changed.wait(None if self._item is None else wait)
                 if self._stopping or self._item is None:
+                    self._ended = True
                     return
                 item, self._item = self._item, None
-                self._started = time.monotonic()
-                earliest = self._started + self._period()
+                self._started = begun = time.monotonic()
             self._work(item)
             with self._changed:
                 self._started = None

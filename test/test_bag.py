@@ -345,6 +345,9 @@ def test_raw_images_are_undistorted_with_k_and_d(tmp_path: Path) -> None:
     assert np.abs(frame.image.astype(int) - expected).max() <= 1  # maps of 1/32 pixel
     assert not np.array_equal(frame.image, frames()[0].image)
     assert np.array_equal(frame.camera.K.numpy(), K)
+    raw_bag(tmp_path / "fisheye", "/camera/image_raw", "equidistant", (0, 0, 0, 0))
+    (frame,) = read_frames(tmp_path / "fisheye", rectified=False)
+    assert not np.array_equal(frame.image, frames()[0].image)  # r = f * theta is no pinhole
     raw_bag(tmp_path / "odd", "/camera/image_raw", "acme")
     with pytest.raises(UserError, match="odd: /camera/camera_info: distortion_model 'acme'"):
         list(read_frames(tmp_path / "odd", rectified=False))

@@ -287,6 +287,8 @@ def test_camera_info_without_p_takes_an_undistorted_k_only() -> None:
     assert Camera.from_ros(info(p=[])).P[:, 3].tolist() == [0, 0, 0]
     with pytest.raises(UserError, match="rectify the images first"):
         Camera.from_ros(info(p=[0.0] * 12, d=[0.1, 0, 0, 0, 0]))
+    with pytest.raises(UserError, match="rectify the images first"):  # r = f * theta is no pinhole, whatever D
+        Camera.from_ros(info(p=[0.0] * 12, d=[0.0] * 4, distortion_model="equidistant"))
 
 
 def test_upper_case_keys() -> None:

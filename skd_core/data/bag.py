@@ -31,6 +31,7 @@ from skd_core.data.ros_messages import (
     camera_from_info,
     decode_compressed,
     decode_raw,
+    is_distorted,
     pose_covariance,
     stamp_nanoseconds,
     undistort,
@@ -340,7 +341,7 @@ def _read_calibrations(reader: BagReader, topic: str, rectified: bool) -> list[_
         else:
             camera = camera_from_info(message, name, rectified)
             maps = None if rectified else undistortion_maps(message, camera, name)
-            runs.append(_Calibration(camera, maps, bool(np.any(message.d)), content, stamp, stamp))
+            runs.append(_Calibration(camera, maps, is_distorted(message), content, stamp, stamp))
     if not runs:
         raise UserError(f"{reader.path}: no message on {topic}")
     return runs

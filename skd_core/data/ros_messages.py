@@ -56,6 +56,10 @@ DISTORTION_MODELS = {
 }
 """Distortion models of sensor_msgs/CameraInfo and the lengths of their D."""
 
+_FISHEYE = ("equidistant", "fisheye")
+_PINHOLE_WITHOUT_D = ("", "plumb_bob", "rational_polynomial")
+"""Distortion models that leave a pinhole image where D is 0 or empty."""
+
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"  # some cameras pad after the end
 _PNG_BEGIN, _PNG_END = b"\x89PNG", b"IEND"
 
@@ -82,11 +86,16 @@ def camera_from_info(info: Any, name: str = "camera_info", rectified: bool = Tru
     for key in ("k", "p", "d"):
         if not np.isfinite(np.asarray(getattr(info, key), np.float64)).all():
             raise UserError(f"{name}: {key.upper()} holds NaN or infinity; check the calibration")
-    if rectified and info.p[0] == 0 and any(info.d):
+    if rectified and info.p[0] == 0 and is_distorted(info):
         raise UserError(f"{name}: has distortion but no P; rectify the images first or set image_is_rectified to false")
     roi = {key: getattr(info.roi, key) for key in ("x_offset", "y_offset", "width", "height")}
     names = ("width", "height", "k", "binning_x", "binning_y", *(("p", "d") if rectified else ()))
     return Camera.from_ros({key: getattr(info, key) for key in names} | {"roi": roi}, name)
+
+
+def is_distorted(info: Any) -> bool:
+    """Whether a CameraInfo tells of distortion in the raw image; a fisheye has it with D = 0 too (r = f * theta)."""
+    return bool(np.any(info.d)) or info.distortion_model in _FISHEYE
 
 
 def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> Maps | None:
@@ -104,7 +113,7 @@ def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> M
         UserError: an unknown distortion model, or one with a wrong number of coefficients.
     """
     model, D = info.distortion_model, np.asarray(info.d, np.float64)
-    if not D.any():
+    if model in _PINHOLE_WITHOUT_D and not D.any():
         return None
     if model not in DISTORTION_MODELS:
         raise UserError(f"{name}: distortion_model '{model}' is not one of {', '.join(DISTORTION_MODELS)}")
@@ -113,7 +122,7 @@ def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> M
         raise UserError(f"{name}: distortion_model '{model}' needs {lengths} coefficients in D, got {len(D)}")
     K, size = camera.K.numpy(), (camera.width, camera.height)
     rotation = np.eye(3)
-    if model in ("equidistant", "fisheye"):
+    if model in _FISHEYE:
         return cv2.fisheye.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
     return cv2.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
 

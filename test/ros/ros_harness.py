@@ -133,9 +133,13 @@ MALFORMED_INFOS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN in D": ({"d": [math.nan] * 5}, "D holds NaN"),
     "no height": ({"height": 0}, "size must be positive"),
     "D but no P": ({"p": [0.0] * 12, "d": [0.1] * 5}, "image_is_rectified"),
+    "fisheye, no P": ({"p": [0.0] * 12, "d": [0.0] * 4, "distortion_model": "equidistant"}, "image_is_rectified"),
     "negative focal length": ({"p": [-1.0] * 12}, "focal lengths must be positive"),
 }
 """Name -> fields of camera_info, and what is said of them; all are counted under "calibration"."""
+
+NEGATIVE_STAMPS = {"negative": Time(sec=-1), "negative seconds": Time(sec=-1, nanosec=4_000_000_000)}
+"""Stamps on which rclpy's Time raises; the second is after 0 all the same."""
 
 
 class DetectorProcess:

@@ -14,6 +14,9 @@ from ros_harness import (
     MALFORMED_COMPRESSED,
     MALFORMED_IMAGES,
     MALFORMED_INFOS,
+    NEGATIVE_STAMPS,
+    RELIABLE,
+    TIMEOUT,
     WIDTH,
     camera_info,
     changed,
@@ -25,8 +28,9 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from skd_wm3d_ros.decoding import Decoder, Rejection
-from skd_wm3d_ros.inputs import LATCHED_AFTER, CameraInput
+from skd_wm3d_ros.inputs import LATCHED_AFTER, SILENCE, CameraInput
 from skd_wm3d_ros.loss import LossMeter
+from skd_wm3d_ros.qos import latched_qos
 
 K = np.array([[100.0, 0, 79.5], [0, 100, 59.5], [0, 0, 1]])
 
@@ -129,6 +133,8 @@ def test_malformed_camera_info(fields, said):
     ("model", "d", "said"),
     [
         ("fish", [0.1] * 4, "distortion_model 'fish' is not one of plumb_bob"),
+        ("fish", [0.0] * 4, "distortion_model 'fish' is not one of plumb_bob"),  # 0 may mean anything
+        ("equidistant", [], "needs 4 coefficients in D, got 0"),
         ("plumb_bob", [0.1] * 3, "needs 4 or 5 coefficients in D, got 3"),
         ("equidistant", [0.1] * 5, "needs 4 coefficients in D, got 5"),
         ("rational_polynomial", [0.1] * 5, "needs 8 or 12 or 14"),
@@ -169,13 +175,15 @@ MODELS = [
     ("plumb_bob", [-0.2, 0.05, 0.001, -0.002, 0.0]),
     ("rational_polynomial", [0.3, 0.1, 0.0, 0.0, 0.01, 0.5, 0.15, 0.02]),
     ("equidistant", [0.05, -0.01, 0.002, 0.0]),
+    ("equidistant", [0.0] * 4),  # no pinhole: r = f * theta
+    ("fisheye", [0.0] * 4),
 ]
 RAYS = np.array([[0.0, 0, 1], [0.4, 0.2, 1], [-0.5, -0.3, 1], [0.3, -0.4, 1]])
 
 
 def distort(model, d, rays):
     points, zero = rays[:, None], np.zeros(3)
-    if model == "equidistant":
+    if model in ("equidistant", "fisheye"):
         return cv2.fisheye.projectPoints(points, zero, zero, K, np.array(d))[0][:, 0]
     return cv2.projectPoints(points, zero, zero, K, np.array(d))[0][:, 0]
 
@@ -223,8 +231,10 @@ def test_a_raw_image_with_roi_and_binning():
         np.testing.assert_allclose(centroid(pixels, u, v, 4), (u, v), atol=0.3)
 
 
-def test_a_raw_image_without_distortion_is_left_alone():
-    pixels, camera = decode(image_message(picture(1)), changed(camera_info(), d=[0.0] * 5), rectified=False)
+@pytest.mark.parametrize(("model", "d"), [("plumb_bob", 5), ("plumb_bob", 0), ("rational_polynomial", 8), ("", 0)])
+def test_a_raw_image_without_distortion_is_left_alone(model, d):
+    info = changed(camera_info(), distortion_model=model, d=[0.0] * d)
+    pixels, camera = decode(image_message(picture(1)), info, rectified=False)
     np.testing.assert_array_equal(pixels, picture(1))
     assert float(camera.P[0, 3]) == 0  # K's camera, not P's with its baseline
 
@@ -271,9 +281,12 @@ class Pairing:
     def info(self, second, frame="camera"):
         self._signal(1, CameraInfo(header=header(second, frame)))
 
-    def wait(self):
-        until = time.monotonic() + 60
-        while not self.pairs and time.monotonic() < until:
+    def latched(self, second, frame="camera"):
+        self.input._latched_arrived(CameraInfo(header=header(second, frame)))
+
+    def wait(self, condition=None):
+        until = time.monotonic() + TIMEOUT
+        while not (condition() if condition else self.pairs) and time.monotonic() < until:
             rclpy.spin_once(self.node, timeout_sec=0.05)
 
     def _signal(self, index, message):
@@ -299,6 +312,14 @@ def pairing(node):
         each.input.destroy()
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Monotonic seconds, as a list of one number."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
 @pytest.mark.parametrize("first", ["image", "info"])
 def test_equal_stamps_pair_in_either_order(pairing, first):
     p = pairing()
@@ -309,13 +330,62 @@ def test_equal_stamps_pair_in_either_order(pairing, first):
     assert p.input.counts.pairs_with_latest_info == 0
 
 
-def test_latched_camera_info_pairs_at_once(pairing):
+def test_latched_camera_info_pairs_at_once(pairing, clock):
     p = pairing()
     p.info(1)
-    p.input._info = (p.input._info[0], time.monotonic() - 2 * LATCHED_AFTER)
+    clock[0] += 2 * LATCHED_AFTER
     for second in (50, 51):
         p.image(second)
     assert p.pairs == [(50, 1), (51, 1)]
+
+
+def test_a_latched_publisher_that_starts_anew_brings_its_calibration(pairing, clock):
+    p = pairing()
+    p.info(1)
+    p.latched(1)  # the same on both subscriptions
+    assert p.input.counts.infos == 1
+    clock[0] += 2 * LATCHED_AFTER
+    p.image(50)
+    p.latched(2)  # only there: the other subscription is not matched yet when it is published
+    clock[0] += 2 * LATCHED_AFTER
+    p.image(51)
+    assert p.pairs == [(50, 1), (51, 2)]
+    assert p.input.counts.infos == 2
+
+
+def test_an_old_latched_camera_info_does_not_overrule_a_stream(pairing, clock):
+    p = pairing()
+    for second in (5, 6):
+        clock[0] += 0.1
+        p.info(second)
+    p.latched(1)
+    p.image(7)  # whose camera_info is lost
+    p.image(8)
+    assert p.pairs == [(7, 6)]
+    clock[0] += 2 * LATCHED_AFTER
+    p.image(9)
+    assert p.pairs[1:] == [(8, 1), (9, 1)]  # the stream has ended before it came, for all that is known
+
+
+def test_a_latched_publisher_that_starts_anew_over_dds(pairing):
+    """A driver publishes as soon as it is there, before the subscription for streams has found it."""
+    p = pairing()
+    for second in (1, 2, 3):
+        context = rclpy.Context()  # as another process would have
+        rclpy.init(context=context)
+        driver = rclpy.create_node("driver", context=context)
+        latched = driver.create_publisher(CameraInfo, "camera_info", latched_qos())
+        latched.publish(CameraInfo(header=header(second, "camera")))
+
+        def taken(second=second):
+            p.input.look()
+            p.image(50 + len(p.pairs))
+            return p.pairs and p.pairs[-1][1] == second
+
+        p.wait(taken)
+        assert p.pairs[-1][1] == second
+        driver.destroy_node()
+        rclpy.shutdown(context=context)
 
 
 def test_lost_camera_info_is_waited_for_and_then_replaced(pairing):
@@ -371,6 +441,57 @@ def test_slop(pairing):
     p.image(6)
     p.image(9)
     assert p.pairs == [(6, 5)]
+
+
+@pytest.mark.parametrize("slop", [0.0, 0.5])
+@pytest.mark.parametrize("stamp", NEGATIVE_STAMPS.values(), ids=NEGATIVE_STAMPS)
+def test_negative_stamps_are_survived_and_counted(node, pairing, stamp, slop):
+    """Over DDS: what a synchronizer raises ends the executor, and with it the node."""
+    p = pairing(slop=slop)
+    sent = Header(stamp=stamp, frame_id="camera")
+    for kind, topic in ((Image, "/image"), (CameraInfo, "/camera_info")):
+        publisher, message = node.create_publisher(kind, topic, RELIABLE), kind(header=sent)
+
+        def told(publisher=publisher, message=message, topic=topic):
+            publisher.publish(message)
+            return f"a message on {topic} has a negative stamp (-1 s)" in (p.input.problem() or "")
+
+        p.wait(told)
+        assert told()
+        node.destroy_publisher(publisher)
+    assert (p.input.counts.images, p.input.counts.infos, p.pairs) == (0, 0, [])
+    assert p.input.values()["messages with a negative stamp"] == str(p.input.counts.negative_stamps)
+    p.input._latched_arrived(CameraInfo(header=sent))
+    p.image(5)
+    p.info(5)
+    assert p.pairs == [(5, 5)]
+
+
+def test_it_is_said_which_of_the_two_does_not_come(pairing, clock):
+    p = pairing(use_latest_info=False)
+    p.image(5)
+    p.info(5)
+    assert p.input.problem() is None
+    clock[0] += SILENCE + 1
+    assert p.input.problem() == "no frame on /image for 4 s: is the camera's driver alive?"
+    p.image(6)
+    assert "images arrive on /image but no camera_info on /camera_info for 4 s" in p.input.problem()
+    assert "use_latest_camera_info" in p.input.problem()
+    p.info(7)
+    assert "never agree" in p.input.problem()
+    p.info(6)
+    assert p.input.problem() is None
+
+
+def test_a_dead_camera_has_no_rate(pairing, clock):
+    p = pairing()
+    for second in range(10):
+        p.image(second)
+    assert p.input.values()["image rate (Hz)"] == "1.0"
+    clock[0] += SILENCE + 1
+    assert p.input.values()["image rate (Hz)"] == "0.0"
+    p.image(10)
+    assert p.input.values()["image rate (Hz)"] == "1.0"
 
 
 # -- loss -------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from ros_harness import (
 )  # fmt: skip
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64
-from vision_msgs.msg import Detection3DArray
+from vision_msgs.msg import Detection3DArray, LabelInfo
 
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
@@ -411,6 +411,58 @@ def test_a_stuck_inference_is_told(rig, start):
     assert ask(rig).detections
     rig.diagnostics.clear()
     rig.spin_until(lambda: [s for s in rig.diagnostics if s.message == "active"], "the end of the complaint")
+
+
+def test_a_deactivation_that_fails_leaves_the_node_active(rig, start, monkeypatch):
+    """Not deaf and "active": the frame in work took longer than a deactivation waits."""
+    monkeypatch.setattr("skd_wm3d_ros.node.STOP_TIMEOUT", 0.1)
+    go_on, inside, hang = threading.Event(), threading.Event(), threading.Event()
+
+    def act():
+        if hang.is_set():
+            inside.set()
+            assert go_on.wait(120)
+
+    start(FakeDetector(act=act))
+    ask(rig)
+    hang.set()
+    rig.send(image_message(picture(1)), camera_info())
+    rig.spin_until(inside.is_set, "a frame in work")
+    assert not rig.transition(DEACTIVATE)
+    hang.clear()
+    go_on.set()
+    assert ask(rig).detections
+    assert rig.transition(DEACTIVATE)
+    rig.wait_for_diagnostic("inactive")
+
+
+def test_stamps_ahead_of_the_clock_are_told(rig, start):
+    """use_sim_time without /clock: the clock stands at 0, and no age means anything."""
+    start(use_sim_time=True, max_age_ms=100.0)
+    assert ask(rig).detections
+    status = rig.wait_for_diagnostic("ahead of this node's clock", "/clock")
+    assert status.level == b"\x01"
+
+
+def test_label_info_follows_the_threshold(rig, start):
+    start(score_threshold=0.3)
+    told = []
+    subscription = rig.node.create_subscription(LabelInfo, "/detector/label_info", told.append, latched_qos())
+    rig.spin_until(lambda: told, "label_info")
+    assert rig.set(score_threshold=0.75, max_range=50.0).successful
+    rig.spin_until(lambda: len(told) > 1, "label_info with the new threshold")
+    assert [info.threshold for info in told] == pytest.approx([0.3, 0.75])
+    rig.node.destroy_subscription(subscription)
+
+
+def test_ids_are_not_used_again_after_a_pause(rig, start):
+    start(tracking=True)
+    ask(rig)
+    first = {d.id for d in ask(rig).detections}
+    assert rig.transition(DEACTIVATE)
+    assert rig.transition(ACTIVATE)
+    assert {d.id for d in ask(rig).detections} == {""}  # seen once
+    assert not first & {d.id for d in ask(rig).detections}
 
 
 def test_an_inference_that_raises_is_counted(rig, start):

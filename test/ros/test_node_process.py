@@ -16,10 +16,12 @@ from ros_harness import (
     CLEANUP,
     CONFIGURE,
     DEACTIVATE,
+    FRAME_ID,
     HEIGHT,
     MALFORMED_COMPRESSED,
     MALFORMED_IMAGES,
     MALFORMED_INFOS,
+    NEGATIVE_STAMPS,
     RELIABLE,
     WIDTH,
     DetectorProcess,
@@ -32,6 +34,7 @@ from ros_harness import (
     picture,
 )  # fmt: skip
 from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 
 from skd_core.data.ros_messages import boxes_from_detections, camera_from_info
@@ -121,6 +124,27 @@ def reactivate(rig, **values):
     result = rig.set(**values)
     assert result.successful, result.reason
     assert rig.transition(ACTIVATE)
+
+
+def test_frames_without_a_stamp_are_counted_and_survived(rig):
+    until_rejected(
+        rig, "stamp", "does not set header.stamp",
+        lambda: rig.send(image_message(picture(1)), camera_info(), rig.header(0)),
+    )  # fmt: skip
+    assert rig.ask(image_message(picture(1))).detections
+
+
+@pytest.mark.parametrize("stamp", NEGATIVE_STAMPS.values(), ids=NEGATIVE_STAMPS)
+def test_negative_stamps_are_counted_and_survived(rig, stamp):
+    header = Header(stamp=stamp, frame_id=FRAME_ID)
+    rig.diagnostics.clear()
+
+    def told():
+        rig.send(image_message(picture(1)), camera_info(), header)
+        return [s for s in rig.diagnostics if "has a negative stamp (-1 s)" in s.message]
+
+    rig.spin_until(told, "a diagnostic about the stamp")
+    assert rig.ask(image_message(picture(1))).detections
 
 
 # -- what goes in -----------------------------------------------------------------------------------------------------

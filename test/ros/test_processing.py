@@ -15,6 +15,7 @@ from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
 from skd_wm3d_ros.decoding import Rejection
 from skd_wm3d_ros.devices import RobustDetector, is_device_failure, unlike_training
+from skd_wm3d_ros.diagnostics import ERROR, RECENT, WARN, Statistics
 from skd_wm3d_ros.order import FrameOrder
 from skd_wm3d_ros.postprocess import finite, select
 from skd_wm3d_ros.worker import LatestWorker
@@ -80,6 +81,16 @@ def test_no_frame_twice_and_in_order():
     assert not order.admit(5 * SECOND + 1)
 
 
+def test_a_frame_without_a_stamp_is_blamed_for_that_alone():
+    order = FrameOrder()
+    order.admit(10 * SECOND)
+    for _ in range(3):
+        with pytest.raises(Rejection, match=r"stamp is 0: .* does not set header\.stamp") as caught:
+            order.admit(0)
+        assert caught.value.kind == "stamp"
+    assert not order.admit(11 * SECOND)  # time did not go back
+
+
 def test_a_frame_sent_again_on_purpose_counts(monkeypatch):
     order = FrameOrder()
     order.admit(SECOND)
@@ -103,6 +114,33 @@ def test_rate_limit_takes_the_newest():
     assert worker.dropped == 2
 
 
+def test_a_new_period_holds_at_once():
+    period, done = [3600.0], threading.Semaphore(0)
+    worker = LatestWorker(lambda item: done.release(), lambda: period[0])
+    worker.put(1)
+    assert done.acquire(timeout=30)
+    worker.put(2)
+    period[0] = 0.0
+    worker.put(3)
+    assert done.acquire(timeout=30)
+    assert worker.stop(30)
+
+
+def test_a_stop_that_fails_changes_nothing():
+    go_on, begun, done = threading.Event(), threading.Event(), []
+    worker = LatestWorker(lambda item: (begun.set(), go_on.wait(30), done.append(item)))
+    worker.put(0)
+    assert begun.wait(30)
+    assert not worker.stop(0.01)
+    worker.put(1)
+    go_on.set()
+    while len(done) < 2:
+        time.sleep(0.001)
+    assert worker.stop(30)
+    assert worker.stop(30)  # again
+    assert done == [0, 1]
+
+
 def test_every_item_is_done_dropped_or_waiting():
     go_on, begun = threading.Event(), threading.Event()
     worker = LatestWorker(lambda item: (begun.set(), go_on.wait(30)))
@@ -116,6 +154,30 @@ def test_every_item_is_done_dropped_or_waiting():
     assert worker.stop(30)
     assert worker.waiting() == 0
     assert worker.busy() == 0
+
+
+# -- diagnostics ------------------------------------------------------------------------------------------------------
+def test_the_state_of_the_frames_is_that_of_the_last_seconds(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    statistics = Statistics()
+    assert statistics.problem() is None
+    statistics.reject("transform", "no transform yet")
+    assert statistics.problem() == (ERROR, "no transform yet")
+    for _ in range(3):
+        statistics.answer("rgb8", (0.0,) * 4)
+    assert statistics.problem() == (WARN, "1 of 4 frames rejected, the last: no transform yet")
+    now[0] += RECENT + 1
+    assert statistics.problem() is None  # it is long ago
+    statistics.answer("rgb8", (0.0,) * 4)
+    assert statistics.problem() is None
+    now[0] += RECENT + 1
+    for _ in range(5):
+        statistics.reject("calibration", "K[0] is 0")
+    assert statistics.problem() == (ERROR, "K[0] is 0")  # nothing is answered any more
+    now[0] += 2 * RECENT
+    assert statistics.problem() == (ERROR, "K[0] is 0")  # the last one still counts
+    assert statistics.values()["frames rejected"] == "6"  # the counts are since activation
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------
