@@ -9,7 +9,7 @@ from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from skd_wm3d_ros.launching import BOOLEAN, PACKAGE, dds_profile
+from skd_wm3d_ros.launching import BOOLEAN, PACKAGE, dds_profile, parameter_file, respawn_argument, respawning
 
 TEXTS = ("model", "device", "precision", "image_transport", "target_frame")
 FLAGS = ("autostart", "use_sim_time", "image_is_rectified", "tracking")
@@ -32,10 +32,11 @@ def start_nodes(context, share):
         executable="detector_node",
         name="detector",
         namespace=LaunchConfiguration("namespace"),
-        parameters=[LaunchConfiguration("params_file"), parameters],
+        parameters=[parameter_file(context), parameters],
         remappings=remappings,
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         output="screen",
+        **respawning(context),
     )
     rviz = Node(
         package="rviz2",
@@ -120,6 +121,7 @@ def generate_launch_description():
             choices=["", *BOOLEAN],
             description=f"Fill the detections' id with a track's number; {as_in_file}.",
         ),
+        respawn_argument(),
         DeclareLaunchArgument("rviz", default_value="false", choices=list(BOOLEAN), description="Open RViz."),
     ]
     return LaunchDescription([*arguments, *dds_profile(share), OpaqueFunction(function=start_nodes, args=[share])])

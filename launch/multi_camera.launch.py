@@ -9,7 +9,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from skd_wm3d_ros.cameras import read_cameras
-from skd_wm3d_ros.launching import BOOLEAN, PACKAGE, dds_profile
+from skd_wm3d_ros.launching import BOOLEAN, PACKAGE, dds_profile, parameter_file, respawn_argument, respawning
 
 
 def start_nodes(context):
@@ -23,8 +23,9 @@ def start_nodes(context):
         "executable": "detector_node",
         "output": "screen",
         "arguments": ["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        **respawning(context),
     }
-    defaults = LaunchConfiguration("params_file")
+    defaults = parameter_file(context)
     if LaunchConfiguration("process").perform(context) == "one":
         common["arguments"] = ["--cameras", path, *common["arguments"]]
         return [Node(**common, parameters=[defaults, *own])]
@@ -69,5 +70,6 @@ def generate_launch_description():
             choices=["debug", "info", "warn", "error", "fatal"],
             description="Least severity that is logged.",
         ),
+        respawn_argument(),
     ]
     return LaunchDescription([*arguments, *dds_profile(share), OpaqueFunction(function=start_nodes)])

@@ -6,6 +6,7 @@ Imports no torch: ``ros2 launch`` may run in a Python that has none.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ class CameraEntry:
         name: namespace of its node: the detections are on /<name>/detector/detections.
         image_topic: without "/compressed", as image_transport has it.
         camera_info_topic: of the same camera.
-        parameters: of its node, over what ``params_file`` says.
-        params_file: parameter file; "" = the defaults.
+        parameters: of its node, over what ``params_file`` says; nested names are one, with dots.
+        params_file: parameter file, which exists; "" = the defaults.
     """
 
     name: str
@@ -54,11 +55,28 @@ class CameraEntry:
         return arguments
 
 
+def _flat(parameters: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names, those of nested mappings with dots between, and values.
+
+    Raises:
+        ValueError: a value that no parameter of the node can have.
+    """
+    for key, value in parameters.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, bool | int | float | str):
+            yield name, value
+        else:
+            raise ValueError(f"parameter {name} must be true, false, a number or text, got {value!r}")
+
+
 def read_cameras(path: str | Path) -> list[CameraEntry]:
     """Cameras of a YAML file: ``cameras:``, a list of mappings with KEYS (see config/cameras.yaml).
 
     Raises:
-        CameraFileError: no such file, no YAML, an unknown key, a missing topic, or a name twice.
+        CameraFileError: no such file, no YAML, an unknown key, a missing topic, a name twice, a params_file that is not
+            there, or a parameter whose value is neither true, false, a number nor text.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -82,7 +100,14 @@ def read_cameras(path: str | Path) -> list[CameraEntry]:
             raise CameraFileError(f"{where}: name '{row['name']}' must be letters, digits and _, a letter first")
         if not isinstance(row.get("parameters") or {}, dict):
             raise CameraFileError(f"{where}: parameters must be a mapping")
-        camera = CameraEntry(**{key: value for key, value in row.items() if value is not None})
+        given = {key: value for key, value in row.items() if value is not None}
+        try:
+            given["parameters"] = dict(_flat(row.get("parameters") or {}))
+        except ValueError as error:
+            raise CameraFileError(f"{where}: {error}") from None
+        if "params_file" in given and not Path(str(given["params_file"])).is_file():
+            raise CameraFileError(f"{where}: params_file '{given['params_file']}': no such file")
+        camera = CameraEntry(**given)
         if camera.name in {other.name for other in cameras}:
             raise CameraFileError(f"{where}: the name '{camera.name}' is there twice")
         cameras.append(camera)

@@ -6,45 +6,59 @@ Nothing heavy is imported before a signal is taken care of: torch alone takes se
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from skd_wm3d_ros.node import DetectorNode, LoadDetector
 
+STOP_TIMEOUT = 0.5  # seconds that a signal waits for the callback in work
 
-@contextlib.contextmanager
-def woken_by_signals(node: DetectorNode) -> Iterator[None]:
-    """In the block, a signal wakes the executor of the node.
 
-    It sleeps in DDS, where Python runs no signal handler, so that a handler alone would need an executor that wakes
-    many times a second for nothing.
+class Spinner:
+    """Runs the callbacks of a node in a thread of its own: a transition of one camera must not hold up the others.
+
+    Attributes:
+        error: what a callback raised, which also sends the process a SIGTERM; None = nothing.
     """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    guard = node.create_guard_condition(lambda: None)
 
-    def wake() -> None:
-        while reader.recv(1):
-            guard.trigger()
+    def __init__(self, node: DetectorNode) -> None:
+        self.error: BaseException | None = None
+        self._node, self._stopping = node, False
+        self._guard = node.create_guard_condition(lambda: None)
+        self._thread = threading.Thread(target=self._run, name=f"executor of {node.get_namespace()}", daemon=True)
+        self._thread.start()
 
-    thread = threading.Thread(target=wake, name="signals", daemon=True)
-    thread.start()
-    signal.set_wakeup_fd(writer.fileno())  # Python writes the signal's number to it at once
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(-1)
-        writer.close()  # ends the thread
-        thread.join()
-        reader.close()
-        node.destroy_guard_condition(guard)
+    def stop(self, timeout: float) -> bool:
+        """End after the callback in work; False if that is still running after ``timeout`` seconds."""
+        self._stopping = True
+        self._guard.trigger()  # the executor sleeps in DDS
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        from rclpy._rclpy_pybind11 import RCLError
+        from rclpy.executors import SingleThreadedExecutor
+
+        executor = SingleThreadedExecutor()
+        executor.add_node(self._node)
+        try:
+            while not self._stopping:
+                try:
+                    executor.spin_once()
+                except RCLError as error:
+                    if "transition" not in str(error):
+                        raise
+                    # rclpy lets a request for an impossible transition end the process
+                    self._node.get_logger().error("a lifecycle transition was asked for that this state does not have")
+        except BaseException as error:
+            self.error = error
+            signal.raise_signal(signal.SIGTERM)  # the main thread waits for signals
 
 
 def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> int:
@@ -55,15 +69,15 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
         load: weights, device and precision -> a detector; another one only for measurements.
 
     Returns:
-        the exit status: 0, or 2 for a parameter or a camera file that cannot be.
+        the exit status: 0, or 2 for a parameter, an argument or a camera file that cannot be.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os._exit(0))  # nothing to clean up while importing
     import cv2
     import rclpy
-    from rclpy._rclpy_pybind11 import RCLError
+    from rclpy._rclpy_pybind11 import RCLError, UnknownROSArgsError
     from rclpy.exceptions import ParameterException
-    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.executors import ExternalShutdownException
     from rclpy.signals import SignalHandlerOptions
     from rclpy.utilities import remove_ros_args
 
@@ -75,7 +89,6 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
     arguments = list(sys.argv if args is None else ["detector_node", *args])
     parser = argparse.ArgumentParser(prog="detector_node", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cameras", metavar="FILE", help="YAML list of cameras: all of them in this process")
-    parsed = parser.parse_args(remove_ros_args(arguments)[1:])
 
     stop, starting = threading.Event(), True
 
@@ -88,39 +101,66 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     nodes: list[DetectorNode] = []
+    spinners: list[Spinner] = []
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno())  # Python writes the signal's number to it at once
     try:
+        parsed = parser.parse_args(remove_ros_args(arguments)[1:])
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        executor = SingleThreadedExecutor()
         if parsed.cameras:
-            for camera in read_cameras(parsed.cameras):
-                nodes.append(DetectorNode(namespace=camera.name, cli_args=camera.ros_arguments(), **options))
+            cameras, namespace = read_cameras(parsed.cameras), _namespace()
+            for camera in cameras:
+                own = ["-r", f"__ns:={namespace}{camera.name}"]  # goes before one of the command line
+                nodes.append(DetectorNode(cli_args=[*camera.ros_arguments(), *own], **options))
         else:
             nodes.append(DetectorNode(**options))
         for node in nodes:
-            executor.add_node(node)
             if node.get_parameter("autostart").value:
                 node.autostart()
-        with woken_by_signals(nodes[0]):
-            starting = False
-            while not stop.is_set():
-                try:
-                    executor.spin_once()
-                except RCLError as error:
-                    if "transition" not in str(error):
-                        raise
-                    # rclpy lets a request for an impossible transition end the process
-                    nodes[0].get_logger().error("a lifecycle transition was asked for that this state does not have")
+        starting = False
+        spinners += [Spinner(node) for node in nodes]
+        while not stop.is_set():
+            reader.recv(1)
+        for spinner in spinners:
+            if spinner.error is not None:
+                raise spinner.error
     except (ParameterException, CameraFileError) as error:
-        print(f"detector: error: {error}", file=sys.stderr)
-        return 2
+        return _complain(str(error))
+    except UnknownROSArgsError as error:
+        return _complain(f"unknown ROS arguments {error}")
+    except RCLError as error:
+        if "parse" not in str(error):
+            raise
+        return _complain(str(error).partition(", at ")[0])  # where in rcl's source
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
         starting = False
-        closed = [node.close() for node in nodes]
-        if all(closed):  # else an inference is still running and would crash without rclpy
+        stopped = [spinner.stop(STOP_TIMEOUT) for spinner in spinners]
+        closed = [node.close() for node in nodes] if all(stopped) else [False]
+        if all(closed):  # else an inference or a transition is still running and would crash without rclpy
             rclpy.try_shutdown()
+        signal.set_wakeup_fd(-1)
+        reader.close()
+        writer.close()
     return 0
+
+
+def _namespace() -> str:
+    """Namespace that the command line gives to all nodes, with a slash at its end."""
+    import rclpy
+
+    node = rclpy.create_node("detector", enable_rosout=False, start_parameter_services=False)
+    try:
+        return node.get_namespace().rstrip("/") + "/"
+    finally:
+        node.destroy_node()
+
+
+def _complain(error: str) -> int:
+    print(f"detector: error: {error}", file=sys.stderr)
+    return 2
 
 
 def main() -> None:

@@ -139,17 +139,20 @@ class DetectorNode(LifecycleNode):
             self.detector = RobustDetector(
                 load, self._value("device"), self._value("cpu_fallback"), self.get_logger().error
             )
+            parameters.declare_class_thresholds(self, self.detector.detector.classes)
         except (UserError, RuntimeError, OSError) as error:  # RuntimeError: what CUDA raises
+            self.detector = None
             self.fail(f"cannot configure: {error}")
             return FAILURE
         self._failure = ""
         self._outputs = Outputs(self)
         detector = self.detector.detector
-        parameters.declare_class_thresholds(self, detector.classes)
         self.get_logger().info(
             f"weights '{path}' on {detector.device} ({detector.precision}), classes {', '.join(detector.classes)}, "
             f"ready in {time.monotonic() - started:.1f} s"
         )
+        if unknown := parameters.unknown(self):
+            self.get_logger().warning(unknown)
         return super().on_configure(state)
 
     @reported

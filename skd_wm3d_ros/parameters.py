@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from skd_core.errors import UserError
 from skd_core.inference.detector import DEFAULT_THRESHOLD
 
 CLASS_THRESHOLDS = "class_thresholds"
@@ -165,7 +168,10 @@ _SPECS = {spec.name: spec for spec in PARAMETERS}
 
 
 def declare(node: Node, spec: Spec) -> None:
-    """Declare one parameter on a node; its range and read-only flag are then enforced by rclpy."""
+    """Declare one parameter on a node; its range and read-only flag are then enforced by rclpy.
+
+    A number without a decimal point, as in ``max_range: 40``, is taken where the parameter is a float.
+    """
     constraint = f"one of {', '.join(spec.choices)}" if spec.choices else spec.pattern[1] if spec.pattern else ""
     descriptor = ParameterDescriptor(
         description=spec.description, read_only=spec.when == "start", additional_constraints=constraint
@@ -176,18 +182,42 @@ def declare(node: Node, spec: Spec) -> None:
     elif spec.limits:
         low, high = spec.limits
         descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
-    node.declare_parameter(spec.name, spec.default, descriptor)
+    given = node._parameter_overrides.get(spec.name)
+    if isinstance(spec.default, float) and given is not None and given.type_ == Parameter.Type.INTEGER:
+        node.declare_parameter(spec.name, float(given.value), descriptor, ignore_override=True)
+    else:
+        node.declare_parameter(spec.name, spec.default, descriptor)
 
 
 def declare_class_thresholds(node: Node, classes: Sequence[str]) -> None:
-    """Declare ``class_thresholds.<class>`` for every class of the weights, and undeclare what other weights left."""
+    """Declare ``class_thresholds.<class>`` for every class of the weights, and undeclare what other weights left.
+
+    Raises:
+        UserError: a value that was given at the start and cannot be.
+    """
     wanted = {f"{CLASS_THRESHOLDS}.{name.lower()}" for name in classes}
     declared = {f"{CLASS_THRESHOLDS}.{name}" for name in node.get_parameters_by_prefix(CLASS_THRESHOLDS)}
     for name in declared - wanted:
         node.undeclare_parameter(name)
     for name in sorted(wanted - declared):
         description = "Least score of this class, 0 to 1; -1 = score_threshold."
-        declare(node, Spec(name, -1.0, description, limits=(-1.0, 1.0), when="dynamic"))
+        try:
+            declare(node, Spec(name, -1.0, description, limits=(-1.0, 1.0), when="dynamic"))
+        except ParameterException as error:
+            raise UserError(str(error)) from None
+
+
+def unknown(node: Node) -> str:
+    """Line that names the parameters given at the start that the node does not have; "" = it has them all.
+
+    Those of class thresholds are only known once :func:`declare_class_thresholds` has run.
+    """
+    known, found = sorted(node.get_parameters_by_prefix("")), []
+    for name in sorted(node._parameter_overrides):
+        if name not in known and not name.startswith("qos_overrides."):  # declared where there is such a topic
+            nearest = difflib.get_close_matches(name.lower(), known, n=1)
+            found.append(f"{name} (nearest known: {nearest[0]})" if nearest else name)
+    return f"unknown parameters, without effect: {', '.join(found)}" if found else ""
 
 
 def thresholds(node: Node, classes: Sequence[str]) -> dict[str, float]:

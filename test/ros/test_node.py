@@ -455,6 +455,19 @@ def test_label_info_follows_the_threshold(rig, start):
     rig.node.destroy_subscription(subscription)
 
 
+def test_unknown_parameters_are_named(rig, start, capfd):
+    start(**{"score_treshold": 0.9, "class_thresholds.Car": 0.95})
+    written = "".join(capfd.readouterr())
+    assert "score_treshold (nearest known: score_threshold)" in written
+    assert "class_thresholds.Car (nearest known: class_thresholds.car)" in written
+
+
+def test_a_class_threshold_that_cannot_be_leaves_the_node_unconfigured(rig, start):
+    start(activate=False, **{"class_thresholds.car": 7.0})
+    assert not rig.transition(CONFIGURE)
+    assert "class_thresholds.car" in rig.wait_for_diagnostic("cannot configure").message
+
+
 def test_ids_are_not_used_again_after_a_pause(rig, start):
     start(tracking=True)
     ask(rig)

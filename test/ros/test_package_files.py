@@ -93,7 +93,7 @@ def test_launch_file(monkeypatch, no_profile):
     declared = {spec.name: spec for spec in parameters.PARAMETERS}
     own = {*module.TEXTS, *module.FLAGS}
     assert own - set(declared) == {"use_sim_time"}  # every node's
-    others = {"namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "rviz"}
+    others = {"namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "respawn", "rviz"}
     assert set(arguments) == own | others
     assert all(argument.description for argument in arguments.values())
     for name in own & set(declared):
@@ -106,22 +106,84 @@ def test_launch_file(monkeypatch, no_profile):
     assert not any(isinstance(e, SetEnvironmentVariable) for e in entities)
 
 
-@needs_launch
-@pytest.mark.parametrize(("process", "count"), [("several", 2), ("one", 1)])
-def test_multi_camera_launch_file(no_profile, process, count):
+def launch_context(module, **given):
+    """With the arguments of a launch file, at their defaults where they are not given."""
     from launch import LaunchContext
     from launch.actions import DeclareLaunchArgument
 
-    module = launch_file("multi_camera")
-    arguments = [e for e in module.generate_launch_description().entities if isinstance(e, DeclareLaunchArgument)]
     context = LaunchContext()
-    context.launch_configurations["cameras"] = str(ROOT / "config" / "cameras.yaml")
-    context.launch_configurations["process"] = process
-    for argument in arguments:
-        assert argument.description
-        if argument.name not in context.launch_configurations:
+    context.launch_configurations.update(given)
+    for argument in module.generate_launch_description().entities:
+        if isinstance(argument, DeclareLaunchArgument):
+            assert argument.description
             argument.execute(context)
-    assert len(module.start_nodes(context)) == count
+    return context
+
+
+@needs_launch
+@pytest.mark.parametrize(("process", "count"), [("several", 2), ("one", 1)])
+def test_multi_camera_launch_file(no_profile, process, count):
+    module = launch_file("multi_camera")
+    cameras = str(ROOT / "config" / "cameras.yaml")
+    assert len(module.start_nodes(launch_context(module, cameras=cameras, process=process))) == count
+
+
+@needs_launch
+def test_parameter_file_that_is_not_there(no_profile):
+    module = launch_file("detector")
+    assert len(module.start_nodes(launch_context(module), str(ROOT))) == 2
+    with pytest.raises(FileNotFoundError, match=r"params_file '/nowhere/x\.yaml': no such file"):
+        module.start_nodes(launch_context(module, params_file="/nowhere/x.yaml"), str(ROOT))
+    module = launch_file("multi_camera")
+    cameras = str(ROOT / "config" / "cameras.yaml")
+    with pytest.raises(FileNotFoundError, match=r"params_file '/nowhere/x\.yaml': no such file"):
+        module.start_nodes(launch_context(module, cameras=cameras, params_file="/nowhere/x.yaml"))
+
+
+@needs_launch
+@pytest.mark.parametrize(
+    ("respawn", "statuses", "starts"),
+    [("true", (1, -9, 2), 3), ("true", (1, 0), 2), ("true", (2,), 1), ("false", (1,), 1)],
+)
+def test_a_node_that_died_is_started_again(tmp_path, respawn, statuses, starts):
+    """In the real launch service, with a process that ends with one status after the other (-9: SIGKILL)."""
+    from launch import LaunchContext, LaunchDescription, LaunchService
+    from launch.actions import ExecuteProcess
+
+    context = LaunchContext()
+    context.launch_configurations["respawn"] = respawn
+    log = tmp_path / "starts"
+    command = [sys.executable, "-c", ENDS, str(log), *map(str, statuses)]
+    service = LaunchService(noninteractive=True)
+    service.include_launch_description(
+        LaunchDescription([ExecuteProcess(cmd=command, **launching.respawning(context))])
+    )
+    assert service.run() == 0
+    assert len(log.read_text()) == starts
+
+
+ENDS = """
+import os, sys
+with open(sys.argv[1], "a+") as log:
+    log.write("x")
+    log.seek(0)
+    number = len(log.read())
+status = int(sys.argv[1 + number])
+os.kill(os.getpid(), -status) if status < 0 else sys.exit(status)
+"""
+
+
+@needs_launch
+@pytest.mark.parametrize("respawn", ["true", "false"])
+def test_nodes_of_the_launch_files_respawn(monkeypatch, no_profile, respawn):
+    made = []
+    for name, given in (("detector", {}), ("multi_camera", {"cameras": str(ROOT / "config" / "cameras.yaml")})):
+        module = launch_file(name)
+        monkeypatch.setattr(module, "Node", lambda **options: made.append(options))
+        module.start_nodes(launch_context(module, respawn=respawn, **given), *([str(ROOT)] * (name == "detector")))
+    detectors = [options for options in made if options["executable"] == "detector_node"]
+    assert len(detectors) == 3
+    assert {options.get("respawn", False) for options in detectors} == {respawn == "true"}
 
 
 def test_launch_files_import_no_torch():
@@ -139,16 +201,26 @@ def test_camera_file_of_the_package():
     assert "score_threshold:=0.3" in cameras["rear"].ros_arguments()
 
 
-def test_parameter_that_cannot_be_ends_the_node_with_one_line(capfd):
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-p", "score_threshold:=2.0"], "score_threshold"),
+        (["-p", "score_threshold:=high"], "score_threshold"),
+        (["-p", "class_thresholds:={car: 0.7}"], "class_thresholds:={car: 0.7}"),
+        (["--params-file", "/nowhere/x.yaml"], "/nowhere/x.yaml"),
+        (["--bogus"], "--bogus"),
+    ],
+)
+def test_argument_that_cannot_be_ends_the_node_with_one_line(capfd, arguments, said):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        assert detector_node.run(["--ros-args", "-p", "score_threshold:=2.0"]) == 2
+        assert detector_node.run(["--ros-args", *arguments]) == 2
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     error = capfd.readouterr().err
     assert error.startswith("detector: error: ")
-    assert "score_threshold" in error
+    assert said in error
     assert len(error.strip().splitlines()) == 1
 
 
