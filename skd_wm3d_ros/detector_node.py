@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -90,13 +91,13 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
     parser = argparse.ArgumentParser(prog="detector_node", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cameras", metavar="FILE", help="YAML list of cameras: all of them in this process")
 
-    stop, starting = threading.Event(), True
+    stop, starting = False, True  # no threading.Event: a second signal inside its set() would wait for ever
 
     def on_signal(number: int, frame: object) -> None:
-        if starting and not stop.is_set():
-            stop.set()
+        nonlocal stop
+        first, stop = not stop, True
+        if starting and first:
             raise KeyboardInterrupt  # loading a model takes seconds, do not wait for it
-        stop.set()
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
@@ -120,7 +121,7 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
                 node.autostart()
         starting = False
         spinners += [Spinner(node) for node in nodes]
-        while not stop.is_set():
+        while not stop:
             reader.recv(1)
         for spinner in spinners:
             if spinner.error is not None:
@@ -164,8 +165,13 @@ def _complain(error: str) -> int:
 
 
 def main() -> None:
-    """Entry point. Leaves without unloading Python: with torch in it that takes a second."""
-    status = run()
+    """Entry point. Leaves without unloading Python: that takes a second with torch in it, and crashes while another
+    thread is at work."""
+    try:
+        status = run()
+    except Exception:
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -261,7 +261,7 @@ class CameraInput:
             return
         if time.monotonic() - latest[1] > LATCHED_AFTER:
             self._pair_with_latest()
-        else:
+        elif self._grace.is_canceled():  # a stream faster than the grace must not put it off
             self._grace.reset()
 
     def _pair_with_latest(self) -> None:

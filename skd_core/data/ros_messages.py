@@ -57,9 +57,6 @@ DISTORTION_MODELS = {
 """Distortion models of sensor_msgs/CameraInfo and the lengths of their D."""
 
 _FISHEYE = ("equidistant", "fisheye")
-_PINHOLE_WITHOUT_D = ("", "plumb_bob", "rational_polynomial")
-"""Distortion models that leave a pinhole image where D is 0 or empty."""
-
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"  # some cameras pad after the end
 _PNG_BEGIN, _PNG_END = b"\x89PNG", b"IEND"
 
@@ -113,7 +110,7 @@ def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> M
         UserError: an unknown distortion model, or one with a wrong number of coefficients.
     """
     model, D = info.distortion_model, np.asarray(info.d, np.float64)
-    if model in _PINHOLE_WITHOUT_D and not D.any():
+    if not is_distorted(info):
         return None
     if model not in DISTORTION_MODELS:
         raise UserError(f"{name}: distortion_model '{model}' is not one of {', '.join(DISTORTION_MODELS)}")

@@ -89,12 +89,14 @@ def test_a_signal_does_not_wait_for_a_transition(rig, process):
 
 
 RAISES = """
+import sys
 from skd_wm3d_ros import detector_node
 from skd_wm3d_ros.node import DetectorNode
 def publish(self):
     raise ValueError("of a timer")
 DetectorNode._publish_diagnostics = publish
-detector_node.run(["--ros-args", "-p", "autostart:=false"])
+sys.argv += ["--ros-args", "-p", "autostart:=false"]
+detector_node.main()
 """
 
 
