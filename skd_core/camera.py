@@ -23,6 +23,9 @@ from torch import Tensor
 
 from skd_core.errors import UserError
 
+FISHEYE = ("equidistant", "fisheye")
+"""Distortion models with r = f * theta: no pinhole even where D is 0."""
+
 
 def project(P: Tensor, xyz: Tensor) -> Tensor:
     """Project points to the image.
@@ -177,7 +180,7 @@ class Camera:
         if p[0, 0] != 0:
             P = p
         elif k[0, 0] != 0:
-            fisheye = info.get("distortion_model") in ("equidistant", "fisheye")  # r = f * theta, with D = 0 too
+            fisheye = info.get("distortion_model") in FISHEYE
             if fisheye or any(_numbers(f"{name}: D", _entries(info, "d", "D", "distortion_coefficients"))):
                 raise UserError(f"{name}: has distortion but no P; rectify the images first (image_proc) and give P")
             P = torch.cat([k, k.new_zeros(3, 1)], 1)

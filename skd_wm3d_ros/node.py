@@ -361,13 +361,8 @@ class DetectorNode(LifecycleNode):
         if (problems := self._statistics.problem()) is not None:
             yield problems
         if self._ahead > MOST_AHEAD:
-            yield (
-                WARN,
-                (
-                    f"the images' stamps are {self._ahead:.1f} s ahead of this node's clock, their age is not known: "
-                    "publish /clock or leave use_sim_time, or set the machines' clocks"
-                ),
-            )
+            ahead = f"the images' stamps are {self._ahead:.1f} s ahead of this node's clock, their age is not known"
+            yield WARN, f"{ahead}: publish /clock or leave use_sim_time, or set the machines' clocks"
         if self.detector is not None and self.detector.fallen_back:
             yield WARN, f"runs on the CPU, the GPU failed: {self.detector.fallen_back}"
         if self._unlike:

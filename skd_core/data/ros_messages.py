@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skd_core.boxes import Boxes3D
-from skd_core.camera import Camera
+from skd_core.camera import FISHEYE, Camera
 from skd_core.errors import UserError
 
 Maps = tuple[NDArray[Any], NDArray[Any]]
@@ -56,7 +56,6 @@ DISTORTION_MODELS = {
 }
 """Distortion models of sensor_msgs/CameraInfo and the lengths of their D."""
 
-_FISHEYE = ("equidistant", "fisheye")
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"  # some cameras pad after the end
 _PNG_BEGIN, _PNG_END = b"\x89PNG", b"IEND"
 
@@ -91,8 +90,8 @@ def camera_from_info(info: Any, name: str = "camera_info", rectified: bool = Tru
 
 
 def is_distorted(info: Any) -> bool:
-    """Whether a CameraInfo tells of distortion in the raw image; a fisheye has it with D = 0 too (r = f * theta)."""
-    return bool(np.any(info.d)) or info.distortion_model in _FISHEYE
+    """Whether a CameraInfo tells of distortion in the raw image; a fisheye has it with D = 0 too."""
+    return bool(np.any(info.d)) or info.distortion_model in FISHEYE
 
 
 def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> Maps | None:
@@ -119,7 +118,7 @@ def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> M
         raise UserError(f"{name}: distortion_model '{model}' needs {lengths} coefficients in D, got {len(D)}")
     K, size = camera.K.numpy(), (camera.width, camera.height)
     rotation = np.eye(3)
-    if model in _FISHEYE:
+    if model in FISHEYE:
         return cv2.fisheye.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
     return cv2.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
 
