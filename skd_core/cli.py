@@ -115,6 +115,7 @@ def train(
 def ablate(
     config: Annotated[Path, typer.Argument(help="Training config that the rows differ from.")],
     out: Annotated[Path, typer.Option(help="Gets ROW/SEED/, ablation.json, ablation.md; goes on where it stopped.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file's.")] = None,
     rows: Annotated[str, typer.Option(help="Comma-separated, or 'all'.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per row.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out among them.")] = 1,
@@ -124,10 +125,11 @@ def ablate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train every row of the ablation over several seeds; mean and spread of AP and errors."""
+    from skd_core.config import load_config
     from skd_core.training.ablation import ROWS, run_ablation, table
 
     chosen = list(ROWS) if rows == "all" else [row.strip() for row in rows.split(",")]
-    print(table(run_ablation(config, out, chosen, seeds, jobs, stop_after, device)))
+    print(table(run_ablation(load_config(config, set_), out, chosen, seeds, jobs, stop_after, device)))
 
 
 @app.command()

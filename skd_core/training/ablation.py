@@ -80,7 +80,7 @@ def row_config(base: TrainConfig, row: str, seed: int) -> TrainConfig:
 
 
 def run_ablation(
-    config: Path, out: Path, rows: Sequence[str], seeds: int, jobs: int, stop_after: float | None, device: str
+    base: TrainConfig, out: Path, rows: Sequence[str], seeds: int, jobs: int, stop_after: float | None, device: str
 ) -> dict[str, Any]:
     """Run what is missing, then write ``out/ablation.json`` and ``out/ablation.md``: all rows and seeds there are.
 
@@ -88,7 +88,7 @@ def run_ablation(
     can go on elsewhere from that file alone.
 
     Args:
-        config: the training config that the rows differ from.
+        base: the training config that the rows differ from.
         out: gets a folder ROW/SEED for each run.
         seeds: 0 to seeds - 1; jobs: runs at a time.
         stop_after: minutes after which to stop; the same command goes on.
@@ -97,9 +97,8 @@ def run_ablation(
         UserError: unknown row, no validation set, the folder holds another config's results, or a run failed (the
             message names its log).
     """
-    base = load_config(config)
     if base.data.val is None or base.data.val.kind != "kitti":
-        raise UserError(f"{config}: an ablation needs data.val, of kind kitti: it reports KITTI's AP")
+        raise UserError("ablation: the config needs data.val, of kind kitti: it reports KITTI's AP")
     result = collect(out, base)
     todo = [(row, seed) for seed in range(seeds) for row in rows]
     configs = {run: row_config(base, *run) for run in todo}
