@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from skd_core.camera import project
 from skd_core.config import ScheduleConfig, TrainConfig
 from skd_core.data.batch import Batch, EpochSampler, TrainingSet, collate, jitter_boxes, training_loader
 from skd_core.data.kitti import KittiDataset
@@ -482,7 +483,9 @@ def test_every_term_has_its_weight(root: Path) -> None:
     def one(name: str) -> Callable[..., Tensor]:
         def loss(*arguments: Any, **options: Any) -> Tensor:
             asked[name] = arguments
-            return torch.ones(len(batch.boxes)) if name != "depth_map" else torch.tensor(1.0)
+            if name == "depth_map":
+                return torch.tensor(1.0)
+            return torch.ones(len(batch.boxes) if name == "distillation" else len(arguments[0]))
 
         return loss
 
@@ -499,10 +502,10 @@ def test_every_term_has_its_weight(root: Path) -> None:
     assert half == pytest.approx({n: v if n in full else v / 2 for n, v in whole.items() if n != "teacher/feedback"})
     shared = {name: value.item() for name, value in model(batch, Step(objects=2.0 * len(batch.boxes))).items()}
     assert shared["student/yaw"] == pytest.approx(0.5)
-    # targets are the labels' boxes, not the RoIs, and z_f where there is one
-    assert torch.equal(asked["projection"][1], batch.boxes)
-    known = batch.pseudo.z.isfinite()
-    assert torch.equal(asked["depth"][2][known], batch.pseudo.z[known])
+    # targets are the labels' boxes, not the RoIs, and z_f where there is one; the teacher, asked last, has each twice
+    assert torch.equal(asked["projection"][1], batch.boxes.repeat(2, 1))
+    known, z = batch.pseudo.z.isfinite().repeat(2), batch.pseudo.z.repeat(2)
+    assert torch.equal(asked["depth"][2][known], z[known])
 
 
 def test_the_optimiser_is_told_what_the_schedule_says(root: Path, tmp_path: Path) -> None:
@@ -542,21 +545,58 @@ def test_the_3d_heads_see_the_boxes_that_the_2d_heads_find(pair: tuple[TeacherSt
     assert torch.equal(rois.P, batch.rois.P)
 
 
+def test_objects_seen_through_several_boxes(pair: tuple[TeacherStudent, Batch]) -> None:
+    _, batch = pair
+    n, moved = len(batch.boxes), batch.boxes + 1
+    both = batch.seen_through(moved, batch.boxes)
+    assert torch.equal(both.rois.boxes, torch.cat([moved, batch.boxes]))
+    assert torch.equal(both.boxes, batch.boxes[torch.arange(2 * n) % n])
+    for name, value in vars(batch.pseudo).items():
+        for half in getattr(both.pseudo, name).chunk(2):
+            assert torch.equal(half.nan_to_num(-1), value.nan_to_num(-1)), name
+    assert both.images is batch.images
+    assert len(batch.boxes) == len(batch.rois.boxes) == n  # itself unchanged
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_which_boxes_student_and_teacher_see(root: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
     config = tiny.make_config(root, augment={"own_boxes": own})
     model, batch = TeacherStudent(config).eval(), batch_of(root, config)
     found = replace(batch.rois, boxes=batch.boxes + torch.tensor([1.0, 1, 2, 2]))
     monkeypatch.setattr(model, "own_rois", lambda maps, batch: found)
-    decode, seen = model.student.decode, []
+    decode, seen, raws = model.student.decode, [], []
 
     def watched(raw: Raw3D, rois: Rois, *more: Any) -> Prediction3D:
         seen.append(rois)
+        raws.append((raw, rois, *more))
         return decode(raw, rois, *more)
 
     monkeypatch.setattr(model.student, "decode", watched)
+    told = []
+    loss = model.loss_distillation
+    assert loss is not None
+    monkeypatch.setattr(
+        loss, "forward", lambda *arguments, **_: told.append(arguments) or torch.zeros(len(found.boxes))
+    )
     model(batch, Step())
-    assert [rois is found for rois in seen] == [own, own]
+    rois = found if own else batch.rois
+    student, teacher = seen
+    assert student is rois
+    # the teacher sees each object through the same box and through the label's, of the same image, class and camera
+    assert torch.equal(teacher.boxes, torch.cat([rois.boxes, batch.boxes]))
+    for name in ("batch_index", "classes", "P", "height"):
+        assert torch.equal(getattr(teacher, name), torch.cat([getattr(rois, name)] * 2)), name
+    # L_UAD hears the teacher through the label's box; L_rev teaches it through the student's
+    (student_3d, knowing, _), (taught, by, _) = told
+    n = len(rois.boxes)
+    both = decode(*raws[1])
+    assert torch.equal(knowing.log_z, both.log_z[n:])
+    assert torch.equal(taught.log_z, both.log_z[:n])
+    assert by is student_3d
+    # and centres are compared as shares of one and the same box
+    for prediction, boxes in ((knowing, batch.boxes), (student_3d, batch.boxes), (taught, batch.boxes)):
+        uv = boxes[:, :2] + prediction.center_uv * (boxes[:, 2:] - boxes[:, :2])
+        assert torch.allclose(uv, project(batch.rois.P, prediction.center[:, None])[:, 0], atol=1e-2)
 
 
 def test_yardsticks_are_sums_that_add_up_over_parts(root: Path, pair: tuple[TeacherStudent, Batch]) -> None:

@@ -6,7 +6,7 @@ Every random choice follows from (seed, epoch, index), so that a run resumes exa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +61,25 @@ class Batch:
             return part
 
         return Batch(**{name: move(part) for name, part in vars(self).items()})  # type: ignore[arg-type]
+
+    def seen_through(self, *boxes: Tensor) -> Batch:
+        """The same images, each object once for every set of RoI boxes: all through the first, all through the next.
+
+        For the 3D heads and their losses only: the 2D losses would count an object as often.
+
+        Args:
+            boxes: each of shape (N, 4), pixels.
+        """
+        views = len(boxes)
+        rois = {name: value.repeat(views, *[1] * (value.ndim - 1)) for name, value in vars(self.rois).items()}
+        pseudo = {name: value.repeat(views, *[1] * (value.ndim - 1)) for name, value in vars(self.pseudo).items()}
+        return replace(
+            self,
+            boxes=self.boxes.repeat(views, 1),
+            rois=Rois(**rois | {"boxes": torch.cat(boxes)}),
+            pseudo=PseudoTargets(**pseudo),
+            truth=None,
+        )
 
 
 def jitter_boxes(boxes: Tensor, amount: float, width: int, height: int, generator: torch.Generator) -> Tensor:

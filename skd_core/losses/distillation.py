@@ -57,8 +57,10 @@ def certainty(log_sigma: Tensor, overlap: Tensor) -> Tensor:
 class DistillationLoss(nn.Module):
     """L_UAD, and with the roles swapped L_rev.
 
-    ``(1/N) sum_i c_i [D_z + sum_q lambda_q phi(|q_student - stopgrad(q_teacher)|)]``, a value for each box, matched by
-    RoI; D_z is :func:`laplace_divergence`, q = u/w, v/h, log size, raw yaw vector t. With kind "l1", phi is the
+    The caller says which box each network looked through; ``center_uv`` of both must refer to the same one.
+
+    ``(1/N) sum_i c_i [D_z + sum_q lambda_q phi(|q_student - stopgrad(q_teacher)|)]``, a value for each
+    object; D_z is :func:`laplace_divergence`, q = u/w, v/h, log size, raw yaw vector t. With kind "l1", phi is the
     identity, D_z = |log z_s - log z_t| and c_i = 1.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class Prediction3D:
         yaw: shape (N,), radians, modulo pi unless the direction is trained.
         log_z: shape (N,), log of the centre's depth.
         log_sigma: shape (N,), log sigma_z, the relative standard deviation of the depth (Laplace: scale sigma/sqrt2).
-        center_uv: shape (N, 2), projected centre as a share of the RoI, in (0, 1).
+        center_uv: shape (N, 2), projected centre as a share of the RoI, in (0, 1); see :meth:`relative_to`.
         yaw_vector: shape (N, 2), t before normalisation.
         alpha: shape (N,), observation angle in (-pi/2, pi/2], with gradient even where yaw has none.
         direction: shape (N, 2), logits.
@@ -47,6 +47,15 @@ class Prediction3D:
     def project(self, P: Tensor) -> Tensor:
         """shape (N, 4), 2D boxes around the projected corners, not clipped; P: shape (N, 3, 4)."""
         return project_boxes(P, self.center, self.size, self.yaw, min_depth=0.5)
+
+    def relative_to(self, boxes: Tensor, rois: Tensor) -> Prediction3D:
+        """The same predictions, ``center_uv`` as a share of other 2D boxes than of the RoIs that they were made from.
+
+        Args:
+            boxes: shape (N, 4), what center_uv shall refer to; rois: shape (N, 4), what it refers to; pixels.
+        """
+        uv = rois[:, :2] + self.center_uv * (rois[:, 2:] - rois[:, :2])
+        return replace(self, center_uv=(uv - boxes[:, :2]) / (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0))
 
 
 def half_extent(size: Tensor, yaw: Tensor) -> Tensor:

@@ -159,6 +159,6 @@ class Student(nn.Module):
         return result
 
 
-def select(boxes: Prediction3D, index: Tensor) -> Prediction3D:
-    """The predictions at an index or mask."""
+def select(boxes: Prediction3D, index: Tensor | slice) -> Prediction3D:
+    """The predictions at an index, mask or slice."""
     return Prediction3D(**{name: value[index] for name, value in vars(boxes).items()})

@@ -22,7 +22,7 @@ from skd_core.losses.yaw import YawLoss
 from skd_core.models.backbone import STRIDE
 from skd_core.models.decode import Prediction3D, boxes_at, cut_vertically, half_extent
 from skd_core.models.heads import Maps2D
-from skd_core.models.student import Detections, Rois, Student
+from skd_core.models.student import Detections, Rois, Student, select
 from skd_core.models.teacher import DepthMap, Teacher
 from skd_core.supervision.priors import prior_of, prior_tolerances
 from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
@@ -45,6 +45,9 @@ class Step:
 
 class TeacherStudent(nn.Module):
     """MDN and, unless the config leaves it out, DSN, with their losses.
+
+    DSN sees each object twice [ours]: through the RoI that MDN gets, as it would at inference, and through the label's
+    own box, where it errs about half as much. What it says through the label's box is what MDN learns from it.
 
     ``L = L_2D + .5 L_depth + L3D_DSN + L3D_MDN + lambda_d (L_UAD + k_fb L_rev)``
     ``L3D = L_proj + .5 L_dim + L_z + L_yaw + .1 L_points``
@@ -121,12 +124,14 @@ class TeacherStudent(nn.Module):
         shared = scale_gradient(features, k_teacher)
         depth = self.teacher.depth_map(shared)
         terms |= self._depth_terms(batch, depth, maps.heatmap.shape)
-        raw = self.teacher.boxes_raw(shared, depth, batch.P, rois)
-        teacher = self.student.decode(raw, rois, detach_yaw)
-        parts = self._weak_terms(teacher, batch, True, points=step.distillation > 0)
-        terms |= {f"teacher/{k}": step.boxes_3d * v.sum() / objects for k, v in parts.items()}
+        both = batch.seen_through(rois.boxes, batch.boxes)
+        raw = self.teacher.boxes_raw(shared, depth, batch.P, both.rois)
+        seen = self.student.decode(raw, both.rois, detach_yaw)
+        parts = self._weak_terms(seen, both, True, points=step.distillation > 0)
+        terms |= {f"teacher/{k}": step.boxes_3d * v.sum() / (2 * objects) for k, v in parts.items()}
+        teacher, knowing = select(seen, slice(len(rois.boxes))), select(seen, slice(len(rois.boxes), None))
         if self.loss_distillation is not None and step.distillation > 0:
-            parts = self._distillation_terms(student, teacher, batch, step.distillation)
+            parts = self._distillation_terms(student, teacher, knowing, batch, step.distillation)
             terms |= {k: v.sum() / objects for k, v in parts.items()}
         self.yardsticks = torch.stack([self._yardsticks(student, batch), self._yardsticks(teacher, batch)])
         return terms
@@ -206,12 +211,17 @@ class TeacherStudent(nn.Module):
         return {"teacher/depth_map": self.config.method.depth_map_weight * loss}
 
     def _distillation_terms(
-        self, student: Prediction3D, teacher: Prediction3D, batch: Batch, weight: float
+        self, student: Prediction3D, teacher: Prediction3D, knowing: Prediction3D, batch: Batch, weight: float
     ) -> dict[str, Tensor]:
-        """L_UAD, the student's own uncertainty, and the feedback k_fb L_rev; terms of shape (N,)."""
+        """L_UAD and the feedback k_fb L_rev; terms of shape (N,).
+
+        Args:
+            student, teacher: through the RoIs of the batch; knowing: the teacher through the labels' boxes.
+        """
         assert self.loss_distillation is not None
-        overlap = self.overlap(teacher, batch)
-        terms = {"student/distillation": weight * self.loss_distillation(student, teacher, overlap)}
+        student, teacher = (p.relative_to(batch.boxes, batch.rois.boxes) for p in (student, teacher))
+        learnt = self.loss_distillation(student, knowing, self.overlap(knowing, batch))
+        terms = {"student/distillation": weight * learnt}
         feedback = self.modulation.k_feedback if self.config.method.modulation and weight >= 1 else 0.0
         if feedback > 0:
             reverse = self.loss_distillation(teacher, student, self.overlap(student, batch), yaw=False)
