@@ -63,7 +63,7 @@ def draw() -> Figure:
     arrow(axes, (38.5, 43), (61, 43))
     arrow(axes, (38.5, 46), (40.5, 46), (40.5, 50.5), (43, 50.5))
     arrow(axes, (57, 50.5), (66, 50.5), (66, 48))
-    note(axes, 66.8, 51.6, "2D boxes (in training the\nlabels, jittered)", where="left")
+    note(axes, 66.8, 51.6, "the 2D boxes found (in training\nthose at the labels' centres)", where="left")
     arrow(axes, (71, 44.5), (74, 44.5))
     arrow(axes, (83.5, 44.5), (86.5, 44.5))
 
@@ -77,6 +77,8 @@ def draw() -> Figure:
     note(axes, 33.2, 35.2, "gradient\n$\\times k_D$", "#8a3c00", "right")
     arrow(axes, (40, 26), (46, 26))
     arrow(axes, (36.8, 41), (36.8, 33), (51.5, 33), (51.5, 29.5))
+    arrow(axes, (9, 29.5), (9, 31.2), (48.5, 31.2), (48.5, 29.5))
+    note(axes, 9.8, 32.4, "RoIs: the labels' own boxes, and MDN's", where="left")
     arrow(axes, (57, 26), (61, 26))
     arrow(axes, (71, 26), (74, 26))
     arrow(axes, (83.5, 26), (86.5, 26))
@@ -98,7 +100,7 @@ def draw() -> Figure:
     box(axes, 67, 10.5, 31, 7.6, losses, LOSS)
     arrow(axes, (57.5, 14.4), (67, 14.4))
     arrow(axes, (94.6, 22.5), (94.6, 18.1), colour="#b0304a")
-    box(axes, 84, 32.4, 9.4, 4.2, "$L_{UAD}$", LOSS)
+    box(axes, 84, 32.4, 9.4, 4.2, "$L_{UAD}$", LOSS)  # of what DSN says through the labels' boxes
     arrow(axes, (88.7, 29.5), (88.7, 32.4), colour="#b0304a")
     arrow(axes, (88.7, 36.6), (88.7, 41), colour="#b0304a")
     arrow(axes, (95.8, 41), (95.8, 29.5), dashed=True, colour="#b0304a")
