@@ -27,7 +27,7 @@ from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.losses.points import PointsLoss
 from skd_core.losses.projection import ProjectionLoss
 from skd_core.losses.supervised import SupervisedLoss
-from skd_core.losses.yaw import YawLoss
+from skd_core.losses.yaw import YawLoss, yaw_error
 from skd_core.models.decode import Prediction3D, decode_3d
 from skd_core.models.heads import Maps2D, Raw3D
 
@@ -433,25 +433,48 @@ def test_object_depth_gradient() -> None:
 
 
 # -- L_yaw -------------------------------------------------------------------------------------------------------------
+def unit(angle: Tensor) -> Tensor:
+    """shape (N, 2), the yaw vector of an observation angle."""
+    return torch.stack([torch.cos(2 * angle), torch.sin(2 * angle)], -1)
+
+
 def test_yaw_by_hand() -> None:
     target = double(0.4, 0.4, 0.4, 0.4)
     alpha = double(0.4, 0.4 + math.pi, 0.4 + math.pi / 2, -0.4)
-    loss = YawLoss()(alpha, target, double(1, 1, 0.5, 1))
-    assert loss.tolist() == pytest.approx([0, 0, 0.5 * 2, 1 - math.cos(1.6)], abs=1e-12)  # mod pi; not its mirror
+    loss = YawLoss()(unit(alpha), target, double(1, 1, 0.5, 1))
+    opposite, mirror = math.cos(0.8) + math.sin(0.8), math.sin(0.8)  # mean |t - t*|: 2 (|c| + |s|) / 2 and 2 |s| / 2
+    assert loss.tolist() == pytest.approx([0, 0, 0.5 * opposite, mirror], abs=1e-12)  # mod pi; not its mirror
+    # the length counts too: t = 0, of no direction at all, is half as wrong as the opposite
+    assert YawLoss()(torch.zeros(1, 2).double(), target[:1], double(1)).item() == pytest.approx(opposite / 2)
+
+
+def test_yaw_keeps_its_slope_near_the_target() -> None:
+    """A tenth of the error costs a tenth; 1 - cos would cost a hundredth, and hardly pull."""
+    loss = YawLoss()(unit(double(0.401, 0.41)), double(0.4, 0.4), double(1, 1))
+    assert (loss[0] / loss[1]).item() == pytest.approx(0.1, rel=0.05)
 
 
 def test_yaw_without_target() -> None:
-    alpha = learnable((3,))
-    loss = YawLoss()(alpha, double(NAN, 0.3, 0.3), double(1.0, 0.0, 1.0))
+    vector = learnable((3, 2))
+    loss = YawLoss()(vector, double(NAN, 0.3, 0.3), double(1.0, 0.0, 1.0))
     loss.sum().backward()
     assert loss[:2].tolist() == [0, 0]
-    assert alpha.grad is not None
-    assert alpha.grad[:2].tolist() == [0, 0]
-    assert alpha.grad.isfinite().all()
+    assert vector.grad is not None
+    assert vector.grad[:2].abs().max() == 0
+    assert vector.grad[2].abs().min() > 0
+    assert vector.grad.isfinite().all()
+    assert yaw_error(double(0.1, 0.1), double(NAN, 0.3), double(1.0, 0.0)).tolist() == [0, 0]
 
 
 def test_yaw_gradient() -> None:
-    assert gradcheck(lambda a: YawLoss()(a, double(0.1, 1, -1), double(1, 0.5, 0.2)), (learnable((3,)),))
+    assert gradcheck(lambda t: YawLoss()(t, double(0.1, 1, -1), double(1, 0.5, 0.2)), (learnable((3, 2)),))
+
+
+def test_yaw_error_by_hand() -> None:
+    """E3: blind to front and back and to the vector's length, 2 q where a is a quarter turn off."""
+    alpha = double(0.4, 0.4 + math.pi, 0.4 + math.pi / 2, -0.4)
+    error = yaw_error(alpha, double(0.4, 0.4, 0.4, 0.4), double(1, 1, 0.5, 1))
+    assert error.tolist() == pytest.approx([0, 0, 0.5 * 2, 1 - math.cos(1.6)], abs=1e-12)
 
 
 # -- L_points ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.losses.points import PointsLoss
 from skd_core.losses.projection import ProjectionLoss
 from skd_core.losses.supervised import SupervisedLoss
-from skd_core.losses.yaw import YawLoss
+from skd_core.losses.yaw import YawLoss, yaw_error
 from skd_core.models.backbone import STRIDE
 from skd_core.models.decode import Prediction3D, boxes_at, cut_vertically, half_extent
 from skd_core.models.heads import Maps2D
@@ -181,7 +181,7 @@ class TeacherStudent(nn.Module):
         z = self.geometric_target(boxes, batch)
         if targets:
             z = torch.where(batch.pseudo.z.isfinite(), batch.pseudo.z, z)
-            terms["yaw"] = self.loss_yaw(boxes.alpha, batch.pseudo.alpha, batch.pseudo.alpha_weight)
+            terms["yaw"] = self.loss_yaw(boxes.yaw_vector, batch.pseudo.alpha, batch.pseudo.alpha_weight)
         terms["depth"] = self.loss_depth(boxes.log_z, boxes.log_sigma, z)
         if points:
             values = self.loss_points(boxes.center, boxes.size, boxes.yaw, batch.pseudo.points)
@@ -245,7 +245,7 @@ class TeacherStudent(nn.Module):
             [
                 (boxes.log_z - pseudo.z.log()).abs(),
                 1 - self.overlap(boxes, batch),
-                self.loss_yaw(boxes.alpha, pseudo.alpha, pseudo.alpha_weight),
+                yaw_error(boxes.alpha, pseudo.alpha, pseudo.alpha_weight),
             ]
         )
         has_z = pseudo.z.isfinite()
