@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from skd_core.boxes import Boxes3D
 from skd_core.camera import project
 from skd_core.losses.object_depth import ObjectDepthLoss
+from skd_core.losses.yaw import YawLoss
 from skd_core.models.decode import Prediction3D
 
 
@@ -17,7 +18,7 @@ class SupervisedLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.depth = ObjectDepthLoss()
+        self.depth, self.yaw = ObjectDepthLoss(), YawLoss()
 
     def forward(self, prediction: Prediction3D, truth: Boxes3D, rois: Tensor, P: Tensor) -> dict[str, Tensor]:
         """Terms of shape (N,).
@@ -29,12 +30,11 @@ class SupervisedLoss(nn.Module):
         uv = project(P, truth.center[:, None])[:, 0]
         share = (uv - rois[:, :2]) / (rois[:, 2:] - rois[:, :2]).clamp(min=1.0)
         alpha = truth.alpha
-        vector = torch.stack([torch.cos(2 * alpha), torch.sin(2 * alpha)], -1)
         turned = (alpha.abs() > torch.pi / 2).long()
         return {
             "depth": self.depth(prediction.log_z, prediction.log_sigma, truth.center[:, 2]),
             "center": (prediction.center_uv - share.clamp(0, 1)).abs().sum(-1),
             "size": (prediction.size / truth.size).log().abs().sum(-1),
-            "yaw": (prediction.yaw_vector - vector).abs().mean(-1),
+            "yaw": self.yaw(prediction.yaw_vector, alpha, torch.ones_like(alpha)),
             "direction": 0.2 * F.cross_entropy(prediction.direction, turned, reduction="none"),
         }
