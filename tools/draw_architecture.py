@@ -100,7 +100,7 @@ def draw() -> Figure:
     box(axes, 67, 10.5, 31, 7.6, losses, LOSS)
     arrow(axes, (57.5, 14.4), (67, 14.4))
     arrow(axes, (94.6, 22.5), (94.6, 18.1), colour="#b0304a")
-    box(axes, 84, 32.4, 9.4, 4.2, "$L_{UAD}$", LOSS)  # of what DSN says through the labels' boxes
+    box(axes, 84, 32.4, 9.4, 4.2, "$L_{UAD}$", LOSS)
     arrow(axes, (88.7, 29.5), (88.7, 32.4), colour="#b0304a")
     arrow(axes, (88.7, 36.6), (88.7, 41), colour="#b0304a")
     arrow(axes, (95.8, 41), (95.8, 29.5), dashed=True, colour="#b0304a")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,14 +71,15 @@ class Batch:
         Args:
             boxes: each of shape (N, 4), pixels.
         """
-        views = len(boxes)
-        rois = {name: value.repeat(views, *[1] * (value.ndim - 1)) for name, value in vars(self.rois).items()}
-        pseudo = {name: value.repeat(views, *[1] * (value.ndim - 1)) for name, value in vars(self.pseudo).items()}
+
+        def repeated(part: Any) -> Any:
+            return type(part)(**{name: torch.cat([value] * len(boxes)) for name, value in vars(part).items()})
+
         return replace(
             self,
-            boxes=self.boxes.repeat(views, 1),
-            rois=Rois(**rois | {"boxes": torch.cat(boxes)}),
-            pseudo=PseudoTargets(**pseudo),
+            boxes=torch.cat([self.boxes] * len(boxes)),
+            rois=replace(repeated(self.rois), boxes=torch.cat(boxes)),
+            pseudo=repeated(self.pseudo),
             truth=None,
         )
 
