@@ -47,7 +47,7 @@ class TeacherStudent(nn.Module):
     """MDN and, unless the config leaves it out, DSN, with their losses.
 
     DSN sees each object twice [ours]: through the RoI that MDN gets, as it would at inference, and through the label's
-    own box, where it errs about half as much. What it says through the label's box is what MDN learns from it.
+    own box, where depth errs less. What it says through the label's box is what MDN learns from it.
 
     ``L = L_2D + .5 L_depth + L3D_DSN + L3D_MDN + lambda_d (L_UAD + k_fb L_rev)``
     ``L3D = L_proj + .5 L_dim + L_z + L_yaw + .1 L_points``
