@@ -10,7 +10,6 @@ The camera frame is the optical one of REP 103: x right, y down, z forward, metr
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -229,10 +228,6 @@ class Camera:
         if width is not None and height is not None and (camera.width, camera.height) != (width, height):
             raise UserError(f"{path}: is for {camera.width}x{camera.height} images, but the image is {width}x{height}")
         return camera
-
-    def replace_size(self, width: int, height: int) -> Camera:
-        """The same matrix for another image size (a KITTI crop from the top left keeps its P)."""
-        return dataclasses.replace(self, width=width, height=height)
 
     def __repr__(self) -> str:
         focal = f"fx={self.fx:.1f}, fy={self.fy:.1f}, cx={self.cx:.1f}, cy={self.cy:.1f}"

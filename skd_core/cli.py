@@ -98,7 +98,7 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Over the config's seed.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint; --no-resume begins anew over it.")] = True,
     stop_after: Annotated[float | None, typer.Option(help="Minutes after which to stop with a checkpoint.")] = None,
 ) -> None:
     """Train teacher and student from images, cameras, 2D boxes and estimated depth; no 3D labels."""
@@ -268,7 +268,8 @@ def plot(
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs.png"),
 ) -> None:
     """Draw training runs over each other: losses, AP, the course of the GTM factors."""
-    from skd_core.evaluation.plots import plot_runs, read_run, write_figure
+    from skd_core.evaluation.plots import plot_runs, write_figure
+    from skd_core.files import read_run
 
     write_figure(out, plot_runs({str(run): read_run(run) for run in runs}))
     print(f"wrote {out}")

@@ -165,6 +165,12 @@ class TrainConfig(Strict):
     method: MethodConfig = MethodConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
+    @model_validator(mode="after")
+    def _direction_has_labels(self) -> TrainConfig:
+        if self.model.direction and not self.method.supervised:
+            raise ValueError("model.direction is learnt from 3D labels alone; set method.supervised: true")
+        return self
+
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a training config.

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from skd_core.boxes import EDGES, Boxes2D, Boxes3D
 from skd_core.camera import Camera
-from skd_core.data.kitti import write_atomic
 from skd_core.errors import UserError
+from skd_core.files import write_atomic
 
 RGB = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]

@@ -135,6 +135,46 @@ def test_the_result_file_alone_is_enough_to_go_on(
     assert (out / "ablation.md").read_text() == table(second)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": {"teacher": False}}, "method.teacher: true"),
+        ({"method": {"distillation": "l1", "modulation": False}}, "distillation: uad, method.modulation: true"),
+        ({"data": {"depth_dir": None}}, "data.depth_dir"),
+        ({"model": {"center_offset": False}}, "model.center_offset: true"),
+        ({"data": {"val": None}}, "needs data.val"),
+        ({"model": {"classes": ["Pedestrian"]}}, "class Car"),
+    ],
+)
+def test_a_config_that_is_not_the_full_method_is_refused(
+    config: Path, tmp_path: Path, change: dict[str, dict[str, Any]], message: str
+) -> None:
+    """Its rows would not be what they are called."""
+    raw = yaml.safe_load(config.read_text())
+    for section, values in change.items():
+        raw[section].update(values)
+    with pytest.raises(UserError, match=message):
+        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["full"], 1, 1, None, "cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_named_twice_runs_once_and_what_is_missing_is_said(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(ablation, "_run_all", lambda out, pending, *rest: asked.append(pending))
+    run_ablation(_base(config), tmp_path, ["full", "dsn", "full"], 2, 2, 0, "cpu")
+    assert asked == [[("full", 0), ("dsn", 0), ("full", 1), ("dsn", 1)]]
+    assert "4 of 4 runs are missing; the same command goes on" in capsys.readouterr().out
+
+
+def test_a_result_file_outlives_new_keys_of_the_config(config: Path, tmp_path: Path) -> None:
+    result = collect(tmp_path, _base(config))
+    del result["config"]["schedule"]["freeze_norm"]  # as written before there was such a key
+    (tmp_path / "ablation.json").write_text(json.dumps(result))
+    assert collect(tmp_path, _base(config))["config"]["schedule"]["freeze_norm"] is False
+
+
 def test_results_of_another_config_are_not_mixed(config: Path, tmp_path: Path) -> None:
     base = _base(config)
     (tmp_path / "ablation.json").write_text(json.dumps(collect(tmp_path, base)))
@@ -146,7 +186,7 @@ def test_results_of_another_config_are_not_mixed(config: Path, tmp_path: Path) -
     _finish(config, tmp_path, "full", 0, 1.0, 1.0)  # and a run, where the file was deleted
     with pytest.raises(UserError, match="full/0: is a run of another config"):
         collect(tmp_path, longer)
-    for damaged in ("{", '{"rows": {"full": {}}}'):
+    for damaged in ("{", '{"rows": {"full": {}}}', '{"rows": []}', '{"rows": {}}'):
         (tmp_path / "ablation.json").write_text(damaged)
         with pytest.raises(UserError, match="not a result of this command"):
             collect(tmp_path, base)

@@ -76,6 +76,7 @@ def test_unknown_key_names_the_nearest_valid_one(tmp_path: Path) -> None:
         ({"model": {"input_size": [16, 384]}}, "model.input_size"),
         ({"model": None}, "model"),
         ({"precision": "64"}, "precision"),
+        ({"model": {"direction": True}}, "model.direction"),  # nothing weak teaches it
     ],
 )
 def test_ill_typed_value_is_named(tmp_path: Path, section: dict[str, object], key: str) -> None:

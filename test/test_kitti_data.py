@@ -17,7 +17,7 @@ from PIL import Image
 from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.folder import ImageFolder
-from skd_core.data.kitti import KittiDataset, read_boxes2d, read_objects, write_atomic, write_results
+from skd_core.data.kitti import KittiDataset, read_boxes2d, read_objects, write_results
 from skd_core.data.sample import Sample, read_depth, read_image
 from skd_core.errors import UserError
 
@@ -233,19 +233,6 @@ def test_what_cannot_be_written(tmp_path: Path, boxes: Boxes3D, message: str) ->
     with pytest.raises(UserError, match=message):
         write_results(tmp_path / "a.txt", boxes)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_writing_replaces_whole_files_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    write_atomic(tmp_path / "a.txt", "old")
-    write_atomic(tmp_path / "a.txt", b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    assert (tmp_path / "a.txt").read_text() == "new"
-    with pytest.raises(UserError, match=r"a.txt: cannot write: No such file"):
-        write_atomic(tmp_path / "missing" / "a.txt", "x")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"folder: cannot write"):
-        write_atomic(tmp_path / "folder", "x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "folder"]
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------

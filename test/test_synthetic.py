@@ -28,6 +28,7 @@ from skd_core.data.synthetic.objects import CAR_SHAPES, SIZE_PRIORS, Thing, Ward
 from skd_core.data.synthetic.render import generator, render_scene
 from skd_core.data.synthetic.world import NOWHERE, Ground, Lens, Light, Road, Scene
 from skd_core.errors import UserError
+from skd_core.supervision.depth import check_kind
 
 LAYOUTS = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "kitti_layouts" / "label_2"
 SMALL = SynthConfig(320, 96)
@@ -421,7 +422,7 @@ def test_frames_depend_neither_on_their_number_nor_on_the_workers(tmp_path: Path
     write_dataset(tmp_path / "b", SMALL, 2, seed=9, workers=2)
     write_dataset(tmp_path / "c", SMALL, 2, seed=10)
     a, b, c = (digest(tmp_path / name) for name in "abc")
-    assert len(b) == 2 * 5 + 1
+    assert len(b) == 2 * 5 + 2
     shared = [name for name in b if name.startswith("training")]
     assert all(a[name] == b[name] for name in shared)
     assert a["training/image_2/000000.png"] != c["training/image_2/000000.png"]
@@ -443,6 +444,9 @@ def test_files_say_what_was_rendered(tmp_path: Path) -> None:
     torch.testing.assert_close(boxes.center.double(), frame.boxes3d.center, atol=1e-5, rtol=1e-6)
     assert boxes.labels == frame.boxes3d.labels
     assert (tmp_path / "set" / "ImageSets" / "all.txt").read_text() == "000000\n000001\n"
+    check_kind(training / "depth", "metric")
+    with pytest.raises(UserError, match="holds metric depth"):
+        check_kind(training / "depth", "relative")
     from skd_core.camera import Camera
 
     stored_camera = Camera.from_kitti(training / "calib" / "000001.txt", 320, 96)

@@ -210,7 +210,32 @@ def test_resume_with_another_config_names_the_key(root: Path, tmp_path: Path, un
     shutil.copytree(uninterrupted, tmp_path / "copy")
     with pytest.raises(UserError, match=r"checkpoint\.pt: .*schedule\.learning_rate"):
         Trainer(resumable(root, learning_rate=1e-5), tmp_path / "copy", "cpu")
+
+
+def test_a_run_begun_anew_leaves_nothing_of_the_old_one(root: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "copy")
+    with open(tmp_path / "copy" / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write("damaged\n" * 2)
     assert not Trainer(resumable(root, learning_rate=1e-5), tmp_path / "copy", "cpu", resume=False).step
+    assert not (tmp_path / "copy" / "student.safetensors").exists()
+    assert not (tmp_path / "copy" / "metrics.jsonl").exists()
+
+
+def test_weights_tell_when_their_start_had_3d_labels(root: Path, tmp_path: Path) -> None:
+    runs = {
+        "weak": ({}, None),
+        "supervised": ({"method": {"supervised": True, "teacher": False}}, None),
+        "after": ({}, "supervised"),
+        "again": ({}, "weak"),
+    }
+    learnt_from = {}
+    for name, (change, start) in runs.items():
+        initial = {"weights": start and str(tmp_path / start / "student.safetensors")}
+        trainer = Trainer(tiny.make_config(root, initial=initial, **change), tmp_path / name, "cpu")
+        learnt_from[name] = load_weights(trainer.export())[1]["learnt_from"]
+    assert learnt_from["weak"] == learnt_from["again"] == "2D boxes, no 3D labels"
+    assert learnt_from["supervised"] == "3D labels (supervised)"
+    assert learnt_from["after"] == "2D boxes, no 3D labels; its start from: 3D labels (supervised)"
 
 
 def test_time_limit_stops_with_a_checkpoint(root: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from skd_core.evaluation.plots import read_run
+from skd_core.errors import UserError
+from skd_core.files import read_run
 from skd_core.training.modulation import YARDSTICKS
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "gtm.png"
@@ -51,4 +52,8 @@ def draw(run: Path) -> Figure:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         raise SystemExit(__doc__)
-    draw(Path(sys.argv[1])).savefig(sys.argv[2] if len(sys.argv) == 3 else OUT, dpi=150, metadata={"Software": None})
+    try:
+        figure = draw(Path(sys.argv[1]))
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+    figure.savefig(sys.argv[2] if len(sys.argv) == 3 else OUT, dpi=150, metadata={"Software": None})

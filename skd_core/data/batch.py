@@ -32,7 +32,7 @@ class Batch:
         images: shape (B, 3, H, W), uint8.
         P: shape (B, 3, 4), cameras at this size.
         boxes: shape (N, 4), 2D boxes of the labels, clipped to the image, pixels.
-        rois: the same objects with jittered boxes: what the 3D heads see.
+        rois: the same objects with jittered boxes; what the 3D heads see unless ``augment.own_boxes`` is set.
         ignore: shape (M, 4), regions where no negative is learnt; ignore_index: shape (M,), their images.
         depth: shape (B, H, W), metres, 0 = unknown; all 0 without a depth source.
         pseudo: N pseudo-targets.

@@ -11,7 +11,6 @@ Training reads columns 0 and 4..7 only (:func:`read_boxes2d`): no 3D label can r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.sample import Sample, read_depth, read_image
 from skd_core.errors import UserError
+from skd_core.files import write_atomic
 
 Floats = npt.NDArray[np.float64]
 LABEL_COLUMNS, RESULT_COLUMNS = 15, 16
@@ -166,22 +166,6 @@ def write_results(path: str | Path, boxes: Boxes3D) -> None:
         row_number = int((~table.isfinite()).any(-1).nonzero()[0])
         raise UserError(f"{path}: detection {row_number} holds NaN or infinity: {lines[row_number].strip()}")
     write_atomic(path, "".join(lines))
-
-
-def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file under a temporary name in the same folder, then move it into place.
-
-    Raises:
-        UserError: the folder is missing or not writable, or the disk is full.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot write: {error.strerror}") from None
 
 
 class KittiDataset(Dataset[Sample]):

@@ -26,7 +26,7 @@ class Sample:
         boxes2d: objects of the classes to learn, float32 pixels: the training truth.
         ignore: regions where no negative is learnt: "DontCare", other classes, objects cut down to too little.
         depth: shape (H, W), float32 metres along the optical axis, 0 = unknown; None without a depth source.
-        boxes3d: 3D truth of the objects in ``boxes2d``, in the same order; for evaluation only, None in training.
+        boxes3d: 3D truth of the objects in ``boxes2d``, in the same order; to evaluate, and for the supervised rival.
     """
 
     name: str

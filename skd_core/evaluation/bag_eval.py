@@ -26,16 +26,16 @@ from tqdm import tqdm
 
 from skd_core.boxes import Boxes3D
 from skd_core.data.bag import BagWriter, Frame, find_camera, read_frames
-from skd_core.data.kitti import KittiObjects, write_atomic, write_results
+from skd_core.data.kitti import KittiObjects, write_results
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_truth import Truth, find_truth
 from skd_core.evaluation.errors import match, pair_errors
 from skd_core.evaluation.kitti import CLASSES, evaluate, objects_from_boxes
 from skd_core.evaluation.object_log import ObjectLog
 from skd_core.evaluation.overlaps import Table
-from skd_core.evaluation.plots import make_folder
 from skd_core.evaluation.range_metrics import depth_error_by_range, distance_ap, recall_by_range
 from skd_core.evaluation.temporal import Linker, jitter
+from skd_core.files import finite, make_folder, write_atomic
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
 from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack
 
@@ -91,7 +91,7 @@ class Evaluation:
                 "distance_ap": distance_ap(label_table, result_table, classes),
                 "recall": recall_by_range(label_table, result_table, classes),
                 "depth_error": {name: depth_error_by_range(errors, name) for name in classes},
-                "errors": {name: _no_nan(errors.statistics(name)) for name in classes},
+                "errors": {name: finite(errors.statistics(name)) for name in classes},
             }
         return out
 
@@ -317,8 +317,3 @@ def _latency(seconds: Sequence[float]) -> dict[str, float] | None:
         return None
     median, p90, p99 = np.percentile(1000 * np.asarray(known), [50, 90, 99]).tolist()
     return {"median": median, "p90": p90, "p99": p99, "max": 1000 * max(known)}
-
-
-def _no_nan(statistics: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {key: None if math.isnan(value) else value for key, value in statistics.items()}

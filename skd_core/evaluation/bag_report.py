@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from skd_core.data.kitti import write_atomic
 from skd_core.evaluation import plots
 from skd_core.evaluation.errors import pair_errors
 from skd_core.evaluation.overlaps import Table
 from skd_core.evaluation.range_metrics import recall_by_range
+from skd_core.files import write_atomic
 from skd_core.visualize import RGB, strip
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from skd_core.boxes import Boxes3D, project_boxes
 from skd_core.camera import Camera
 from skd_core.data.bag import DETECTIONS, STRING, CameraTopics, find_topic, open_bag, read_detections, read_texts
 from skd_core.data.bag_make import GROUND_TRUTH, GROUND_TRUTH_KITTI
-from skd_core.data.kitti import KittiObjects, read_objects, write_atomic
+from skd_core.data.kitti import KittiObjects, read_objects
 from skd_core.errors import UserError
 from skd_core.evaluation.kitti import no_objects, objects_from_boxes
 from skd_core.evaluation.object_log import ObjectLog
 from skd_core.evaluation.overlaps import Floats
+from skd_core.files import write_atomic
 
 
 @dataclass(eq=False)

@@ -22,7 +22,6 @@ from rich.table import Table
 from tqdm import tqdm
 
 from skd_core.boxes import Boxes3D
-from skd_core.data.kitti import write_atomic
 from skd_core.data.nuscenes import (
     CLASSES,
     Frame,
@@ -35,6 +34,7 @@ from skd_core.data.nuscenes import (
 )
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
+from skd_core.files import finite, make_folder, write_atomic
 from skd_core.inference.detector import Detector
 
 PROTOCOL = "detection_cvpr_2019"
@@ -174,10 +174,7 @@ def predict_split(dataset: NuScenesDataset, detector: Detector, out: Path, thres
     own = {name: name.lower() for name in detector.classes if name.lower() in CLASSES}
     if not own:
         raise UserError(f"the weights know {', '.join(detector.classes)}, but none of nuScenes' {', '.join(CLASSES)}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out.parent}: cannot make this folder: {error.strerror}") from None
+    make_folder(out.parent)
 
     def detect(index: int) -> Boxes3D:
         frame = dataset.frame(index)
@@ -255,10 +252,7 @@ def draw_curves(folder: Path, metrics: Any, curves: Any) -> None:
     """
     from nuscenes.eval.detection.render import summary_plot
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make this folder: {error.strerror}") from None
+    make_folder(folder)
     limits = metrics.cfg
     path = str(folder / "nuscenes_summary.png")
     summary_plot(curves, metrics, limits.min_precision, limits.min_recall, limits.dist_th_tp, path)
@@ -340,7 +334,7 @@ def report_nuscenes(
     )
     if json_file is not None:
         data = {"split": split, "labels": scores.labels, "detections": scores.detections, **scores.summary}
-        write_atomic(json_file, json.dumps(_no_nan(data), indent=1, allow_nan=False) + "\n")
+        write_atomic(json_file, json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
     console.print(score_table(scores))
     summary = scores.summary
     console.print(f"mAP {summary['mean_ap']:.4f}, NDS {summary['nd_score']:.4f}", highlight=False)
@@ -363,10 +357,3 @@ def score_table(scores: NuScenesScores) -> Table:
         cells = ["-" if math.isnan(value) or not scores.labels[name] else f"{value:.3f}" for value in values]
         table.add_row(name, *cells, str(scores.labels[name]), str(scores.detections[name]))
     return table
-
-
-def _no_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {str(key): _no_nan(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

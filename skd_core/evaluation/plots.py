@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +12,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from skd_core.data.kitti import KittiObjects, write_atomic
+from skd_core.data.kitti import KittiObjects
 from skd_core.errors import UserError
 from skd_core.evaluation.errors import PairErrors, pair_errors
 from skd_core.evaluation.kitti import CLASSES, DIFFICULTIES, MIN_OVERLAPS, precision_recall
 from skd_core.evaluation.overlaps import Table
 from skd_core.evaluation.range_metrics import DISTANCES, RANGES, distance_curve, range_name, recall_by_range
+from skd_core.files import make_folder, write_atomic
 
 Recalls = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 METRIC_TITLES = {"2d": "2D boxes", "bev": "bird's-eye view", "3d": "3D boxes"}
@@ -138,32 +138,6 @@ def plot_kitti(labels: Sequence[KittiObjects], results: Sequence[KittiObjects], 
     return [folder / name for name in figures]
 
 
-def read_run(run: Path) -> list[dict[str, Any]]:
-    """The records of a training run's ``metrics.jsonl``; a last line that is cut is left out.
-
-    Raises:
-        UserError: no such file, or nothing in it.
-    """
-    path = run / "metrics.jsonl" if run.is_dir() else run
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name a training run's folder")
-    records = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise UserError(f"{path}:{number}: no JSON") from None
-            continue
-        if not isinstance(record, dict) or "step" not in record:
-            raise UserError(f"{path}:{number}: no record of a training run (has no 'step')")
-        records.append(record)
-    if not records:
-        raise UserError(f"{path}: holds no records yet")
-    return records
-
-
 def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Training runs over each other: every loss, AP of the validation set, the course of the GTM factors.
 
@@ -199,18 +173,6 @@ def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     )
     figure.suptitle("Over training steps; AP: R40, moderate, percent", fontsize=10)
     return figure
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for results.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make this folder: {error.strerror}") from None
 
 
 def _flatten(record: Mapping[str, Any]) -> dict[str, float]:

@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from skd_core.data.kitti import write_atomic
 from skd_core.evaluation.errors import PairErrors, error_budget, pair_errors
 from skd_core.evaluation.kitti import CLASSES, DIFFICULTIES, METRICS, MIN_OVERLAPS, Scores, evaluate, read_folders
+from skd_core.files import finite, write_atomic
 
 
 def report_kitti(
@@ -48,7 +48,7 @@ def report_kitti(
         budget, errors = error_budget(folders.labels, folders.results), pair_errors(folders.labels, folders.results)
         scores = budget["baseline"]
         tables = [score_table(scores), budget_table(budget), error_table(errors, CLASSES)]
-        data = {"error_budget": budget, "errors": {name: _no_nan(errors.statistics(name)) for name in CLASSES}}
+        data = {"error_budget": budget, "errors": {name: finite(errors.statistics(name)) for name in CLASSES}}
     else:
         scores = evaluate(folders.labels, folders.results)
         tables = [score_table(scores)]
@@ -131,8 +131,3 @@ def _table(title: str) -> Table:
 
 def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.2f}"
-
-
-def _no_nan(statistics: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {key: None if math.isnan(value) else value for key, value in statistics.items()}

@@ -15,7 +15,7 @@ from skd_core.data.bag import find_camera, read_frames
 from skd_core.data.kitti import KittiDataset, read_objects
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_truth import find_truth
-from skd_core.evaluation.plots import make_folder
+from skd_core.files import make_folder
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
 from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, strip, write_image
 

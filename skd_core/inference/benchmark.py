@@ -29,11 +29,12 @@ from skd_core.boxes import box_corners
 from skd_core.camera import Camera
 from skd_core.config import DataConfig, SetConfig, TrainConfig
 from skd_core.data.batch import Batch, TrainingSet, collate
-from skd_core.data.kitti import KittiObjects, write_atomic
+from skd_core.data.kitti import KittiObjects
 from skd_core.data.sample import Sample
 from skd_core.data.synthetic import RenderedFrame, SynthConfig, render_frame
 from skd_core.errors import UserError
 from skd_core.evaluation.kitti import CLASSES, evaluate
+from skd_core.files import write_atomic
 from skd_core.inference.detector import Detector
 from skd_core.iou import bev_iou
 from skd_core.models.decode import Prediction3D

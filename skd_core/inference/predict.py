@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from skd_core.data.folder import ImageFolder
 from skd_core.data.kitti import write_results
-from skd_core.errors import UserError
+from skd_core.files import make_folder
 from skd_core.inference.detector import Detector
 from skd_core.visualize import draw_bev, draw_boxes3d, stack, write_image
 
@@ -32,11 +32,8 @@ def predict_images(
     """
     folder = ImageFolder(images, camera)
     folder[0]  # before anything is written: does the camera fit?
-    try:
-        for name in ("results", *(["pictures"] if draw else [])):
-            (out / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot make this folder: {error.strerror}") from None
+    for name in ("results", *(["pictures"] if draw else [])):
+        make_folder(out / name)
     count = 0
     for sample in tqdm(folder, total=len(folder), unit="image", disable=len(folder) < 10):
         pixels = sample.image.permute(1, 2, 0).numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ from safetensors.torch import save as to_bytes
 
 from skd_core.config import ModelConfig, parse_config
 from skd_core.errors import UserError
+from skd_core.files import make_folder, write_atomic
 from skd_core.models.student import MEAN, STD, Student
 
 FORMAT = "skd_core.student.v1"
+WEAK = "2D boxes, no 3D labels"
+"""What weights say they have learnt from, unless 3D labels had a part."""
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 
 
@@ -63,11 +65,8 @@ def save_weights(path: str | Path, student: Student, focal: tuple[float, float],
         "sha256": digest(state),
         **more,
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(to_bytes(state, {"skd_core": json.dumps(metadata)}))
-    os.replace(partial, path)
+    make_folder(Path(path).parent)
+    write_atomic(path, to_bytes(state, {"skd_core": json.dumps(metadata)}))
 
 
 def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:

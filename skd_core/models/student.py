@@ -27,8 +27,8 @@ NMS_IOU = 0.6
 """2D boxes of a class that overlap by more are one object [peer]: a large object may have several peaks."""
 
 SCORE_SCALE = 0.1
-"""By how much sigma_z, the relative deviation of depth, exceeds its floor where certainty is 1/e [ours]. METHOD's
-heat x exp(-sigma_z) hardly sorts by certainty, sigma_z being about .1."""
+"""By how much sigma_z, the relative deviation of depth, exceeds its floor where certainty is 1/e [ours]. A plain
+heat x exp(-sigma_z) would hardly sort by certainty, sigma_z being about .1."""
 
 
 @dataclass

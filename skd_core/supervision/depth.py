@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from skd_core.camera import Camera
 from skd_core.data.folder import image_files
-from skd_core.data.kitti import write_atomic
 from skd_core.data.sample import Sample, read_image
 from skd_core.errors import UserError
+from skd_core.files import make_folder, write_atomic
 from skd_core.inference.detector import pick_device
 from skd_core.supervision.priors import prior_of
 
@@ -207,11 +207,8 @@ def fill_cache(
         UserError: no images, unreadable image or calibration, or the cache is another model's.
     """
     paths = image_files(images)
-    about = {"model": source, "kind": kind, "model_focal": model_focal, "camera": camera and str(camera)}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot make this folder: {error.strerror}") from None
+    about = {"model": source, "kind": kind, "model_focal": model_focal, "camera": camera and str(camera.resolve())}
+    make_folder(out)
     known = _read_note(out)
     if known is not None and known != about:
         changed = ", ".join(f"{k} {known.get(k)!r}" for k in about if known.get(k) != about[k])

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +20,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from skd_core.boxes import Boxes3D
-from skd_core.data.kitti import LABEL_COLUMNS, KittiDataset, write_atomic
+from skd_core.data.kitti import LABEL_COLUMNS, KittiDataset
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
+from skd_core.files import finite, write_atomic
 from skd_core.supervision.depth import check_kind
 from skd_core.supervision.priors import prior_of
 from skd_core.supervision.pseudo import PseudoTargets, geometric_depth, pseudo_targets
@@ -32,6 +32,7 @@ from skd_core.supervision.targets import TargetMaker
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+TABLE_WIDTH = 110
 DISTANCES = (0, 8, 15, 25, 35, 50, math.inf)
 CONFIDENCES = (0, 0.25, 0.5, 0.75, 0.9, 1)
 
@@ -160,9 +161,10 @@ def report_targets(
     table = measure(make())
     statistics = {by: {n: table.statistics(m) for n, m in groups.items()} for by, groups in table.groups().items()}
     if json_file is not None:
-        data = {"frames": len(source), "frames_without_scale": unaligned, "labels_3d": labelled, **_no_nan(statistics)}
+        data = {"frames": len(source), "frames_without_scale": unaligned, "labels_3d": labelled, **finite(statistics)}
         write_atomic(json_file, json.dumps(data, indent=1, allow_nan=False) + "\n")
     console = Console()
+    console.width = max(console.width, TABLE_WIDTH)  # else a pipe's 80 columns cut the headings short
     for by, groups in statistics.items():
         console.print(_table(by, groups, labelled))
     if maker.depth_kind == "relative":
@@ -201,10 +203,3 @@ def _table(by: str, groups: dict[str, dict[str, float]], labelled: bool) -> Tabl
 
 def _number(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _no_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _no_nan(part) for key, part in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

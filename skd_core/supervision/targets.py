@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from skd_core.data.kitti import write_atomic
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
+from skd_core.files import write_atomic
 from skd_core.supervision.depth import align_relative, check_kind
 from skd_core.supervision.priors import prior_of
 from skd_core.supervision.pseudo import VERSION, PseudoTargets, pseudo_targets
@@ -118,6 +118,6 @@ def share_line(targets: Sequence[PseudoTargets]) -> str:
     with_z, with_yaw = int(z.isfinite().sum()), int((weight > 0).sum())
     confidence = float(weight.sum()) / max(with_yaw, 1)
     return (
-        f"pseudo-targets: {with_z} of {len(z)} boxes have a depth ({with_z / len(z):.0%}), "
+        f"pseudo-targets: {with_z} of {len(z)} boxes have a depth ({with_z / len(z):.0%}; the rest f H / h2d + e), "
         f"{with_yaw} a yaw ({with_yaw / len(z):.0%}, mean confidence {confidence:.2f})"
     )

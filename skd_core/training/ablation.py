@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from skd_core.config import TrainConfig, load_config, parse_config
-from skd_core.data.kitti import write_atomic
 from skd_core.errors import UserError
+from skd_core.files import make_folder, read_run, write_atomic
 
 Overrides = dict[str, dict[str, Any]]
 
@@ -97,18 +97,15 @@ def run_ablation(
         UserError: unknown row, no validation set, the folder holds another config's results, or a run failed (the
             message names its log).
     """
-    if base.data.val is None or base.data.val.kind != "kitti":
-        raise UserError("ablation: the config needs data.val, of kind kitti: it reports KITTI's AP")
+    _check_base(base)
+    rows = list(dict.fromkeys(rows))
     result = collect(out, base)
     todo = [(row, seed) for seed in range(seeds) for row in rows]
     configs = {run: row_config(base, *run) for run in todo}
     pending = [(row, seed) for row, seed in todo if seed not in result["rows"].get(row, {}).get("seeds", [])]
     for row, seed in pending:
         folder = out / row / str(seed)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot make this folder: {error.strerror}") from None
+        make_folder(folder)
         text = yaml.safe_dump(configs[row, seed].model_dump(mode="json"), sort_keys=False)
         write_atomic(folder / "row.yaml", text)
     try:
@@ -117,7 +114,27 @@ def run_ablation(
         result = collect(out, base)
         write_atomic(out / "ablation.json", json.dumps(result, indent=1) + "\n")
         write_atomic(out / "ablation.md", table(result))
+    missing = sum(seed not in result["rows"].get(row, {}).get("seeds", []) for row, seed in todo)
+    if missing:
+        print(f"{missing} of {len(todo)} runs are missing; the same command goes on", flush=True)
     return result
+
+
+def _check_base(base: TrainConfig) -> None:
+    """The rows say how they differ from the full method, which therefore the config must be."""
+    if base.data.val is None or base.data.val.kind != "kitti" or "Car" not in base.model.classes:
+        raise UserError("ablation: the config needs data.val, of kind kitti, and the class Car: it reports KITTI's AP")
+    method = base.method
+    needed = {
+        "method.teacher: true": method.teacher,
+        "method.distillation: uad": method.distillation == "uad",
+        "method.modulation: true": method.modulation,
+        "data.depth_dir": base.data.depth_dir is not None,
+        "model.center_offset: true": base.model.center_offset,
+    }
+    missing = [name for name, there in needed.items() if not there]
+    if missing:
+        raise UserError(f"ablation: rows are what the full method is without; the config needs {', '.join(missing)}")
 
 
 def _run_all(out: Path, pending: list[tuple[str, int]], jobs: int, stop_after: float | None, device: str) -> None:
@@ -172,8 +189,7 @@ def _last_report(folder: Path) -> dict[str, Any] | None:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return None
-    reports = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    measured = [r for r in reports if "val" in r]
+    measured = [r for r in read_run(path) if "val" in r]
     return measured[-1] if measured else None
 
 
@@ -183,7 +199,7 @@ def collect(out: Path, base: TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged, or it or a run is of another config.
     """
-    path, config = out / "ablation.json", base.model_dump(mode="json", exclude={"seed"})
+    path = out / "ablation.json"
     runs: dict[str, dict[int, dict[str, float | None]]] = {row: {} for row in ROWS}
     if path.exists():
         try:
@@ -191,9 +207,10 @@ def collect(out: Path, base: TrainConfig) -> dict[str, Any]:
             for row, measures in before["rows"].items():
                 for i, seed in enumerate(measures["seeds"]):
                     runs[row][seed] = {name: measures[name]["seeds"][i] for name in MEASURES}
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+            written = before["config"]
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a result of this command ({error!r}); delete it") from None
-        if before.get("config") != config:
+        if parse_config(TrainConfig, written, f"{path}: config") != base.model_copy(update={"seed": 0}):
             raise UserError(f"{path}: is of another config; choose another --out or delete it")
     for row, known in runs.items():
         for folder in (p for p in (out / row).glob("*") if p.name.isdigit()):
@@ -208,7 +225,7 @@ def collect(out: Path, base: TrainConfig) -> dict[str, Any]:
             seeds = sorted(known)
             values = {name: [known[seed][name] for seed in seeds] for name in MEASURES}
             rows[row] = {"seeds": seeds} | {name: _spread(v) for name, v in values.items()}
-    return {"rows": rows, "config": config}
+    return {"rows": rows, "config": base.model_dump(mode="json", exclude={"seed"})}
 
 
 def _measures(scores: dict[str, Any]) -> dict[str, float | None]:

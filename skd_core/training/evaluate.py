@@ -1,4 +1,4 @@
-"""The student on a validation set: AP and the errors of what it found. The only place that reads 3D labels."""
+"""The student on a validation set: AP and the errors of what it found. 3D labels are read to report, never to learn."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import signal
 import time
@@ -30,11 +29,11 @@ from tqdm import tqdm
 
 from skd_core.config import TrainConfig, parse_config
 from skd_core.data.batch import Batch, EpochSampler, TrainingSet, training_loader
-from skd_core.data.kitti import write_atomic
 from skd_core.data.sets import open_set
 from skd_core.errors import UserError
+from skd_core.files import finite, make_folder, read_run, write_atomic
 from skd_core.inference.detector import pick_device
-from skd_core.inference.weights import save_weights
+from skd_core.inference.weights import WEAK, save_weights
 from skd_core.models.pretrained import freeze, load_initial
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from skd_core.training.evaluate import predict_dataset, score_dataset
@@ -87,17 +86,17 @@ class Trainer:
                 f"schedule.batch_size {config.schedule.batch_size}"
             )
         self.dataset = TrainingSet(source, config)
-        with self.fabric.rank_zero_first():  # the others read what the first has written
-            share = self.dataset.make_targets()
-        self.fabric.print(share)
         self.sampler = EpochSampler(
             len(source), config.schedule.batch_size, config.seed, self.fabric.global_rank, self.fabric.world_size
         )
         self.val = open_set(data.val, classes) if data.val else None
 
         model = TeacherStudent(config).to(memory_format=torch.channels_last)  # a seventh faster on CPUs
+        self.learnt_from = "3D labels (supervised)" if config.method.supervised else WEAK
         if config.initial.weights:
-            load_initial(model.student, config.initial.weights)
+            before = load_initial(model.student, config.initial.weights)
+            if before != WEAK:
+                self.learnt_from += f"; its start from: {before}"
         freeze(model.student.backbone, config.initial.freeze)
         if config.schedule.freeze_norm:
             freeze_batch_norm(model)
@@ -115,12 +114,14 @@ class Trainer:
         self.stop_requested = False
         if resume and (out / "checkpoint.pt").exists():
             self.load(out / "checkpoint.pt")
+        with self.fabric.rank_zero_first():  # the others read what the first has written
+            share = self.dataset.make_targets()
+        self.fabric.print(share)
         if self.fabric.is_global_zero:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{out}: cannot make this folder: {error.strerror}") from None
+            make_folder(out)
             write_atomic(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            if not self.step:  # of a run that is begun anew
+                (out / "student.safetensors").unlink(missing_ok=True)
             self._trim_metrics()
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -163,8 +164,11 @@ class Trainer:
         """Drop reports that a crash left beyond the checkpoint, or half written."""
         path = self.out / "metrics.jsonl"
         if path.exists():
-            whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            write_atomic(path, "".join(line for line in whole if json.loads(line)["step"] <= self.step))
+            kept = [record for record in read_run(path) if record["step"] <= self.step] if self.step else []
+            if kept:
+                write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+            else:
+                path.unlink()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
     def fit(self, stop_after: float | None = None) -> bool:
@@ -345,7 +349,7 @@ class Trainer:
     def _report(self, report: dict[str, Any], writer: Any, bar: Any) -> None:
         report["images_per_second"] = self.step * self.config.schedule.batch_size / max(self.seconds, 1e-9)
         with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(_json(report), allow_nan=False) + "\n")
+            file.write(json.dumps(finite(report), allow_nan=False) + "\n")
         for name, value in report.items():
             if isinstance(value, (int, float)):
                 writer.add_scalar(name, value, report["step"])
@@ -362,6 +366,8 @@ class Trainer:
                     line += f"\n  {who} {name}: AP3D@{LOOSE[name]} {value or 0:.2f}"
                     if not errors["count"]:
                         continue  # no detection on any label: no error to speak of
+                    for axis in ("depth", "lateral", "length", "width", "height", "yaw_mod_pi", "yaw_folded"):
+                        writer.add_scalar(f"{who}/{name}_{axis}_median", errors[f"{axis}_median"], report["step"])
                     line += f", depth {errors['depth_median']:.1%}, lateral {errors['lateral_median']:.2f} m"
                     line += f", length {errors['length_median']:.1%}, yaw {errors['yaw_mod_pi_median']:.1f}"
                     line += f" (folded {errors['yaw_folded_median']:.1f}) degrees"
@@ -375,11 +381,16 @@ class Trainer:
         width, height = self.config.model.input_size
         cameras = [self.dataset.prepared(i)[0].camera for i in range(min(len(self.dataset), 200))]
         focal = [float(torch.tensor([getattr(c, f) for c in cameras]).median()) for f in ("fx", "fy")]
-        weak = "3D labels (supervised)" if self.config.method.supervised else "2D boxes, no 3D labels"
         save_weights(
-            path, self.ema.student, (focal[0], focal[1]), learnt_from=weak, seed=self.config.seed, steps=self.step,
-            config=self.config.model_dump(mode="json"), licence="Apache-2.0 where the training data allow it",
-        )  # fmt: skip
+            path,
+            self.ema.student,
+            (focal[0], focal[1]),
+            learnt_from=self.learnt_from,
+            seed=self.config.seed,
+            steps=self.step,
+            config=self.config.model_dump(mode="json"),
+            licence="Apache-2.0 where the training data allow it",
+        )
         return path
 
 
@@ -404,13 +415,6 @@ class _Means:
 
     def values(self) -> dict[str, float]:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
-
-
-def _json(value: Any) -> Any:
-    """Numbers that are not finite become null: JSON has no word for them."""
-    if isinstance(value, dict):
-        return {name: _json(part) for name, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str:

@@ -17,8 +17,6 @@ from skd_core.data.synthetic.world import Ground, ground_height
 
 NEAR = 0.2
 """Triangles are clipped at this depth (metres)."""
-FAR = 1e6
-"""Depth of a pixel that shows nothing."""
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -118,6 +119,8 @@ def write_dataset(
     Raises:
         UserError: bad numbers, ``out`` not empty without ``overwrite``, unusable layouts.
     """
+    from skd_core.supervision.depth import NOTE  # not in the workers: it imports torch
+
     out = Path(out).absolute()
     if frames < 1 or seed < 0 or workers < 1:
         raise UserError(
@@ -126,6 +129,8 @@ def write_dataset(
     with _fresh_folder(out, overwrite) as root:
         for folder in FOLDERS:
             (root / folder).mkdir(parents=True)
+        note = {"model": "skd_core synth", "kind": "metric", "model_focal": None, "camera": None}
+        (root / "training" / "depth" / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         with tqdm(total=frames, unit="frame", desc="compiling (first use)") as bar:
             render_frame(config, seed, 0)  # numba compiles here, once per installation, and not in every worker
             bar.set_description(f"synth {out.name}")
