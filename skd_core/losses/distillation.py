@@ -41,16 +41,16 @@ def laplace_divergence(student: Prediction3D, teacher: Prediction3D) -> Tensor:
 def certainty(log_sigma: Tensor, overlap: Tensor) -> Tensor:
     """c_i: how far each of the teacher's boxes is to be believed, mean 1, in [.2, 3].
 
-    ``c_i = exp(-b_i / median b)`` with ``b_i = sigma_z + .5 (1 - IoU(projection, 2D box))``, both of the teacher. The
-    median makes it scale-free: exp(-b_i) alone is nearly constant.
+    ``c_i = exp(-r_i / median r)`` with ``r_i = sigma_z + .5 (1 - IoU(projection, 2D box))``, both of the teacher. The
+    median makes it scale-free: exp(-r_i) alone is nearly constant.
 
     Args:
         log_sigma: shape (N,), log sigma_z; overlap: shape (N,), IoU of the projection with the 2D box.
     """
     if len(log_sigma) == 0:
         return log_sigma
-    b = torch.exp(log_sigma) + 0.5 * (1 - overlap)
-    c = torch.exp(-b / b.median().clamp(min=1e-6))
+    r = torch.exp(log_sigma) + 0.5 * (1 - overlap)
+    c = torch.exp(-r / r.median().clamp(min=1e-6))
     return (c / c.mean()).clamp(0.2, 3.0)
 
 
