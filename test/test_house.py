@@ -151,6 +151,23 @@ def test_the_environment_is_an_ament_prefix():
     assert {f.name for f in (Path(sys.prefix) / "lib" / NAME).iterdir()} == {"detector_node", "bag_player", "soak"}
 
 
+def test_setup_works_where_its_own_environment_is_activated(monkeypatch):
+    """The README has users activate .venv, whose rclpy must not pass for the machine's."""
+    if Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("not in .venv")
+    spec = importlib.util.spec_from_file_location("setup_venv", ROOT / "tools" / "setup_venv.py")
+    setup_venv, started = importlib.util.module_from_spec(spec), []
+    spec.loader.exec_module(setup_venv)
+    monkeypatch.setattr(setup_venv.os, "execv", lambda python, arguments: started.append((python, arguments)))
+    setup_venv.leave_own_venv()
+    ((python, arguments),) = started
+    assert arguments == [str(python), *sys.argv]
+    assert run(python, "-c", "import sys; print(sys.prefix == sys.base_prefix)").stdout == "True\n"
+    monkeypatch.setattr(setup_venv.sys, "prefix", sys.base_prefix)
+    setup_venv.leave_own_venv()
+    assert len(started) == 1
+
+
 @pytest.fixture(scope="module")
 def colcon_install(tmp_path_factory) -> Path:
     """`colcon build` of this repository."""

@@ -140,7 +140,15 @@ def check() -> None:
     run("importing the installed packages", PYTHON, "-c", f"import {', '.join(modules)}")
 
 
+def leave_own_venv() -> None:
+    """Where .venv is activated, go on with the Python it was made with: what .venv holds is not the machine's."""
+    if VENV.exists() and VENV.samefile(sys.prefix):
+        base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+        os.execv(base, [str(base), *sys.argv])
+
+
 def main() -> int:
+    leave_own_venv()
     try:
         if sys.version_info < (3, 10):  # noqa: UP036 - whoever runs this with an older one shall be told
             raise SetupError(f"Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}")
