@@ -110,7 +110,7 @@ def test_a_row_that_finds_nothing_is_reported(config: Path, tmp_path: Path) -> N
     result = collect(tmp_path, _base(config))
     assert result["rows"]["full"]["depth_median"] == {"mean": None, "std": None, "seeds": [None]}
     (line,) = [line for line in table(result).splitlines() if "`full`" in line]
-    assert line.count("?") == 4
+    assert line.count("?") == 6
 
 
 def test_the_result_file_alone_is_enough_to_go_on(

@@ -1,5 +1,6 @@
 """docs/method.md names what is there: files, rows, constants, pictures."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from skd_core.config import MethodConfig
 from skd_core.losses.distillation import MARGIN, TAU, WEIGHT
 from skd_core.supervision.priors import prior_of
-from skd_core.training.ablation import ROWS
+from skd_core.training.ablation import ROWS, table
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
@@ -35,6 +36,16 @@ def test_pictures_are_there_and_light():
 
 def test_every_row_of_the_ablation_is_explained():
     assert re.findall(r"^\| `(\w+)` \| ", TEXT, re.MULTILINE) == list(ROWS)
+
+
+def test_the_ablation_is_that_of_the_result_file():
+    result = json.loads((ROOT / "docs" / "ablation.json").read_text(encoding="utf-8"))
+    assert list(result["rows"]) == list(ROWS)
+    assert table(result) in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for row, measures in result["rows"].items():
+        (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| `{row}` | ")]
+        ap = measures["ap3d_50_moderate"]
+        assert line.endswith(f"| {ap['mean']:.1f} ± {ap['std']:.1f} |"), line
 
 
 def test_margins_and_weights_are_the_codes():

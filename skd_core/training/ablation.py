@@ -59,8 +59,24 @@ MEASURES = {
     "yaw_mod_pi_median": ("errors", "yaw_mod_pi_median"),
     "yaw_folded_median": ("errors", "yaw_folded_median"),
     "length_median": ("errors", "length_median"),
+    "width_median": ("errors", "width_median"),
+    "height_median": ("errors", "height_median"),
 }
 """What is reported of the class Car: AP R40 in percent, relative errors, degrees."""
+
+HEADINGS = (
+    "3D AP .5",
+    "BEV AP .5",
+    "3D AP .7",
+    "BEV AP .7",
+    "depth",
+    "yaw mod pi",
+    "folded yaw",
+    "length",
+    "width",
+    "height",
+)
+"""Of :data:`MEASURES` in the table."""
 
 
 def row_config(base: TrainConfig, row: str, seed: int) -> TrainConfig:
@@ -251,8 +267,7 @@ def _spread(values: list[float | None]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as a Markdown table: Car, moderate, AP R40 in percent; medians of matched pairs."""
-    head = "| row | seeds | 3D AP .5 | BEV AP .5 | 3D AP .7 | BEV AP .7 | depth | yaw mod pi | folded yaw | length |\n"
-    lines = [head, "|---|---|" + "---|" * 8 + "\n"]
+    lines = [f"| row | seeds | {' | '.join(HEADINGS)} |\n", "|---|---|" + "---|" * len(HEADINGS) + "\n"]
     for row, measures in result["rows"].items():
         cells = []
         for name, path in MEASURES.items():
