@@ -85,7 +85,9 @@ class Collector:
         reliable = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
         kind = CompressedImage if self.topics.compressed else Image
         self.node.create_subscription(kind, self.topics.image, self._image, reliable, raw=True)
-        self.node.create_subscription(Detection3DArray, self.detections_topic, self._detections, reliable, raw=True)
+        # the player waits for answers, not for this process: on a busy machine it may be many behind
+        patient = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+        self.node.create_subscription(Detection3DArray, self.detections_topic, self._detections, patient, raw=True)
 
     # DDS's own time stamps, since this process may see an image late, even after its answer
     def _image(self, cdr: bytes, info: dict[str, int]) -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 
 import cv2
 import pytest
+import rclpy
+from builtin_interfaces.msg import Time
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_harness import camera, picture
+from std_msgs.msg import Header
+from vision_msgs.msg import Detection3DArray
 
-from skd_core.data.bag import Frame, read_detections, write_frames
+from skd_core.data.bag import CameraTopics, Frame, read_detections, write_frames
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.demo import main
+from skd_wm3d_ros.demo import Collector, main
 
 FRAMES = 3
 
@@ -52,6 +58,23 @@ def test_bag_to_table_pictures_and_bag(weights, tmp_path):
     assert height >= FRAMES * 96
     assert width > 320
     assert cv2.imread(str(out / "bev.png")).shape[:2] == (800, 800)
+
+
+def test_no_answer_is_lost_on_a_collector_that_gets_no_time(ros):
+    """On a busy machine the player and the node run ahead of it."""
+    node = rclpy.create_node("collector_test")
+    collector = Collector(node, CameraTopics("image", "camera_info"), "~/detections")
+    keep_all = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+    publisher = node.create_publisher(Detection3DArray, "~/detections", keep_all)
+    deadline = time.monotonic() + 30
+    while publisher.get_subscription_count() < 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for second in range(40):
+        publisher.publish(Detection3DArray(header=Header(stamp=Time(sec=second))))
+    while len(collector.answers) < 40 and time.monotonic() < deadline:
+        rclpy.spin_once(node, timeout_sec=0.1)
+    assert [answer.stamp for answer in collector.answers] == [second * 10**9 for second in range(40)]
+    node.destroy_node()
 
 
 def test_folder_of_pictures_with_a_camera_file(weights, tmp_path):
