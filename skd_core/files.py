@@ -47,7 +47,7 @@ def finite(value: Any) -> Any:
 
 
 def read_run(run: Path) -> list[dict[str, Any]]:
-    """The records of a training run's ``metrics.jsonl``; a last line that is cut is left out.
+    """The records of a training run's ``metrics.jsonl``, of which there must be some; see :func:`read_records`.
 
     Args:
         run: the run's folder, or the file.
@@ -58,6 +58,18 @@ def read_run(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl" if run.is_dir() else run
     if not path.is_file():
         raise UserError(f"{path}: no such file; name a training run's folder")
+    records = read_records(path)
+    if not records:
+        raise UserError(f"{path}: holds no records yet")
+    return records
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; a last one that is cut is left out.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     records = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -73,6 +85,4 @@ def read_run(run: Path) -> list[dict[str, Any]]:
         if not isinstance(record, dict) or "step" not in record:
             raise UserError(f"{path}:{number}: no record of a training run (has no 'step')")
         records.append(record)
-    if not records:
-        raise UserError(f"{path}: holds no records yet")
     return records

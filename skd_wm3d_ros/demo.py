@@ -38,6 +38,7 @@ from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, Frame, find_c
 from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
+from skd_core.files import make_folder
 from skd_core.visualize import draw_bev, draw_boxes3d, stack, strip, write_image
 from skd_wm3d_ros.bag_player import read_stamp
 from skd_wm3d_ros.processes import running
@@ -151,7 +152,7 @@ def run(
         UserError: the node cannot be configured, dies, or does not answer in time.
     """
     topics = topics or find_camera(bag)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))  # no mixing with what runs on this network
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     profile = str(share_file("config/fastdds_images.xml"))

@@ -221,6 +221,13 @@ def test_a_run_begun_anew_leaves_nothing_of_the_old_one(root: Path, tmp_path: Pa
     assert not (tmp_path / "copy" / "metrics.jsonl").exists()
 
 
+def test_a_first_report_that_was_cut_does_not_stop_a_run(root: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "copy")
+    (tmp_path / "copy" / "metrics.jsonl").write_text('{"epoch": 1, "st')
+    assert Trainer(resumable(root), tmp_path / "copy", "cpu").step > 0
+    assert not (tmp_path / "copy" / "metrics.jsonl").exists()
+
+
 def test_weights_tell_when_their_start_had_3d_labels(root: Path, tmp_path: Path) -> None:
     runs = {
         "weak": ({}, None),

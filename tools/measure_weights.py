@@ -1,4 +1,4 @@
-"""What docs/benchmarks.md says of the bundled weights beside AP: `tools/measure_weights.py DATA DRIVE [WEIGHTS]`.
+"""What docs/benchmarks.md says of the weights beside AP: `python tools/measure_weights.py DATA DRIVE [WEIGHTS]`.
 
 DATA: a KITTI tree with true labels (`skd_core synth ...`). DRIVE: image_02, calib.txt and lidar_depth (KITTI's 16-bit
 PNG, metres x 256) of a drive without labels. Prints, for each class, how well depth_std tells the depth error, and
@@ -18,14 +18,15 @@ from tqdm import tqdm
 
 from skd_core.boxes import Boxes3D
 from skd_core.data.folder import ImageFolder
-from skd_core.data.kitti import KittiDataset, read_objects
+from skd_core.data.kitti import read_objects
 from skd_core.data.sample import read_depth
+from skd_core.evaluation.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
 from skd_core.models.decode import half_extent
 
 FRAMES = 160
 LEAST_IOU = 0.6
-LEAST_HEIGHT, MOST_OCCLUDED, MOST_TRUNCATED = 25.0, 1, 0.3  # "moderate"
+LEAST_HEIGHT, MOST_OCCLUDED, MOST_TRUNCATED = MIN_HEIGHT[1], MAX_OCCLUSION[1], MAX_TRUNCATION[1]  # "moderate"
 THRESHOLDS = np.arange(0.2, 0.75, 0.05)
 LIDAR_SCORE, LIDAR_POINTS, LIDAR_FAR = 0.5, 15, 12.0
 K = 0.9  # share of half_extent from the median of the visible surface to the centre
@@ -43,14 +44,15 @@ def match(found: Boxes3D, truth: Boxes3D) -> dict[int, int]:
 
 def held_out(detector: Detector, root: Path) -> None:
     """Print calibration of depth_std (at the default threshold) and F1 by threshold (of moderate labels)."""
-    data = KittiDataset(root, with_3d=True)
+    training = root / "training"
+    images = ImageFolder(training / "image_2", training / "calib")
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in detector.classes}
     hits: dict[str, list[tuple[float, bool]]] = {name: [] for name in detector.classes}  # score, true
     wanted = dict.fromkeys(detector.classes, 0)
-    for index in tqdm(range(min(FRAMES, len(data))), unit="image"):
-        sample = data[index]
+    for index in tqdm(range(min(FRAMES, len(images))), unit="image"):
+        sample = images[index]
         found = detector.predict(sample.image.permute(1, 2, 0).numpy(), sample.camera, float(THRESHOLDS[0]))
-        lines = read_objects(data.files(index)["label"])
+        lines = read_objects(training / "label_2" / f"{sample.name}.txt")
         for name in detector.classes:
             own = lines[lines.is_class([name])]
             truth, boxes = own.boxes3d(), found[[label == name for label in found.labels]]

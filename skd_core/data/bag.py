@@ -38,6 +38,7 @@ from skd_core.data.ros_messages import (
     undistortion_maps,
 )
 from skd_core.errors import UserError
+from skd_core.files import make_folder
 
 __all__ = [
     "CAMERA_INFO", "COMPRESSED_IMAGE", "DETECTIONS", "IMAGE", "STRING", "BagReader", "BagWriter", "CameraTopics",
@@ -250,7 +251,7 @@ class BagWriter:
         self.path = Path(path)
         if self.path.exists() and not (overwrite and (self.path / "metadata.yaml").is_file()):
             raise UserError(f"{self.path}: exists already; choose another name or remove it")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
         plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
         self._writer = Writer(self._folder / self.path.name, version=9, storage_plugin=plugin)

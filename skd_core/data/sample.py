@@ -14,6 +14,9 @@ from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
 from skd_core.errors import UserError
 
+NOTE = "depth.json"
+"""In a folder of depth maps: what made them, and their kind."""
+
 
 @dataclass(eq=False)
 class Sample:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from skd_core.camera import Camera
 from skd_core.data.folder import image_files
-from skd_core.data.sample import Sample, read_image
+from skd_core.data.sample import NOTE, Sample, read_image
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
 from skd_core.inference.detector import pick_device
@@ -37,7 +37,6 @@ Kind = Literal["metric", "relative"]
 Estimate = Callable[[Tensor], Tensor]
 """(3, H, W) uint8 RGB -> (H, W) float32: metres (metric) or inverse depth (relative)."""
 
-NOTE = "depth.json"
 FARTHEST = 200.0
 """Metres beyond which aligned relative depth means nothing."""
 

@@ -18,7 +18,7 @@ import yaml
 
 from skd_core.config import TrainConfig, load_config, parse_config
 from skd_core.errors import UserError
-from skd_core.files import make_folder, read_run, write_atomic
+from skd_core.files import make_folder, read_records, write_atomic
 
 Overrides = dict[str, dict[str, Any]]
 
@@ -118,7 +118,7 @@ def run_ablation(
     result = collect(out, base)
     todo = [(row, seed) for seed in range(seeds) for row in rows]
     configs = {run: row_config(base, *run) for run in todo}
-    pending = [(row, seed) for row, seed in todo if seed not in result["rows"].get(row, {}).get("seeds", [])]
+    pending = _missing(result, todo)
     for row, seed in pending:
         folder = out / row / str(seed)
         make_folder(folder)
@@ -130,10 +130,13 @@ def run_ablation(
         result = collect(out, base)
         write_atomic(out / "ablation.json", json.dumps(result, indent=1) + "\n")
         write_atomic(out / "ablation.md", table(result))
-    missing = sum(seed not in result["rows"].get(row, {}).get("seeds", []) for row, seed in todo)
-    if missing:
+    if missing := len(_missing(result, todo)):
         print(f"{missing} of {len(todo)} runs are missing; the same command goes on", flush=True)
     return result
+
+
+def _missing(result: dict[str, Any], todo: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    return [(row, seed) for row, seed in todo if seed not in result["rows"].get(row, {}).get("seeds", [])]
 
 
 def _check_base(base: TrainConfig) -> None:
@@ -205,7 +208,7 @@ def _last_report(folder: Path) -> dict[str, Any] | None:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return None
-    measured = [r for r in read_run(path) if "val" in r]
+    measured = [r for r in read_records(path) if "val" in r]
     return measured[-1] if measured else None
 
 

@@ -31,7 +31,7 @@ from skd_core.config import TrainConfig, parse_config
 from skd_core.data.batch import Batch, EpochSampler, TrainingSet, training_loader
 from skd_core.data.sets import open_set
 from skd_core.errors import UserError
-from skd_core.files import finite, make_folder, read_run, write_atomic
+from skd_core.files import finite, make_folder, read_records, write_atomic
 from skd_core.inference.detector import pick_device
 from skd_core.inference.weights import WEAK, save_weights
 from skd_core.models.pretrained import freeze, load_initial
@@ -164,7 +164,7 @@ class Trainer:
         """Drop reports that a crash left beyond the checkpoint, or half written."""
         path = self.out / "metrics.jsonl"
         if path.exists():
-            kept = [record for record in read_run(path) if record["step"] <= self.step] if self.step else []
+            kept = [record for record in read_records(path) if record["step"] <= self.step] if self.step else []
             if kept:
                 write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
             else:

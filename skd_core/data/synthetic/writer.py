@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from skd_core.data.sample import NOTE
 from skd_core.data.synthetic.config import SynthConfig
 from skd_core.data.synthetic.labels import RenderedFrame
 from skd_core.data.synthetic.render import render_frame
@@ -119,8 +120,6 @@ def write_dataset(
     Raises:
         UserError: bad numbers, ``out`` not empty without ``overwrite``, unusable layouts.
     """
-    from skd_core.supervision.depth import NOTE  # not in the workers: it imports torch
-
     out = Path(out).absolute()
     if frames < 1 or seed < 0 or workers < 1:
         raise UserError(
@@ -129,7 +128,7 @@ def write_dataset(
     with _fresh_folder(out, overwrite) as root:
         for folder in FOLDERS:
             (root / folder).mkdir(parents=True)
-        note = {"model": "skd_core synth", "kind": "metric", "model_focal": None, "camera": None}
+        note = {"model": "skd_core synth", "kind": "metric"}
         (root / "training" / "depth" / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         with tqdm(total=frames, unit="frame", desc="compiling (first use)") as bar:
             render_frame(config, seed, 0)  # numba compiles here, once per installation, and not in every worker
