@@ -31,7 +31,10 @@ class ModelConfig(Strict):
     head_channels: int = Field(256, ge=8)
     roi_size: int = Field(7, ge=1)
     depth_channels: int = Field(256, ge=8)  # of the teacher's depth head
-    input_size: tuple[int, int] = (1280, 384)  # width, height, pixels
+    input_size: tuple[int, int] = (1280, 384)  # width, height, pixels; with focal: of the window training looks through
+    focal: float | None = Field(None, gt=0)  # of the network's input, pixels; None: what input_size makes of the images
+    center_range: float = Field(1.0, ge=1)  # the projected centre lies in the 2D box grown by this factor
+    border_flags: bool = False  # the 3D heads are told which edges of a box the image border cuts
     direction: bool = False  # front and rear are told apart; only 3D labels can teach it
     center_offset: bool = True  # False: no way from the surface to the centre (ablation)
 
@@ -43,6 +46,11 @@ class ModelConfig(Strict):
         for name in classes:
             prior_of(name)
         return classes
+
+    @property
+    def snap_size(self) -> tuple[int, int] | None:
+        """The size that images which come near it are brought to; None where a focal length rules alone."""
+        return self.input_size if self.focal is None else None
 
     @field_validator("input_size")
     @classmethod
@@ -59,6 +67,10 @@ class SetConfig(Strict):
     root: str
     split: str | None = None  # kitti: a name in ImageSets/; nuscenes: train, val, mini_train, ...; all images if none
     version: str | None = None  # nuscenes: v1.0-trainval, ...; may be left out where there is only one
+    share: float = Field(1.0, gt=0)  # of every batch, relative to the other sets' shares
+    boxes: Literal["amodal", "tight"] = "amodal"  # tight: around the visible part, as a 2D detector gives them
+    depth_dir: str | None = None  # of this set, in a list of sets
+    only_2d: bool = False  # teaches the 2D heads alone, such as where the focal length is uncertain
 
     @model_validator(mode="after")
     def _version(self) -> SetConfig:
@@ -70,13 +82,29 @@ class SetConfig(Strict):
 class DataConfig(Strict):
     """Where images, 2D boxes and depth maps come from."""
 
-    train: SetConfig
+    train: SetConfig | tuple[SetConfig, ...]  # a list is a mixture: every batch holds each set's share
     val: SetConfig | None = None  # 3D labels are read here only, and only to report
     depth_dir: str | None = None  # estimated depth, training only: beside image_2 (kitti), under root (nuscenes)
     depth_kind: Literal["metric", "relative"] = "metric"  # relative: inverse depth of any scale and shift
     camera_height: float = Field(1.65, gt=0)  # metres above the road; relative depth only
     workers: int = Field(0, ge=0)
     cache: bool = True  # keep the resized images in memory
+
+    @property
+    def sets(self) -> tuple[SetConfig, ...]:
+        """The training sets, each with its own folder of depth maps."""
+        if isinstance(self.train, SetConfig):
+            return (self.train.model_copy(update={"depth_dir": self.train.depth_dir or self.depth_dir}),)
+        return self.train
+
+    @model_validator(mode="after")
+    def _depth_of_a_list(self) -> DataConfig:
+        if not isinstance(self.train, SetConfig):
+            if not self.train:
+                raise ValueError("train: name at least one set")
+            if self.depth_dir is not None:
+                raise ValueError("depth_dir: in a list of sets each names its own")
+        return self
 
     @model_validator(mode="after")
     def _split(self) -> DataConfig:
@@ -89,7 +117,14 @@ class AugmentConfig(Strict):
     """What is done to a training image; camera, boxes and depth follow."""
 
     flip: float = Field(0.5, ge=0, le=1)  # probability
+    zoom: tuple[float, float] = (1.0, 1.0)  # range of a random factor on the focal length; needs model.focal
+    crop_to_objects: float = Field(0.7, ge=0, le=1)  # probability that a window is laid on an object, large ones first
+    crop_cuts: float = Field(0.0, ge=0, le=1)  # probability that it cuts this object, as the image border does
+    max_covered: float = Field(1.0, ge=0, le=1)  # objects of which a nearer box covers a larger share are not learnt
     photometric: float = Field(0.3, ge=0, lt=1)  # largest relative change of brightness, contrast, saturation
+    blur: float = Field(0.0, ge=0, le=1)  # probabilities of Gaussian blur, noise and JPEG compression
+    noise: float = Field(0.0, ge=0, le=1)
+    jpeg: float = Field(0.0, ge=0, le=1)
     own_boxes: bool = True  # the 3D heads see the boxes that the 2D heads find, as at inference, where these are near
     box_jitter: float = Field(0.06, ge=0, lt=0.3)  # else the label's: sd of its edges, share of its size
 
@@ -108,6 +143,7 @@ class MethodConfig(Strict):
     dimension_weight: float = Field(0.5, ge=0)
     points_weight: float = Field(0.1, ge=0)
     student_depth_weight: float = Field(0.3, ge=0)  # L_z on the student in best mode
+    geometric_margin: float = Field(0.0, ge=0)  # L_z towards f H / h2d + e is free within this times its class's error
     gtm_alpha: float = Field(4.0, ge=0)
     gtm_beta: float = Field(0.05, ge=0)
 
@@ -149,6 +185,8 @@ class ScheduleConfig(Strict):
 class InitialConfig(Strict):
     """What training starts from."""
 
+    head_3d: bool = False  # the 3D head starts from the weights too
+
     weights: str | None = None  # a student's .safetensors, or a backbone's file or package (skd_core.models.pretrained)
     freeze: tuple[str, ...] = ()  # parts of the backbone that stay as they are, such as conv_stem, blocks.0
 
@@ -164,6 +202,15 @@ class TrainConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
     method: MethodConfig = MethodConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+
+    @model_validator(mode="after")
+    def _zoom_needs_a_focal_length(self) -> TrainConfig:
+        low, high = self.augment.zoom
+        if not 0.2 <= low <= high <= 5:
+            raise ValueError("augment.zoom: must be two factors between .2 and 5, the smaller first")
+        if (low, high) != (1.0, 1.0) and self.model.focal is None:
+            raise ValueError("augment.zoom needs model.focal, the focal length of the network's input")
+        return self
 
     @model_validator(mode="after")
     def _direction_has_labels(self) -> TrainConfig:

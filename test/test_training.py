@@ -86,7 +86,7 @@ def batch_of(root: Path, config: TrainConfig | None = None, indices: tuple[int, 
     config = config or tiny.make_config(root)
     source = KittiDataset(root, None, config.model.classes, config.data.depth_dir, config.method.supervised)
     dataset = TrainingSet(source, config)
-    return collate([dataset[0, i] for i in indices], config.model.classes)
+    return collate([dataset[0, i, 0] for i in indices], config.model.classes)
 
 
 # -- no 3D label reaches training --------------------------------------------------------------------------------------
@@ -775,10 +775,10 @@ def test_epochs_cover_each_frame_at_most_once() -> None:
         seen[epoch] = indices
     assert seen[0] != seen[1] != seen[2]
     sampler.epoch = 1
-    assert [i for batch in sampler for _, i in batch] == seen[1]
+    assert [i for batch in sampler for _, i, _ in batch] == seen[1]
     sampler.first = 3
-    assert [i for batch in sampler for _, i in batch] == seen[1][12:]
-    assert [i for batch in EpochSampler(23, 4, seed=4) for _, i in batch] != seen[0]
+    assert [i for batch in sampler for _, i, _ in batch] == seen[1][12:]
+    assert [i for batch in EpochSampler(23, 4, seed=4) for _, i, _ in batch] != seen[0]
 
 
 def test_ranks_share_each_global_batch() -> None:

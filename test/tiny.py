@@ -65,7 +65,7 @@ def make_rois(boxes: Tensor, camera: Camera, classes: Tensor | None = None) -> R
         boxes,
         torch.zeros(n, dtype=torch.long) if classes is None else classes,
         camera.P.to(boxes).expand(n, 3, 4),
-        boxes.new_full((n,), float(camera.height)),
+        boxes.new_tensor([camera.width, camera.height]).expand(n, 2),
     )
 
 

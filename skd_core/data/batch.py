@@ -5,23 +5,43 @@ Every random choice follows from (seed, epoch, index), so that a run resumes exa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from skd_core.boxes import Boxes3D
-from skd_core.config import AugmentConfig, TrainConfig
+from skd_core.boxes import Boxes3D, covered_edges, covered_share
+from skd_core.config import AugmentConfig, SetConfig, TrainConfig
 from skd_core.data.sample import Sample
-from skd_core.data.transforms import flip, jitter_colors, resize
+from skd_core.data.transforms import (
+    crop,
+    degrade,
+    flip,
+    ignore_objects,
+    jitter_colors,
+    network_camera,
+    resize,
+    visible_share,
+)
 from skd_core.models.student import Rois
 from skd_core.supervision.pseudo import PseudoTargets, pseudo_targets
 from skd_core.supervision.targets import TargetMaker, share_line
 
-Item = tuple[Sample, PseudoTargets, Tensor]
+Item = tuple[Sample, PseudoTargets, Tensor, bool]
+"""An augmented sample, its pseudo-targets, its jittered boxes, and whether it teaches 3D."""
+
+MIN_VISIBLE = 0.25
+"""Share of a 2D box that a window must leave for the object to be learnt."""
+
+REPETITION = 1_000_003
+"""Step between the seeds of the repetitions of a sample within one epoch."""
 
 
 @dataclass
@@ -32,6 +52,9 @@ class Batch:
         images: shape (B, 3, H, W), uint8.
         P: shape (B, 3, 4), cameras at this size.
         boxes: shape (N, 4), 2D boxes of the labels, clipped to the image, pixels.
+        full_boxes: shape (N, 4), the same boxes where a crop has not clipped them; hidden: shape (N, 4), bool, their
+            edges that are not the object's own. Both as in :class:`skd_core.data.sample.Sample`.
+        in_3d: shape (N,), bool, objects of sets that teach 3D.
         rois: the same objects with jittered boxes; what the 3D heads see unless ``augment.own_boxes`` is set.
         ignore: shape (M, 4), regions where no negative is learnt; ignore_index: shape (M,), their images.
         depth: shape (B, H, W), metres, 0 = unknown; all 0 without a depth source.
@@ -43,6 +66,9 @@ class Batch:
     images: Tensor
     P: Tensor
     boxes: Tensor
+    full_boxes: Tensor
+    hidden: Tensor
+    in_3d: Tensor
     rois: Rois
     ignore: Tensor
     ignore_index: Tensor
@@ -63,6 +89,21 @@ class Batch:
 
         return Batch(**{name: move(part) for name, part in vars(self).items()})  # type: ignore[arg-type]
 
+    @property
+    def hidden_vertically(self) -> Tensor:
+        """shape (N,), bool: the top or the bottom of the box is not the object's own, so its height means nothing."""
+        return self.hidden[:, [1, 3]].any(-1)
+
+    def only(self, keep: Tensor) -> Batch:
+        """The same images with some of the objects, for the 3D heads and their losses; keep: shape (N,), bool."""
+        if bool(keep.all()):
+            return self
+        names = ("boxes", "full_boxes", "hidden", "in_3d")
+        rois = Rois(**{name: value[keep] for name, value in vars(self.rois).items()})
+        truth = None if self.truth is None else self.truth[keep]
+        parts = {name: getattr(self, name)[keep] for name in names}
+        return replace(self, **parts, rois=rois, pseudo=self.pseudo[keep], truth=truth)
+
     def seen_through(self, *boxes: Tensor) -> Batch:
         """The same images, each object once for every set of RoI boxes: all through the first, all through the next.
 
@@ -78,6 +119,9 @@ class Batch:
         return replace(
             self,
             boxes=torch.cat([self.boxes] * len(boxes)),
+            full_boxes=torch.cat([self.full_boxes] * len(boxes)),
+            hidden=torch.cat([self.hidden] * len(boxes)),
+            in_3d=torch.cat([self.in_3d] * len(boxes)),
             rois=replace(repeated(self.rois), boxes=torch.cat(boxes)),
             pseudo=repeated(self.pseudo),
             truth=None,
@@ -98,113 +142,274 @@ def jitter_boxes(boxes: Tensor, amount: float, width: int, height: int, generato
     return torch.where(at_border, boxes, moved)
 
 
+@dataclass
+class _Source:
+    """One set of the mixture."""
+
+    config: SetConfig
+    data: Dataset[Sample]
+    maker: TargetMaker
+    targets: list[PseudoTargets] | None = None  # of all samples, once made
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Sample:
+        """A frame, its 2D boxes read as the set's config says."""
+        sample = self.maker.metric(self.data[index])
+        if self.config.boxes == "tight":
+            sample = replace(sample, hidden=sample.hidden | covered_edges(sample.full_xyxy))
+        return sample
+
+
 class TrainingSet(Dataset[Item]):
-    """Samples at the network's size with their pseudo-targets, augmented.
+    """Samples at the network's focal length with their pseudo-targets, augmented.
 
     Args:
-        source: a data set of :class:`Sample`, such as :class:`skd_core.data.kitti.KittiDataset`.
+        sources: data sets of :class:`Sample`, such as :class:`skd_core.data.kitti.KittiDataset`, one for each of
+            ``config.data.sets``; or the only one.
         config: of the run.
+
+    Attributes:
+        focal: (fx, fy) of the network's input, pixels: ``model.focal``, or what ``model.input_size`` makes of the
+            images, by the median.
     """
 
-    def __init__(self, source: Dataset[Sample], config: TrainConfig) -> None:
-        self.source, self.config = source, config
-        data = config.data
-        self.maker = TargetMaker(data.depth_kind, data.camera_height, config.model.center_offset)
-        self.targets: list[PseudoTargets] | None = None  # of all samples, once made
+    def __init__(self, sources: Dataset[Sample] | Sequence[Dataset[Sample]], config: TrainConfig) -> None:
+        self.config = config
+        data, several = config.data, sources if isinstance(sources, Sequence) else [sources]
+        maker = TargetMaker(data.depth_kind, data.camera_height, config.model.center_offset)
+        self.sources = [_Source(*both, maker) for both in zip(data.sets, several, strict=True)]
+        self.first = [0, *itertools.accumulate(len(source) for source in self.sources)]  # index of each set's first
         self.cache: dict[int, tuple[Sample, PseudoTargets]] = {}
 
     def __len__(self) -> int:
-        return len(self.source)  # type: ignore[arg-type]
+        return self.first[-1]
+
+    def locate(self, index: int) -> tuple[_Source, int]:
+        """The set that a sample is of, and its index there."""
+        which = bisect.bisect_right(self.first, index) - 1
+        return self.sources[which], index - self.first[which]
+
+    @cached_property
+    def focal(self) -> tuple[float, float]:
+        if self.config.model.focal is not None:
+            return self.config.model.focal, self.config.model.focal
+        width, height = self.config.model.input_size
+        cameras = [source[i].camera for source in self.sources for i in range(min(len(source), 200))]
+        found = [(c.fx * width / c.width, c.fy * height / c.height) for c in cameras]
+        fx, fy = torch.tensor(found).median(0).values.tolist()
+        return fx, fy
 
     @property
     def wants_targets(self) -> bool:
-        """Whether the run learns from pseudo-targets, and there is depth to make them of."""
+        """Whether the run learns from pseudo-targets."""
         method = self.config.method
-        wanted = (method.teacher or method.direct_targets) and not method.supervised
-        return wanted and self.config.data.depth_dir is not None
+        return (method.teacher or method.direct_targets) and not method.supervised
 
     def make_targets(self) -> str:
         """Make all pseudo-targets now, or read them where they are kept: workers and epochs then share them.
 
         Returns:
-            one line that says what share of the boxes got one.
+            one line a set that says what share of the boxes got one.
         """
-        if not self.wants_targets:
-            return "pseudo-targets: none, this run does not use any"
-        self.targets = self.maker.all(self.source)
-        return share_line(self.targets)
+        lines = []
+        for source in self.sources:
+            name = "" if len(self.sources) == 1 else f"{source.config.root}: "
+            if not self.wants_targets or source.config.depth_dir is None:
+                lines.append(f"{name}pseudo-targets: none, this run does not use any")
+                continue
+            source.targets = source.maker.all(source.data)
+            lines.append(name + share_line(source.targets))
+        return "\n".join(lines)
 
     def prepared(self, index: int) -> tuple[Sample, PseudoTargets]:
-        """The sample as it is before augmentation, and its pseudo-targets."""
+        """The sample as it is before augmentation, and its pseudo-targets.
+
+        It has the network's size where that is the same in every epoch, else its own.
+        """
         if index in self.cache:
             return self.cache[index]
-        width, height = self.config.model.input_size
-        sample = self.maker.metric(self.source[index])
-        if self.targets is not None:
-            pseudo = self.targets[index]
-        elif self.wants_targets:
+        source, at = self.locate(index)
+        sample = source[at]
+        if source.targets is not None:
+            pseudo = source.targets[at]
+        elif self.wants_targets and source.config.depth_dir is not None:
             pseudo = pseudo_targets(sample, self.config.model.center_offset)
         else:
             pseudo = PseudoTargets.none(len(sample.boxes2d))
-        prepared = resize(sample, width, height), pseudo
+        if self.config.model.focal is None:
+            camera = network_camera(sample.camera, self.focal, self.config.model.input_size)
+            sample = resize(sample, camera.width, camera.height)
+        sample, pseudo = self._without_covered(sample, pseudo)
         if self.config.data.cache:
-            self.cache[index] = prepared
-        return prepared
+            self.cache[index] = sample, pseudo
+        return sample, pseudo
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
-        """By (epoch, index): the augmented sample, its pseudo-targets and its jittered boxes."""
-        epoch, index = key
+    def _without_covered(self, sample: Sample, pseudo: PseudoTargets) -> tuple[Sample, PseudoTargets]:
+        """Objects of which a nearer one leaves too little to see become regions to ignore."""
+        most = self.config.augment.max_covered
+        if most == 1:
+            return sample, pseudo
+        keep = covered_share(sample.boxes2d.xyxy) <= most
+        return ignore_objects(sample, ~keep), pseudo[keep]
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Item:
+        """By (epoch, index, repetition in this epoch): an augmented sample with its targets and jittered boxes."""
+        epoch, index, repetition = key
         sample, pseudo = self.prepared(index)
-        generator = torch.Generator().manual_seed(_mix(self.config.seed, epoch, index))
+        generator = torch.Generator().manual_seed(_mix(self.config.seed, epoch + REPETITION * repetition, index))
         augment: AugmentConfig = self.config.augment
         if torch.rand((), generator=generator) < augment.flip:
             sample, pseudo = flip(sample), pseudo.flip()
+        sample, pseudo = self.window(sample, pseudo, generator)
         if augment.photometric > 0:
             amount = augment.photometric
             sample = jitter_colors(sample, generator, amount, amount, amount)
+        if augment.blur or augment.noise or augment.jpeg:
+            sample = degrade(sample, generator, augment.blur, augment.noise, augment.jpeg)
         camera = sample.camera
         boxes = sample.boxes2d.clip(camera.width, camera.height).xyxy.float()
-        return sample, pseudo, jitter_boxes(boxes, augment.box_jitter, camera.width, camera.height, generator)
+        jittered = jitter_boxes(boxes, augment.box_jitter, camera.width, camera.height, generator)
+        return sample, pseudo, jittered, not self.locate(index)[0].config.only_2d
+
+    def window(
+        self, sample: Sample, pseudo: PseudoTargets, generator: torch.Generator
+    ) -> tuple[Sample, PseudoTargets]:
+        """What the network sees of an image: at a focal length drawn around its own, a window of ``model.input_size``.
+
+        An image that is smaller than the window stays whole. Pseudo-targets were made of the whole image, so an object
+        that the window cuts keeps what the whole of it teaches.
+        """
+        augment, (W, H) = self.config.augment, self.config.model.input_size
+        camera = sample.camera
+        if (camera.width, camera.height) == (W, H) and self.config.model.focal is None:
+            return sample, pseudo
+        low, high = augment.zoom
+        zoom = low * (high / low) ** float(torch.rand((), generator=generator))
+        scale = (zoom * self.focal[0] / camera.fx, zoom * self.focal[1] / camera.fy)
+        width, height = min(camera.width, round(W / scale[0])), min(camera.height, round(H / scale[1]))
+        x0, y0 = place_window(sample, width, height, augment, generator)
+        keep = visible_share(sample, x0, y0, width, height) >= MIN_VISIBLE
+        sample = crop(sample, x0, y0, width, height, MIN_VISIBLE)
+        sample = resize(sample, min(W, max(32, round(width * scale[0]))), min(H, max(32, round(height * scale[1]))))
+        return sample, pseudo[keep]
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index): a permutation that depends on (seed, epoch) alone.
+def place_window(
+    sample: Sample, width: int, height: int, augment: AugmentConfig, generator: torch.Generator
+) -> tuple[int, int]:
+    """Top left pixel of a random window: anywhere, on an object, or so that its edge cuts an object.
 
-    Every rank draws the same permutation and takes its own share of each global batch; the last, incomplete global
-    batch is left out.
+    Objects are drawn in proportion to the height of their 2D boxes, so that near ones get their share.
+    """
+    room = torch.tensor([sample.camera.width - width, sample.camera.height - height])
+    draw = torch.rand(6, generator=generator)
+    at = draw[:2] * (room + 1)
+    boxes = sample.boxes2d.xyxy
+    if len(boxes) and draw[2] < max(augment.crop_to_objects, augment.crop_cuts):
+        weight = (boxes[:, 3] - boxes[:, 1]).clamp(min=1)
+        box = boxes[torch.multinomial(weight.double(), 1, generator=generator)[0]]
+        size = torch.tensor([width, height])
+        if draw[2] < augment.crop_cuts:
+            side, left = int(4 * draw[3]), 0.3 + 0.6 * float(draw[4])  # left, right, left or right again, bottom
+            axis = int(side == 3)
+            extent = float(box[axis + 2] - box[axis])
+            begin, end = float(box[axis + 2]) - left * extent, float(box[axis]) + left * extent - float(size[axis])
+            other = 0.5 * float(box[1 - axis] + box[3 - axis]) - float(draw[5]) * float(size[1 - axis])
+            at = torch.tensor([0.0, 0.0])
+            at[axis], at[1 - axis] = (begin if side in (0, 2) else end), other
+            if side == 2 and draw[5] < 0.5:
+                at[0] = end
+        else:
+            at = 0.5 * (box[:2] + box[2:]) - draw[3:5] * size
+    x0, y0 = torch.minimum(at.floor().clamp(min=0), room).long().tolist()
+    return x0, y0
+
+
+class EpochSampler(Sampler[list[tuple[int, int, int]]]):
+    """Batches of (epoch, index, repetition): what an epoch holds depends on (seed, epoch) alone.
+
+    Every set fills its share of the slots with permutations of its samples, one after the other; the sets' slots are
+    spread evenly. Every rank draws the same order and takes its own share of each global batch; the last, incomplete
+    global batch is left out.
 
     Args:
-        count: samples; batch_size: global, over all ranks.
+        counts: samples of each set, or of the only one.
+        batch_size: global, over all ranks.
+        shares: of each set in every batch, relative to each other; None: by their number of samples.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(
+        self,
+        counts: int | Sequence[int],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shares: Sequence[float] | None = None,
+    ) -> None:
+        self.counts = [counts] if isinstance(counts, int) else list(counts)
+        self.shares = [float(n) for n in self.counts] if shares is None else list(shares)
+        self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.first = 0, 0
 
     def __len__(self) -> int:
-        return max(self.count // self.batch_size, 1)
+        return max(sum(self.counts) // self.batch_size, 1)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch, -1))
-        order = torch.randperm(self.count, generator=generator).tolist()
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        order = self._order()
         for step in range(self.first, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in batch[self.rank :: self.world_size]]
+            yield [(self.epoch, *which) for which in batch[self.rank :: self.world_size]]
+
+    def _order(self) -> list[tuple[int, int]]:
+        """(index, repetition) of every slot of the epoch."""
+        slots = len(self) * self.batch_size
+        if len(self.counts) == 1:
+            slots = min(slots, self.counts[0])
+        total, due = sum(self.shares), [0.0] * len(self.shares)
+        drawn = [self._draws(which) for which in range(len(self.counts))]
+        order = []
+        for _ in range(slots):
+            for which, share in enumerate(self.shares):
+                due[which] += share / total
+            which = max(range(len(due)), key=due.__getitem__)
+            due[which] -= 1
+            order.append(next(drawn[which]))
+        return order
+
+    def _draws(self, which: int) -> Iterator[tuple[int, int]]:
+        """A set's samples in random order, and again in another."""
+        first = sum(self.counts[:which])
+        for repetition in itertools.count():
+            salt = -1 - which - len(self.counts) * repetition
+            generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch, salt))
+            for index in torch.randperm(self.counts[which], generator=generator).tolist():
+                yield first + index, repetition
 
 
 def collate(items: list[Item], classes: tuple[str, ...]) -> Batch:
-    """Items of equal size -> batch."""
-    samples = [sample for sample, _, _ in items]
+    """Items -> batch; smaller images are padded with black on the right and below."""
+    samples = [item[0] for item in items]
     counts = torch.tensor([len(s.boxes2d) for s in samples])
     batch_index = torch.arange(len(items)).repeat_interleave(counts)
     P = torch.stack([s.camera.P for s in samples]).float()
+    sizes = torch.tensor([[s.camera.width, s.camera.height] for s in samples])
+    width, height = sizes.amax(0).tolist()
+
+    def padded(pixels: Tensor) -> Tensor:
+        if pixels.shape[-2:] == (height, width):
+            return pixels
+        return F.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
+
     rois = Rois(
         batch_index,
-        torch.cat([jittered for _, _, jittered in items]),
+        torch.cat([jittered for _, _, jittered, _ in items]),
         torch.tensor([classes.index(name) for s in samples for name in s.boxes2d.labels], dtype=torch.long),
         P[batch_index],
-        torch.full((len(batch_index),), float(samples[0].camera.height)),
+        sizes[batch_index].float(),
     )
     ignore = [s.ignore.xyxy.float() for s in samples]
     truth = None
@@ -217,14 +422,17 @@ def collate(items: list[Item], classes: tuple[str, ...]) -> Batch:
             tuple(label for b in parts for label in b.labels),
         )
     return Batch(
-        images=torch.stack([s.image for s in samples]),
+        images=torch.stack([padded(s.image) for s in samples]),
         P=P,
         boxes=torch.cat([s.boxes2d.clip(s.camera.width, s.camera.height).xyxy.float() for s in samples]),
+        full_boxes=torch.cat([s.full_xyxy.float() for s in samples]),
+        hidden=torch.cat([s.hidden for s in samples]),
+        in_3d=torch.tensor([in_3d for *_, in_3d in items])[batch_index],
         rois=rois,
         ignore=torch.cat(ignore),
         ignore_index=torch.arange(len(items)).repeat_interleave(torch.tensor([len(i) for i in ignore])),
-        depth=torch.stack([torch.zeros(s.image.shape[1:]) if s.depth is None else s.depth for s in samples]),
-        pseudo=PseudoTargets(**{k: torch.cat([getattr(p, k) for _, p, _ in items]) for k in vars(items[0][1])}),
+        depth=torch.stack([padded(torch.zeros(s.image.shape[1:]) if s.depth is None else s.depth) for s in samples]),
+        pseudo=PseudoTargets(**{k: torch.cat([getattr(item[1], k) for item in items]) for k in vars(items[0][1])}),
         truth=truth,
         names=tuple(s.name for s in samples),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from skd_core.boxes import Boxes2D, Boxes3D
+from skd_core.boxes import Boxes2D, Boxes3D, at_border
 from skd_core.camera import Camera
 from skd_core.errors import UserError
 
@@ -30,6 +30,10 @@ class Sample:
         ignore: regions where no negative is learnt: "DontCare", other classes, objects cut down to too little.
         depth: shape (H, W), float32 metres along the optical axis, 0 = unknown; None without a depth source.
         boxes3d: 3D truth of the objects in ``boxes2d``, in the same order; to evaluate, and for the supervised rival.
+        full_xyxy: shape (N, 4), the boxes of ``boxes2d`` as the label has them, in this image's pixels: a crop clips
+            ``boxes2d`` and leaves these whole, so that they may reach beyond the image.
+        hidden: shape (N, 4), bool, which edges (left, top, right, bottom) of ``full_xyxy`` are not the object's own,
+            since the border of the picture that was labelled or, in a tight box, a nearer object cuts it there.
     """
 
     name: str
@@ -39,8 +43,14 @@ class Sample:
     ignore: Boxes2D
     depth: Tensor | None = None
     boxes3d: Boxes3D | None = None
+    full_xyxy: Tensor = field(default=None)  # type: ignore[assignment]
+    hidden: Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.full_xyxy is None:
+            self.full_xyxy = self.boxes2d.xyxy
+        if self.hidden is None:
+            self.hidden = at_border(self.full_xyxy, self.camera.width, self.camera.height)
         size = (self.camera.height, self.camera.width)
         if self.image.shape != (3, *size) or self.image.dtype != torch.uint8:
             got = f"{tuple(self.image.shape)} {self.image.dtype}"

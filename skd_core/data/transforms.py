@@ -15,7 +15,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as photometric
 
 from skd_core.boxes import Boxes2D, Boxes3D
+from skd_core.camera import Camera
 from skd_core.data.sample import Sample
+from skd_core.errors import UserError
+
+MAX_PIXELS = 1 << 24
+"""Of the network's input: what a wrong calibration asks for beyond would only fill the memory."""
 
 
 def resize_image(image: Tensor, width: int, height: int) -> Tensor:
@@ -34,6 +39,33 @@ def resize_image(image: Tensor, width: int, height: int) -> Tensor:
     batch = image.reshape(-1, *image.shape[-3:]).float()
     scaled = F.interpolate(batch, (height, width), mode="bilinear", antialias=True, align_corners=False)
     return scaled.round_().clamp_(0, 255).to(torch.uint8).reshape(*image.shape[:-2], height, width)
+
+
+def network_camera(camera: Camera, focal: tuple[float, float], input_size: tuple[int, int] | None) -> Camera:
+    """The camera of the network's input: the one resize rule of training, validation and inference.
+
+    The image is scaled so that its focal length is the network's, so a car at a given distance has the same size in
+    pixels whatever the camera (virtual focal length [peer: Cube R-CNN]); the network takes any input size.
+
+    Args:
+        camera: of the image as it is.
+        focal: (fx, fy) of the network's input, pixels.
+        input_size: (width, height), or None. An image that comes within 5 % of it is scaled to just that size: KITTI's
+            sizes and focal lengths differ a little from drive to drive, and images of equal size make a batch.
+
+    Raises:
+        UserError: the focal length is so short that the scaled image would have more than MAX_PIXELS.
+    """
+    width = max(32, round(camera.width * focal[0] / camera.fx))
+    height = max(32, round(camera.height * focal[1] / camera.fy))
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"camera: focal length {camera.fx:g}x{camera.fy:g} px for {camera.width}x{camera.height} px: the "
+            f"network (focal length {focal[0]:g}x{focal[1]:g}) would see {width}x{height} px; check the calibration"
+        )
+    if input_size is not None and abs(width / input_size[0] - 1) < 0.05 and abs(height / input_size[1] - 1) < 0.05:
+        width, height = input_size
+    return camera.resize(width, height)
 
 
 def resize_depth(depth: Tensor, width: int, height: int) -> Tensor:
@@ -56,6 +88,7 @@ def resize(sample: Sample, width: int, height: int) -> Sample:
         ignore=sample.ignore.scale(sx, sy),
         depth=None if sample.depth is None else resize_depth(sample.depth, width, height),
         boxes3d=_with_xyxy(sample.boxes3d, lambda boxes: boxes.scale(sx, sy)),
+        full_xyxy=_full(sample).scale(sx, sy).xyxy,
     )
 
 
@@ -77,7 +110,7 @@ def crop(sample: Sample, x0: int, y0: int, width: int, height: int, min_visible:
         return boxes.crop(x0, y0).clip(width, height)
 
     boxes2d, ignore = move(sample.boxes2d), move(sample.ignore)
-    share = _area(boxes2d) / _area(sample.boxes2d).clamp(min=1e-6)
+    share = visible_share(sample, x0, y0, width, height)
     keep, cut = share >= min_visible, (share > 0) & (share < min_visible)
     boxes3d = _with_xyxy(sample.boxes3d, move)
     return replace(
@@ -88,6 +121,27 @@ def crop(sample: Sample, x0: int, y0: int, width: int, height: int, min_visible:
         ignore=_concatenate(ignore[_area(ignore) > 0], boxes2d[cut]),
         depth=None if sample.depth is None else window(sample.depth),
         boxes3d=None if boxes3d is None else boxes3d[keep],
+        full_xyxy=_full(sample).crop(x0, y0).xyxy[keep],
+        hidden=sample.hidden[keep],
+    )
+
+
+def visible_share(sample: Sample, x0: int, y0: int, width: int, height: int) -> Tensor:
+    """shape (N,), the share of each 2D box's area that lies in a window, see :func:`crop`."""
+    left = sample.boxes2d.crop(x0, y0).clip(width, height)
+    return _area(left) / _area(sample.boxes2d).clamp(min=1e-6)
+
+
+def ignore_objects(sample: Sample, which: Tensor) -> Sample:
+    """The sample with some of its objects moved to ``ignore``; which: shape (N,), bool."""
+    keep = ~which
+    return replace(
+        sample,
+        boxes2d=sample.boxes2d[keep],
+        ignore=_concatenate(sample.ignore, sample.boxes2d[which]),
+        boxes3d=None if sample.boxes3d is None else sample.boxes3d[keep],
+        full_xyxy=sample.full_xyxy[keep],
+        hidden=sample.hidden[keep],
     )
 
 
@@ -102,6 +156,8 @@ def flip(sample: Sample) -> Sample:
         ignore=sample.ignore.flip(width),
         depth=None if sample.depth is None else sample.depth.flip(-1),
         boxes3d=None if sample.boxes3d is None else sample.boxes3d.flip(width),
+        full_xyxy=_full(sample).flip(width).xyxy,
+        hidden=sample.hidden[:, [2, 1, 0, 3]],
     )
 
 
@@ -125,6 +181,34 @@ def jitter_colors(
     image = photometric.adjust_contrast(image, factors[1])
     image = photometric.adjust_saturation(image, factors[2])
     return replace(sample, image=image)
+
+
+def degrade(
+    sample: Sample, generator: torch.Generator, blur: float = 0.0, noise: float = 0.0, jpeg: float = 0.0
+) -> Sample:
+    """What cheap optics, sensors and transports do to an image: blur, noise, JPEG artefacts.
+
+    Args:
+        sample: only its image changes.
+        generator: on the CPU; the same state gives the same image.
+        blur: probability of a Gaussian blur, sd .3 to 1.2 pixels.
+        noise: probability of Gaussian noise, sd 2 to 10 grey levels.
+        jpeg: probability of compression, quality 30 to 90.
+    """
+    chance, strength = torch.rand(3, generator=generator).tolist(), torch.rand(3, generator=generator).tolist()
+    image = sample.image
+    if chance[0] < blur:
+        image = photometric.gaussian_blur(image, [5, 5], [0.3 + 0.9 * strength[0]])
+    if chance[1] < noise:
+        spread = (2 + 8 * strength[1]) * torch.randn(image.shape, generator=generator)
+        image = (image + spread).round_().clamp_(0, 255).to(torch.uint8)
+    if chance[2] < jpeg:
+        image = photometric.jpeg(image, 30 + round(60 * strength[2]))
+    return replace(sample, image=image)
+
+
+def _full(sample: Sample) -> Boxes2D:
+    return Boxes2D(sample.full_xyxy, sample.boxes2d.labels)
 
 
 def _with_xyxy(boxes: Boxes3D | None, change: Callable[[Boxes2D], Boxes2D]) -> Boxes3D | None:

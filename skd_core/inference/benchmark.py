@@ -404,7 +404,7 @@ class _Frames(Dataset[Sample]):
 
 def _batch(frames: list[RenderedFrame], config: TrainConfig) -> Batch:
     dataset = TrainingSet(_Frames(frames), config)
-    return collate([dataset[0, index] for index in range(len(frames))], config.model.classes)
+    return collate([dataset[0, index, 0] for index in range(len(frames))], config.model.classes)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.config import ModelConfig
-from skd_core.data.transforms import resize_image
+from skd_core.data.transforms import network_camera, resize_image
 from skd_core.errors import UserError
 from skd_core.inference.weights import load_weights, save_weights
 from skd_core.models.student import Detections, Student
 
 DEFAULT_THRESHOLD = 0.4
 """Least score: about the best F1 of the bundled weights on held-out synthetic frames (docs/benchmarks.md)."""
-MAX_PIXELS = 1 << 24
-"""Of the network's input: what a wrong calibration asks for beyond would only fill the memory."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -113,28 +111,9 @@ class Detector:
         save_weights(path, self.student, (fx, fy), **kept)
 
     def network_camera(self, camera: Camera) -> Camera:
-        """The camera of the network's input: the image is scaled so that its focal length is the training one.
-
-        So a car at a given distance has the size in pixels that it had in training, whatever the camera
-        (virtual focal length [peer: Cube R-CNN]); the network takes any input size. An image that comes within 5 % of
-        the training size that way gets just that size, as in training and validation: KITTI's sizes and focal lengths
-        differ a little from drive to drive.
-
-        Raises:
-            UserError: the focal length is so short that the scaled image would have more than MAX_PIXELS.
-        """
+        """The camera of the network's input, see :func:`skd_core.data.transforms.network_camera`."""
         fx, fy = self.metadata["focal"]
-        width = max(32, round(camera.width * fx / camera.fx))
-        height = max(32, round(camera.height * fy / camera.fy))
-        if width * height > MAX_PIXELS:
-            raise UserError(
-                f"camera: focal length {camera.fx:g}x{camera.fy:g} px for {camera.width}x{camera.height} px: the "
-                f"network (focal length {fx:g}x{fy:g}) would see {width}x{height} px; check the calibration"
-            )
-        size = self.student.config.input_size
-        if abs(width / size[0] - 1) < 0.05 and abs(height / size[1] - 1) < 0.05:
-            width, height = size
-        return camera.resize(width, height)
+        return network_camera(camera, (fx, fy), self.student.config.snap_size)
 
     def predict(self, image: NDArray[np.uint8], camera: Camera, score_threshold: float = DEFAULT_THRESHOLD) -> Boxes3D:
         """Detect in one image.

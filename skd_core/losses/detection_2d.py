@@ -53,7 +53,14 @@ class Detection2DLoss(nn.Module):
     """L_2D. Offset and size are learnt in the 3x3 cells around the centre, weighed by the Gaussian, sum 1."""
 
     def forward(
-        self, maps: Maps2D, boxes: Tensor, classes: Tensor, batch_index: Tensor, ignore: Tensor, ignore_index: Tensor
+        self,
+        maps: Maps2D,
+        boxes: Tensor,
+        classes: Tensor,
+        batch_index: Tensor,
+        ignore: Tensor,
+        ignore_index: Tensor,
+        whole: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Heatmap, offset and size terms, each a sum over all objects, to be divided by their number.
 
@@ -61,6 +68,7 @@ class Detection2DLoss(nn.Module):
             maps: output of the 2D heads on B images.
             boxes: shape (N, 4), 2D boxes, pixels of the network's input; classes, batch_index: shape (N,).
             ignore: shape (M, 4), regions where no negative is learnt; ignore_index: shape (M,).
+            whole: shape (N,), bool, boxes to learn offset and size from; None: all.
         """
         shape: tuple[int, int, int, int] = tuple(maps.heatmap.shape)  # type: ignore[assignment]
         target = render_heatmap(boxes, classes, batch_index, shape)
@@ -79,6 +87,8 @@ class Detection2DLoss(nn.Module):
         sd = heat_sd(size)
         near = torch.exp(-0.5 * ((dx / sd[:, :1]) ** 2 + (dy / sd[:, 1:]) ** 2)) * inside  # (N, 9)
         near = near / near.sum(-1, keepdim=True).clamp(min=1e-6)
+        if whole is not None:
+            near = near * whole[:, None]
         column, row = column.clamp(0, shape[3] - 1), row.clamp(0, shape[2] - 1)
         offset = maps.offset.float()[batch_index[:, None], :, row, column]  # (N, 9, 2)
         log_size = maps.size.float()[batch_index[:, None], :, row, column]

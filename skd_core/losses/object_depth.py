@@ -14,15 +14,21 @@ class ObjectDepthLoss(nn.Module):
     The negative log likelihood of a Laplace distribution of log z with standard deviation sigma_z.
     """
 
-    def forward(self, log_z: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
+    def forward(self, log_z: Tensor, log_sigma: Tensor, target: Tensor, margin: Tensor | None = None) -> Tensor:
         """shape (N,), 0 where there is no target.
 
         Args:
             log_z: shape (N,).
             log_sigma: shape (N,), log of the relative standard deviation.
             target: shape (N,), metres; NaN: none.
+            margin: shape (N,), error of log z that costs nothing [ours]: a target that is itself no better must not
+                overrule what other targets teach. Where it is not 0 the target says nothing of sigma_z, which then
+                takes no gradient. None: 0.
         """
         known = target.isfinite() & (target > 0)
         error = (log_z - torch.where(known, target, 1.0).log()).abs()
+        if margin is not None:
+            error = (error - margin).clamp(min=0)
+            log_sigma = torch.where(margin > 0, log_sigma.detach(), log_sigma)
         loss = math.sqrt(2) * torch.exp(-log_sigma) * error + log_sigma
         return torch.where(known, loss, 0.0)

@@ -16,8 +16,9 @@ from skd_core.models.decode import Prediction3D
 class SupervisedLoss(nn.Module):
     """Laplace depth, L1 on centre, log size and yaw vector, cross-entropy on front and rear; a value for each box."""
 
-    def __init__(self) -> None:
+    def __init__(self, center_range: float = 1.0) -> None:
         super().__init__()
+        self.center_range = center_range
         self.depth, self.yaw = ObjectDepthLoss(), YawLoss()
 
     def forward(self, prediction: Prediction3D, truth: Boxes3D, rois: Tensor, P: Tensor) -> dict[str, Tensor]:
@@ -33,8 +34,13 @@ class SupervisedLoss(nn.Module):
         turned = (alpha.abs() > torch.pi / 2).long()
         return {
             "depth": self.depth(prediction.log_z, prediction.log_sigma, truth.center[:, 2]),
-            "center": (prediction.center_uv - share.clamp(0, 1)).abs().sum(-1),
+            "center": (prediction.center_uv - self._within(share)).abs().sum(-1),
             "size": (prediction.size / truth.size).log().abs().sum(-1),
             "yaw": self.yaw(prediction.yaw_vector, alpha, torch.ones_like(alpha)),
             "direction": 0.2 * F.cross_entropy(prediction.direction, turned, reduction="none"),
         }
+
+    def _within(self, share: Tensor) -> Tensor:
+        """The nearest place that the network can name: in the RoI grown by ``center_range``."""
+        half = 0.5 * self.center_range
+        return share.clamp(0.5 - half, 0.5 + half)

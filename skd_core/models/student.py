@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from skd_core.boxes import at_border
 from skd_core.config import ModelConfig
 from skd_core.models.backbone import Backbone, roi_features
-from skd_core.models.decode import Prediction3D, cut_vertically, decode_2d, decode_3d
+from skd_core.models.decode import Prediction3D, decode_2d, decode_3d
 from skd_core.models.heads import MIN_LOG_SIGMA, Head3D, Heads2D, Maps2D, Raw3D, one_hot_maps, roi_rays
 from skd_core.supervision.priors import prior_sizes
 
@@ -40,18 +41,40 @@ class Rois:
         boxes: shape (N, 4), pixels of the network's input.
         classes: shape (N,), long.
         P: shape (N, 3, 4), camera of each one's image at the network's input size.
-        height: shape (N,), height of each one's image without padding, pixels.
+        size: shape (N, 2), width and height of each one's image without padding, pixels.
     """
 
     batch_index: Tensor
     boxes: Tensor
     classes: Tensor
     P: Tensor
-    height: Tensor
+    size: Tensor
 
-    def conditions(self, count: int, size: int) -> Tensor:
-        """shape (N, 2 + C, R, R): rays and one-hot class, what both 3D heads are told besides features."""
-        return torch.cat([roi_rays(self.boxes, self.P, size), one_hot_maps(self.classes, count, size)], 1)
+    @property
+    def cut(self) -> Tensor:
+        """shape (N, 4), bool: the image border cuts the box at its left, top, right, bottom edge."""
+        return at_border(self.boxes, self.size[:, 0], self.size[:, 1])
+
+    @property
+    def cut_vertically(self) -> Tensor:
+        """shape (N,), bool: the border cuts the box at top or bottom, so that its height means nothing."""
+        return self.cut[:, [1, 3]].any(-1)
+
+    def conditions(self, config: ModelConfig) -> Tensor:
+        """shape (N, :func:`condition_channels`, R, R): what both 3D heads are told besides features.
+
+        Rays, one-hot class and, with ``border_flags``, which edges the image border cuts [ours].
+        """
+        R = config.roi_size
+        parts = [roi_rays(self.boxes, self.P, R), one_hot_maps(self.classes, len(config.classes), R)]
+        if config.border_flags:
+            parts.append(self.cut.to(self.boxes)[:, :, None, None].expand(-1, -1, R, R))
+        return torch.cat(parts, 1)
+
+
+def condition_channels(config: ModelConfig) -> int:
+    """Channels of :meth:`Rois.conditions`."""
+    return 2 + len(config.classes) + 4 * config.border_flags
 
 
 @dataclass
@@ -83,7 +106,7 @@ class Student(nn.Module):
         self.config = config
         self.backbone = Backbone(config.backbone, config.neck_channels)
         self.heads_2d = Heads2D(config.neck_channels, len(config.classes))
-        self.head_3d = Head3D(config.neck_channels + 2 + len(config.classes), config.head_channels)
+        self.head_3d = Head3D(config.neck_channels + condition_channels(config), config.head_channels)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("prior", prior_sizes(config.classes), persistent=False)
@@ -101,9 +124,8 @@ class Student(nn.Module):
 
     def boxes_3d(self, features: Tensor, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
         """F_G and RoIs -> 3D boxes."""
-        size = self.config.roi_size
-        pooled = roi_features(features, rois.batch_index, rois.boxes, size)
-        raw = self.head_3d(torch.cat([pooled, rois.conditions(len(self.config.classes), size)], 1))
+        pooled = roi_features(features, rois.batch_index, rois.boxes, self.config.roi_size)
+        raw = self.head_3d(torch.cat([pooled, rois.conditions(self.config)], 1))
         return self.decode(raw, rois, detach_yaw)
 
     def decode(self, raw: Raw3D, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
@@ -113,10 +135,12 @@ class Student(nn.Module):
             rois.boxes,
             rois.P,
             self.prior[rois.classes],
-            cut_vertically(rois.boxes, rois.height),
+            rois.cut_vertically,
             detach_yaw,
             self.config.direction,
             self.config.center_offset,
+            self.config.center_range,
+            self.config.focal,
         )
 
     @torch.no_grad()
@@ -147,7 +171,8 @@ class Student(nn.Module):
         group = image[keep] * len(self.config.classes) + classes[keep]
         single = batched_nms(boxes[keep].float(), heat[keep], group, NMS_IOU)  # by heat, best first
         boxes, heat, classes, index = (part[keep][single] for part in (boxes, heat, classes, image))
-        rois = Rois(index, boxes, classes, P[index].to(boxes), boxes.new_full((len(index),), height))
+        image_size = boxes.new_tensor([width, height]).expand(len(index), 2)
+        rois = Rois(index, boxes, classes, P[index].to(boxes), image_size)
         found = (boxes_3d or self.boxes_3d)(features, rois)
         excess = torch.exp(found.log_sigma) - math.exp(MIN_LOG_SIGMA)
         scores = torch.sqrt(heat * torch.exp(-excess.clamp(min=0) / SCORE_SCALE))

@@ -15,7 +15,7 @@ from skd_core.config import ModelConfig
 from skd_core.models.backbone import STRIDE, conv_bn_relu, roi_features, set_bias
 from skd_core.models.decode import half_extent
 from skd_core.models.heads import Head3D, Raw3D
-from skd_core.models.student import Rois
+from skd_core.models.student import Rois, condition_channels
 
 MIN_DEPTH, MAX_DEPTH = 1.0, 80.0
 GEOMETRY = 4  # channels: X, Y, Z of the predicted depth, and its log ratio to the geometric depth
@@ -44,22 +44,30 @@ class Teacher(nn.Module):
     def __init__(self, config: ModelConfig, prior: Tensor) -> None:
         super().__init__()
         self.config = config
-        channels, classes = config.neck_channels, len(config.classes)
+        channels, conditions = config.neck_channels, condition_channels(config)
         self.depth_features = nn.Sequential(  # D of the paper's Eq. 1, our layers
             conv_bn_relu(channels, config.depth_channels), conv_bn_relu(config.depth_channels, channels)
         )
         self.depth_output = nn.Conv2d(channels, 2, 1)
         nn.init.normal_(self.depth_output.weight, std=0.01)
         set_bias(self.depth_output, [-math.log(20.0), -1.0])
-        fused = 2 * channels + GEOMETRY + 2 + classes
+        fused = 2 * channels + GEOMETRY + conditions
         self.fusion = nn.Sequential(conv_bn_relu(fused, 128, 1), nn.Conv2d(128, 2 * channels, 3, padding=1))
-        self.head_3d = Head3D(channels + 2 + classes, config.head_channels)
+        self.head_3d = Head3D(channels + conditions, config.head_channels)
         self.register_buffer("prior", prior, persistent=False)
 
-    def depth_map(self, features: Tensor) -> DepthMap:
-        """F_G (B, C_g, H, W) -> D_p = exp(-o) with its scale, and F_D."""
+    def depth_map(self, features: Tensor, P: Tensor) -> DepthMap:
+        """F_G (B, C_g, H, W) -> D_p = exp(-o) with its scale, and F_D.
+
+        With ``model.focal`` D_p = exp(-o) f_y / focal [ours]: what looks the same through a longer lens is farther.
+
+        Args:
+            P: shape (B, 3, 4), cameras of the network's input.
+        """
         depth_features = self.depth_features(features)
         o, s = self.depth_output(depth_features).float().unbind(1)
+        if self.config.focal is not None:
+            o = o - torch.log(P[:, 1, 1] / self.config.focal)[:, None, None].to(o)
         return DepthMap(-o, s.clamp(-4, 2), depth_features)
 
     def boxes_raw(self, features: Tensor, depth: DepthMap, P: Tensor, rois: Rois) -> Raw3D:
@@ -75,7 +83,7 @@ class Teacher(nn.Module):
         ratio = (xyz[:, 2].clamp(min=MIN_DEPTH) / self.geometric_depth(rois)[:, None, None]).log().clamp(-1, 1)
         scale = xyz.new_tensor([40.0, 5.0, 80.0]).view(3, 1, 1)
         geometry = torch.cat([xyz / scale, 2 * ratio[:, None]], 1)
-        conditions = rois.conditions(len(self.config.classes), size)
+        conditions = rois.conditions(self.config)
         shift, gain = self._fuse(torch.cat([pooled, geometry, conditions], 1))
         image_features = pooled[:, : self.config.neck_channels]
         fused = image_features * (1 + torch.tanh(gain)) + shift  # F_A

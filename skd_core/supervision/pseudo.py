@@ -65,6 +65,10 @@ class PseudoTargets:
         nan = torch.full((count,), math.nan)
         return PseudoTargets(nan, nan.clone(), torch.zeros(count), torch.full((count, POINTS, 2), math.nan))
 
+    def __getitem__(self, index: Tensor) -> PseudoTargets:
+        """Those of some of the boxes, by a boolean mask or indices."""
+        return PseudoTargets(**{name: value[index] for name, value in vars(self).items()})
+
     def flip(self) -> PseudoTargets:
         """In the mirrored world."""
         return PseudoTargets(self.z, -self.alpha, self.alpha_weight, self.points * self.points.new_tensor([-1.0, 1.0]))

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from skd_core.boxes import Boxes3D
+from skd_core.camera import Camera
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
-from skd_core.data.transforms import resize
+from skd_core.data.transforms import network_camera, resize_image
 from skd_core.evaluation import nuscenes
 from skd_core.evaluation.errors import pair_errors
 from skd_core.evaluation.kitti import CLASSES, evaluate
@@ -32,22 +34,38 @@ def predict_dataset(
     model: TeacherStudent,
     dataset: KittiDataset | NuScenesDataset,
     device: torch.device,
+    focal: tuple[float, float],
     teacher: bool = False,
     threshold: float = 0.05,
     batch_size: int = 8,
 ) -> list[Boxes3D]:
-    """Detections for every frame by the student or the teacher, at the training size, in the full image's pixels."""
+    """Detections for every frame by the student or the teacher, in the full image's pixels, as `predict` finds them.
+
+    Args:
+        focal: (fx, fy) of the network's input, pixels.
+        batch_size: neighbouring frames of one size, at most, that are predicted together.
+    """
     model.eval()
-    classes, (width, height) = model.config.model.classes, model.config.model.input_size
-    results = []
-    for first in range(0, len(dataset), batch_size):
-        samples = [dataset[i] for i in range(first, min(first + batch_size, len(dataset)))]
-        small = [resize(s, width, height) for s in samples]
-        images = torch.stack([s.image for s in small]).to(device)
-        P = torch.stack([s.camera.P for s in small]).to(device, torch.float32)
-        for sample, found in zip(samples, model.detect(images, P, threshold, teacher), strict=True):
-            camera = sample.camera
-            results.append(to_boxes3d(found, classes, camera.width / width, camera.height / height))
+    classes = model.config.model.classes
+    results: list[Boxes3D] = []
+    waiting: list[tuple[Camera, Camera, Tensor]] = []  # the image's camera, the network's, its pixels
+
+    def flush() -> None:
+        images = torch.stack([pixels for _, _, pixels in waiting]).to(device)
+        P = torch.stack([camera.P for _, camera, _ in waiting]).to(device, torch.float32)
+        for (whole, small, _), found in zip(waiting, model.detect(images, P, threshold, teacher), strict=True):
+            results.append(to_boxes3d(found, classes, whole.width / small.width, whole.height / small.height))
+        waiting.clear()
+
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        small = network_camera(sample.camera, focal, model.config.model.snap_size)
+        pixels = resize_image(sample.image, small.width, small.height)
+        if waiting and (len(waiting) == batch_size or waiting[0][2].shape != pixels.shape):
+            flush()
+        waiting.append((sample.camera, small, pixels))
+    if waiting:
+        flush()
     return results
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou, clip_boxes_to_image
+from torchvision.ops import box_iou
 
+from skd_core.boxes import at_border
 from skd_core.config import TrainConfig
 from skd_core.data.batch import Batch
 from skd_core.losses.depth_map import DepthMapLoss
@@ -16,11 +17,11 @@ from skd_core.losses.dimension import DimensionLoss
 from skd_core.losses.distillation import DistillationLoss
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.losses.points import PointsLoss
-from skd_core.losses.projection import ProjectionLoss
+from skd_core.losses.projection import ProjectionLoss, clip_to_seen
 from skd_core.losses.supervised import SupervisedLoss
 from skd_core.losses.yaw import YawLoss, yaw_error
 from skd_core.models.backbone import STRIDE
-from skd_core.models.decode import Prediction3D, boxes_at, cut_vertically, half_extent
+from skd_core.models.decode import Prediction3D, boxes_at, half_extent
 from skd_core.models.heads import Maps2D
 from skd_core.models.student import Detections, Rois, Student, select
 from skd_core.models.teacher import DepthMap, Teacher
@@ -55,6 +56,7 @@ class TeacherStudent(nn.Module):
 
     tolerance: Tensor
     side_weight: Tensor
+    geometric_error: Tensor
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
@@ -67,11 +69,13 @@ class TeacherStudent(nn.Module):
         self.register_buffer("tolerance", prior_tolerances(config.model.classes), persistent=False)
         side = [prior_of(name).side_edge_weight for name in config.model.classes]
         self.register_buffer("side_weight", torch.tensor(side), persistent=False)
+        errors = [prior_of(name).geometric_error for name in config.model.classes]
+        self.register_buffer("geometric_error", torch.tensor(errors), persistent=False)
 
         self.loss_2d, self.loss_depth_map = Detection2DLoss(), DepthMapLoss()
         self.loss_projection, self.loss_dimension = ProjectionLoss(), DimensionLoss()
         self.loss_depth, self.loss_yaw, self.loss_points = ObjectDepthLoss(), YawLoss(), PointsLoss()
-        self.loss_supervised = SupervisedLoss()
+        self.loss_supervised = SupervisedLoss(config.model.center_range)
         self.loss_distillation = None if method.distillation == "none" else DistillationLoss(method.distillation)
 
     @property
@@ -81,7 +85,8 @@ class TeacherStudent(nn.Module):
         Without a depth source there is no target of yaw: the projection is all there is, teacher or not.
         """
         method = self.config.method
-        has_targets = (method.teacher or method.direct_targets) and self.config.data.depth_dir is not None
+        has_depth = any(source.depth_dir is not None for source in self.config.data.sets)
+        has_targets = (method.teacher or method.direct_targets) and has_depth
         return method.supervised or has_targets
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
@@ -91,11 +96,17 @@ class TeacherStudent(nn.Module):
         self.yardsticks = batch.boxes.new_zeros(2, len(YARDSTICKS), 2)
         features = self.student.features(batch.images)
         maps = self.student.maps_2d(features)
-        terms = self.loss_2d(maps, batch.boxes, rois.classes, rois.batch_index, batch.ignore, batch.ignore_index)
+        outline = ~batch.hidden | at_border(batch.full_boxes, rois.size[:, 0], rois.size[:, 1])
+        terms = self.loss_2d(
+            maps, batch.boxes, rois.classes, rois.batch_index, batch.ignore, batch.ignore_index, outline.all(-1)
+        )
         terms = {name: value / objects for name, value in terms.items()}
+        heat = self._heat(batch, maps) if self.teacher is not None else None
+        batch = batch.only(batch.in_3d)
+        rois = batch.rois
         if len(rois.boxes) == 0 or step.boxes_3d == 0:
-            if self.teacher is not None:
-                terms |= self._depth_terms(batch, self.teacher.depth_map(features), maps.heatmap.shape)
+            if self.teacher is not None and heat is not None:
+                terms |= self._depth_terms(batch, self.teacher.depth_map(features, batch.P), heat)
             return terms
 
         if self.config.augment.own_boxes:
@@ -122,8 +133,9 @@ class TeacherStudent(nn.Module):
 
         k_teacher = self.modulation.k_teacher if method.modulation else 1.0
         shared = scale_gradient(features, k_teacher)
-        depth = self.teacher.depth_map(shared)
-        terms |= self._depth_terms(batch, depth, maps.heatmap.shape)
+        depth = self.teacher.depth_map(shared, batch.P)
+        assert heat is not None
+        terms |= self._depth_terms(batch, depth, heat)
         both = batch.seen_through(rois.boxes, batch.boxes)
         raw = self.teacher.boxes_raw(shared, depth, batch.P, both.rois)
         seen = self.student.decode(raw, both.rois, detach_yaw)
@@ -145,7 +157,7 @@ class TeacherStudent(nn.Module):
         dsn = self.teacher
 
         def boxes_3d(features: Tensor, rois: Rois) -> Prediction3D:
-            raw = dsn.boxes_raw(features, dsn.depth_map(features), P, rois)
+            raw = dsn.boxes_raw(features, dsn.depth_map(features, P), P, rois)
             return self.student.decode(raw, rois)
 
         return self.student.detect(images, P, threshold=threshold, boxes_3d=boxes_3d)
@@ -158,11 +170,10 @@ class TeacherStudent(nn.Module):
         Where such a box and the label overlap by half or less, the jittered label stays.
         """
         H, W = maps.heatmap.shape[-2:]
-        height, width = batch.images.shape[-2:]
         center = (0.5 / STRIDE * (batch.boxes[:, :2] + batch.boxes[:, 2:])).long()
         column, row = center[:, 0].clamp(0, W - 1), center[:, 1].clamp(0, H - 1)
         own = boxes_at(maps, batch.rois.batch_index, row * W + column)
-        own = clip_boxes_to_image(own, (height, width))
+        own = torch.minimum(own.clamp(min=0), batch.rois.size.repeat(1, 2))
         good = box_iou(own, batch.boxes).diagonal() > 0.5
         return replace(batch.rois, boxes=torch.where(good[:, None], own, batch.rois.boxes))
 
@@ -171,18 +182,19 @@ class TeacherStudent(nn.Module):
         """L3D without any 3D label, terms of shape (N,)."""
         method, rois = self.config.method, batch.rois
         prior = self.student.prior[rois.classes]
-        width = torch.full_like(rois.height, batch.images.shape[-1])
         projected = boxes.project(rois.P)
         side_weight = self.side_weight[rois.classes]
         terms = {
-            "projection": self.loss_projection(projected, batch.boxes, width, rois.height, side_weight),
+            "projection": self.loss_projection(projected, batch.full_boxes, batch.hidden, side_weight),
             "dimension": method.dimension_weight * self.loss_dimension(boxes.size, prior, self.tolerance[rois.classes]),
         }
         z = self.geometric_target(boxes, batch)
+        margin = method.geometric_margin * self.geometric_error[rois.classes]
         if targets:
-            z = torch.where(batch.pseudo.z.isfinite(), batch.pseudo.z, z)
+            known = batch.pseudo.z.isfinite()
+            z, margin = torch.where(known, batch.pseudo.z, z), torch.where(known, 0.0, margin)
             terms["yaw"] = self.loss_yaw(boxes.yaw_vector, batch.pseudo.alpha, batch.pseudo.alpha_weight)
-        terms["depth"] = self.loss_depth(boxes.log_z, boxes.log_sigma, z)
+        terms["depth"] = self.loss_depth(boxes.log_z, boxes.log_sigma, z, margin)
         if points:
             values = self.loss_points(boxes.center, boxes.size, boxes.yaw, batch.pseudo.points)
             terms["points"] = method.points_weight * values
@@ -192,20 +204,23 @@ class TeacherStudent(nn.Module):
         """shape (N,): z_geo = f H / h2d + e of METHOD 5.4 with the class's size; NaN where the box is cut."""
         rois = batch.rois
         prior = self.student.prior[rois.classes]
-        height = (batch.boxes[:, 3] - batch.boxes[:, 1]).clamp(min=1.0)
+        height = (batch.full_boxes[:, 3] - batch.full_boxes[:, 1]).clamp(min=1.0)
         z = rois.P[:, 1, 1] * prior[:, 2] / height
         if self.config.model.center_offset:
             z = z + half_extent(prior, boxes.yaw.detach())
-        return torch.where(cut_vertically(batch.boxes, rois.height), torch.nan, z)
+        return torch.where(batch.hidden_vertically, torch.nan, z)
 
-    def _depth_terms(self, batch: Batch, depth: DepthMap, shape: torch.Size) -> dict[str, Tensor]:
+    @staticmethod
+    def _heat(batch: Batch, maps: Maps2D) -> Tensor:
+        """shape (B, H, W), largest target heat over the classes."""
+        rois, (B, C, H, W) = batch.rois, maps.heatmap.shape
+        return render_heatmap(batch.boxes, rois.classes, rois.batch_index, (B, C, H, W)).amax(1)
+
+    def _depth_terms(self, batch: Batch, depth: DepthMap, heat: Tensor) -> dict[str, Tensor]:
         """L_depth, at stride 4; none if the batch has no depth at all."""
         target = batch.depth[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
         if not bool((target > 0).any()):
             return {}
-        B, C, H, W = shape
-        rois = batch.rois
-        heat = render_heatmap(batch.boxes, rois.classes, rois.batch_index, (B, C, H, W)).amax(1)
         crop = (slice(None), slice(0, target.shape[1]), slice(0, target.shape[2]))
         loss = self.loss_depth_map(depth.log_depth[crop], depth.log_sigma[crop], target, heat[crop])
         return {"teacher/depth_map": self.config.method.depth_map_weight * loss}
@@ -230,12 +245,10 @@ class TeacherStudent(nn.Module):
 
     @staticmethod
     def overlap(boxes: Prediction3D, batch: Batch) -> Tensor:
-        """shape (N,): IoU of each box's clipped projection with its 2D box; no gradient."""
+        """shape (N,): IoU of each box's projection, clipped where its 2D box is, with that; no gradient."""
         with torch.no_grad():
-            projected = boxes.project(batch.rois.P)
-            height, width = batch.images.shape[-2:]
-            clipped = clip_boxes_to_image(projected, (height, width))
-            return box_iou(clipped, batch.boxes).diagonal()  # type: ignore[no-any-return]
+            clipped = clip_to_seen(boxes.project(batch.rois.P), batch.full_boxes, batch.hidden)
+            return box_iou(clipped, batch.full_boxes).diagonal()  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _yardsticks(self, boxes: Prediction3D, batch: Batch) -> Tensor:

@@ -79,22 +79,27 @@ class Trainer:
             )
 
         data, classes = config.data, config.model.classes
-        source = open_set(data.train, classes, data.depth_dir, with_3d=config.method.supervised)
-        if len(source) < config.schedule.batch_size:
+        sources = [open_set(part, classes, part.depth_dir, with_3d=config.method.supervised) for part in data.sets]
+        self.dataset = TrainingSet(sources, config)
+        if len(self.dataset) < config.schedule.batch_size:
             raise UserError(
-                f"{data.train.root}: {len(source)} frames are fewer than "
+                f"{self._roots}: {len(self.dataset)} frames are fewer than "
                 f"schedule.batch_size {config.schedule.batch_size}"
             )
-        self.dataset = TrainingSet(source, config)
         self.sampler = EpochSampler(
-            len(source), config.schedule.batch_size, config.seed, self.fabric.global_rank, self.fabric.world_size
+            [len(source) for source in sources],
+            config.schedule.batch_size,
+            config.seed,
+            self.fabric.global_rank,
+            self.fabric.world_size,
+            [part.share for part in data.sets],
         )
         self.val = open_set(data.val, classes) if data.val else None
 
         model = TeacherStudent(config).to(memory_format=torch.channels_last)  # a seventh faster on CPUs
         self.learnt_from = "3D labels (supervised)" if config.method.supervised else WEAK
         if config.initial.weights:
-            before = load_initial(model.student, config.initial.weights)
+            before = load_initial(model.student, config.initial.weights, config.initial.head_3d)
             if before != WEAK:
                 self.learnt_from += f"; its start from: {before}"
         freeze(model.student.backbone, config.initial.freeze)
@@ -276,12 +281,16 @@ class Trainer:
                 f"({', '.join(batch.names)}), or train with a lower schedule.learning_rate into another --out"
             )
 
+    @property
+    def _roots(self) -> str:
+        return ", ".join(part.root for part in self.config.data.sets)
+
     def _no_objects(self) -> str:
         samples = (self.dataset.prepared(index)[0] for index in range(min(len(self.dataset), 50)))
         ignored = sorted({label for sample in samples for label in sample.ignore.labels})
-        wanted, root = ", ".join(self.config.model.classes), self.config.data.train.root
+        wanted = ", ".join(self.config.model.classes)
         return (
-            f"{root}: a whole epoch without a single 2D box of model.classes ({wanted})"
+            f"{self._roots}: a whole epoch without a single 2D box of model.classes ({wanted})"
             f"; its labels name {', '.join(ignored) or 'nothing at all'}"
         )
 
@@ -341,9 +350,10 @@ class Trainer:
         """AP and errors of the running means of student and teacher on the validation set."""
         if self.val is None or not self.fabric.is_global_zero:
             return {}
-        results = {"student": predict_dataset(self.ema, self.val, self.fabric.device)}
+        where, focal = self.fabric.device, self.dataset.focal
+        results = {"student": predict_dataset(self.ema, self.val, where, focal)}
         if self.raw.teacher is not None:
-            results["teacher"] = predict_dataset(self.ema, self.val, self.fabric.device, teacher=True)
+            results["teacher"] = predict_dataset(self.ema, self.val, where, focal, teacher=True)
         return {"val": {who: score_dataset(self.val, boxes) for who, boxes in results.items()}}
 
     def _report(self, report: dict[str, Any], writer: Any, bar: Any) -> None:
@@ -378,13 +388,10 @@ class Trainer:
     def export(self) -> Path:
         """Write the student's weights file."""
         path = self.out / "student.safetensors"
-        width, height = self.config.model.input_size
-        cameras = [self.dataset.prepared(i)[0].camera for i in range(min(len(self.dataset), 200))]
-        focal = [float(torch.tensor([getattr(c, f) for c in cameras]).median()) for f in ("fx", "fy")]
         save_weights(
             path,
             self.ema.student,
-            (focal[0], focal[1]),
+            self.dataset.focal,
             learnt_from=self.learnt_from,
             seed=self.config.seed,
             steps=self.step,
