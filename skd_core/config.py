@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from skd_core.errors import UserError
 from skd_core.supervision.priors import prior_of
@@ -79,10 +79,17 @@ class SetConfig(Strict):
         return self
 
 
+ONE, MANY = "a single set", "a list of sets"
+OneOrMany = Annotated[
+    Annotated[SetConfig, Tag(ONE)] | Annotated[tuple[SetConfig, ...], Tag(MANY)],
+    Discriminator(lambda value: MANY if isinstance(value, (list, tuple)) else ONE),
+]
+
+
 class DataConfig(Strict):
     """Where images, 2D boxes and depth maps come from."""
 
-    train: SetConfig | tuple[SetConfig, ...]  # a list is a mixture: every batch holds each set's share
+    train: OneOrMany  # a list is a mixture: every batch holds each set's share
     val: SetConfig | None = None  # 3D labels are read here only, and only to report
     depth_dir: str | None = None  # estimated depth, training only: beside image_2 (kitti), under root (nuscenes)
     depth_kind: Literal["metric", "relative"] = "metric"  # relative: inverse depth of any scale and shift
@@ -263,7 +270,7 @@ def parse_config(kind: type[Any], raw: object, name: str) -> Any:
         return kind.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"]]
+        path = [str(part) for part in first["loc"] if part not in (ONE, MANY)]
         if first["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(path[-1], _keys(kind, path[:-1]), 1, 0.5)
             hint = (
@@ -276,7 +283,13 @@ def parse_config(kind: type[Any], raw: object, name: str) -> Any:
 def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:
     """Valid keys of a nested section."""
     for part in path:
-        annotation: Any = kind.model_fields[part].annotation if part in kind.model_fields else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        kind = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), kind)
+        if part in kind.model_fields:
+            kind = _section(kind.model_fields[part].annotation) or kind
     return list(kind.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation speaks of, however deep in unions and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section(inner))), None)

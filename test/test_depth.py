@@ -330,7 +330,7 @@ def test_too_few_objects_or_an_inverted_map_have_no_metres() -> None:
     sample, truth = relative_sample(0, np.random.default_rng(0))
     assert len(sample.boxes2d) >= 3
     assert align_relative(sample).depth is not None
-    two = replace(sample, boxes2d=sample.boxes2d[[0, 1]], boxes3d=None)
+    two = replace(sample, boxes2d=sample.boxes2d[[0, 1]], boxes3d=None, full_xyxy=None, hidden=None)
     assert align_relative(two).depth is None
     assert align_relative(replace(sample, depth=truth)).depth is None  # larger is farther
     assert align_relative(replace(sample, depth=torch.ones_like(truth))).depth is None
@@ -438,7 +438,7 @@ def test_targets_of_rendered_frames_are_near_the_truth(rendered: list[tuple[Samp
 
 def test_targets_know_nothing_of_3d_labels(rendered: list[tuple[Sample, PseudoTargets]]) -> None:
     sample, made = rendered[0]
-    again = pseudo_targets(replace(sample, boxes3d=None))
+    again = pseudo_targets(replace(sample, boxes3d=None, full_xyxy=None, hidden=None))
     assert all(torch.equal(getattr(made, n).nan_to_num(-9), getattr(again, n).nan_to_num(-9)) for n in vars(made))
 
 
@@ -456,12 +456,14 @@ def test_targets_of_odd_samples() -> None:
     none = pseudo_targets(replace(sample, depth=None))
     assert none.z.isnan().all()
     assert (none.alpha_weight == 0).all()
-    empty = pseudo_targets(replace(sample, boxes2d=Boxes2D.empty(), boxes3d=None))
+    empty = pseudo_targets(replace(sample, boxes2d=Boxes2D.empty(), boxes3d=None, full_xyxy=None, hidden=None))
     assert len(empty.z) == 0
     W, H = sample.camera.width, sample.camera.height
     odd = torch.tensor([[10.0, 10, 10.5, 10.5], [0, 0, W, H], [W - 1.0, H - 1.0, W, H], [20, 20, 20, 20]])
     for depth in (sample.depth, torch.zeros_like(sample.depth), torch.full_like(sample.depth, 1e-3)):
-        made = pseudo_targets(replace(sample, boxes2d=Boxes2D(odd, ("Car",) * 4), boxes3d=None, depth=depth))
+        made = pseudo_targets(
+            replace(sample, boxes2d=Boxes2D(odd, ("Car",) * 4), boxes3d=None, depth=depth, full_xyxy=None, hidden=None)
+        )
         assert ((made.alpha_weight >= 0) & (made.alpha_weight <= 1)).all()
         assert (made.z[made.z.isfinite()] > 0).all()
         assert made.alpha[made.alpha_weight > 0].isfinite().all()
@@ -472,7 +474,7 @@ def test_a_box_cut_at_a_corner_of_the_image_has_no_depth() -> None:
     W, H = sample.camera.width, sample.camera.height
     depth = torch.full((H, W), 6.0)
     boxes = Boxes2D(torch.tensor([[0.0, 60, 150, H], [200, 60, 350, 150]]), ("Car", "Car"))
-    made = pseudo_targets(replace(sample, boxes2d=boxes, boxes3d=None, depth=depth))
+    made = pseudo_targets(replace(sample, boxes2d=boxes, boxes3d=None, depth=depth, full_xyxy=None, hidden=None))
     assert made.z[0].isnan()
     assert made.points[0].isfinite().any()  # its surface is still seen
 
@@ -537,7 +539,7 @@ def test_training_set_uses_the_kept_targets(root: Path) -> None:
     one, other = TrainingSet(open_root(root), config), TrainingSet(open_root(root), config)
     line = one.make_targets()
     assert "boxes have a depth" in line
-    assert one.targets is not None
+    assert one.sources[0].targets is not None
     assert line == share_line(one.targets)
     assert same([one.prepared(i)[1] for i in range(4)], [other.prepared(i)[1] for i in range(4)])
     supervised = tiny.make_config(root, method={"supervised": True, "teacher": False})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from skd_core.boxes import Boxes3D
+from skd_core.boxes import Boxes3D, at_border
 from skd_core.losses.depth_map import DepthMapLoss
 from skd_core.losses.detection_2d import Detection2DLoss, ignore_mask, render_heatmap
 from skd_core.losses.dimension import DimensionLoss
@@ -264,12 +264,8 @@ def test_depth_map_gradient() -> None:
 
 
 # -- L_proj ------------------------------------------------------------------------------------------------------------
-IMAGE = (double(160), double(64))
-
-
 def projection_loss(projected: Tensor, box: Tensor, side: float = 1.0) -> Tensor:
-    n = len(box)
-    return ProjectionLoss()(projected, box, IMAGE[0].expand(n), IMAGE[1].expand(n), double(side).expand(n))
+    return ProjectionLoss()(projected, box, at_border(box, 160, 64), double(side).expand(len(box)))
 
 
 def test_projection_onto_the_box_costs_nothing() -> None:
@@ -304,6 +300,22 @@ def test_cut_edges_say_nothing_and_projections_are_clipped(box: tuple[float, ...
     loss.sum().backward()
     assert beyond.grad is not None
     assert beyond.grad[0, edge] == 0
+
+
+def test_a_projection_must_reach_a_hidden_edge_and_may_go_beyond() -> None:
+    """A tight box whose right edge is the outline of a nearer object."""
+    box, hidden = double(40, 20, 80, 44)[None], torch.tensor([[False, False, True, False]])
+    cost = [ProjectionLoss()(double(40, 20, x2, 44)[None], box, hidden, double(1)).item() for x2 in (60, 80, 120)]
+    assert cost[1] == pytest.approx(0, abs=1e-6)
+    assert cost[2] == pytest.approx(0, abs=1e-6)
+    assert cost[0] == pytest.approx(0.5, abs=1e-4)  # 1 - GIoU alone, no term of the edge itself
+
+
+def test_a_crop_leaves_the_whole_box_to_learn_from() -> None:
+    """The whole box reaches beyond the image and no edge is hidden: falling short of it costs."""
+    whole, hidden = double(-60, 20, 40, 44)[None], torch.zeros(1, 4, dtype=torch.bool)
+    assert ProjectionLoss()(whole, whole, hidden, double(1)).item() == pytest.approx(0, abs=1e-6)
+    assert ProjectionLoss()(double(0, 20, 40, 44)[None], whole, hidden, double(1)).item() > 0.6
 
 
 def test_one_pixel_boxes_have_bounded_gradients() -> None:

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skd_core.boxes import box_corners
+from skd_core.boxes import at_border, box_corners
 from skd_core.camera import Camera, project
 from skd_core.config import ModelConfig
 from skd_core.errors import UserError
 from skd_core.models.backbone import STRIDE, Backbone, roi_features
-from skd_core.models.decode import cut_vertically, decode_2d, decode_3d, half_extent
+from skd_core.models.decode import decode_2d, decode_3d, half_extent
 from skd_core.models.heads import MIN_LOG_SIGMA, Head3D, Maps2D, Raw3D, roi_rays
-from skd_core.models.student import Rois, Student
+from skd_core.models.student import Rois, Student, condition_channels
 from skd_core.models.teacher import DepthMap, Teacher, depth_to_points
 
 CAMERA = tiny.kitti_camera()
@@ -120,9 +120,16 @@ def test_half_extent() -> None:
     assert torch.allclose(e, corners[..., 2].amax(-1), atol=1e-6)  # what boxes.py calls the far end
 
 
+def cut(boxes: Tensor, height: float) -> Tensor:
+    return at_border(boxes, 1242.0, height)[:, [1, 3]].any(-1)
+
+
 def test_cut_boxes_touch_top_or_bottom() -> None:
     boxes = torch.tensor([[0.0, 10, 50, 60], [10, 2, 50, 60], [10, 10, 50, 98], [0, 10, 160, 50]])
-    assert cut_vertically(boxes, 100.0).tolist() == [False, True, True, False]
+    rois = tiny.make_rois(boxes, tiny.kitti_camera(160, 100))
+    assert rois.cut_vertically.tolist() == [False, True, True, False]
+    assert rois.cut.tolist() == [[True, False, False, False], [False, True, False, False], [False, False, False, True],
+                                 [True, False, True, False]]  # fmt: skip
 
 
 def test_nothing_overflows_on_hopeless_boxes() -> None:
@@ -131,7 +138,7 @@ def test_nothing_overflows_on_hopeless_boxes() -> None:
     parts = [torch.randn(4, k, generator=torch.Generator().manual_seed(k)) * 100 for k in (3, 2, 3, 2, 2)]
     parts = [p.requires_grad_() for p in parts]
     found = decode_3d(
-        Raw3D(*parts), boxes, CAMERA.P.float().expand(4, 3, 4), PRIOR.float().expand(4, 3), cut_vertically(boxes, 375.0)
+        Raw3D(*parts), boxes, CAMERA.P.float().expand(4, 3, 4), PRIOR.float().expand(4, 3), cut(boxes, 375.0)
     )
     total = found.project(CAMERA.P.float().expand(4, 3, 4)).sum() + found.center.sum() + found.yaw.sum()
     total.backward()
@@ -346,9 +353,9 @@ def test_mirrored_outputs_give_the_mirrored_box() -> None:
     flipped = torch.stack([1242 - boxes[:, 2], boxes[:, 1], 1242 - boxes[:, 0], boxes[:, 3]], -1)
     sign = torch.tensor([-1.0, 1], dtype=torch.float64)
     mirrored = Raw3D(raw.depth, raw.center * sign, raw.size, raw.yaw * sign.flip(0), raw.direction)
-    prior, cut = PRIOR.expand(5, 3), cut_vertically(boxes, 375.0)
-    a = decode_3d(raw, boxes, CAMERA.P.expand(5, 3, 4), prior, cut)
-    b = decode_3d(mirrored, flipped, CAMERA.flip().P.expand(5, 3, 4), prior, cut)
+    prior, at_edge = PRIOR.expand(5, 3), cut(boxes, 375.0)
+    a = decode_3d(raw, boxes, CAMERA.P.expand(5, 3, 4), prior, at_edge)
+    b = decode_3d(mirrored, flipped, CAMERA.flip().P.expand(5, 3, 4), prior, at_edge)
     assert torch.allclose(b.center, a.center * torch.tensor([-1.0, 1, 1], dtype=torch.float64), atol=1e-9)
     assert torch.allclose(b.size, a.size)
     assert torch.allclose(torch.cos(2 * (b.yaw + a.yaw)), torch.ones(5, dtype=torch.float64), atol=1e-9)
@@ -371,7 +378,7 @@ def test_rois_of_another_camera_give_other_depths(student: Student) -> None:
 def test_teacher_predicts_raw_outputs_and_depth(student: Student) -> None:
     teacher = Teacher(student.config, student.prior).train()
     features = student.features(image(2))
-    depth = teacher.depth_map(features)
+    depth = teacher.depth_map(features, cameras(2))
     assert depth.log_depth.shape == (2, 16, 40)
     assert depth.features.shape == (2, 8, 16, 40)
     assert depth.log_depth.exp().median().item() == pytest.approx(20, rel=0.2)  # bias -log 20
@@ -420,10 +427,49 @@ def test_teacher_knows_the_geometric_depth(student: Student) -> None:
 def test_conditions_hold_rays_and_class() -> None:
     camera = tiny.kitti_camera(tiny.WIDTH, tiny.HEIGHT)
     rois: Rois = tiny.make_rois(torch.tensor([[40.0, 20, 80, 44]] * 2), camera, torch.tensor([2, 0]))
-    conditions = rois.conditions(3, 3)
+    config = ModelConfig(roi_size=3)
+    conditions = rois.conditions(config)
     assert conditions.shape == (2, 5, 3, 3)
+    assert condition_channels(config) == 5
     assert conditions[:, 2:, 1, 1].tolist() == [[0, 0, 1], [1, 0, 0]]
     assert conditions[0, 0, 0, 1].item() == pytest.approx((60 - camera.cx) / camera.fx, rel=1e-5)
+
+
+def test_conditions_tell_which_edges_are_cut() -> None:
+    camera = tiny.kitti_camera(tiny.WIDTH, tiny.HEIGHT)
+    boxes = torch.tensor([[0.0, 20, 80, tiny.HEIGHT], [40, 20, 80, 44]])
+    config = ModelConfig(roi_size=3, border_flags=True)
+    flags = tiny.make_rois(boxes, camera).conditions(config)[:, 5:]
+    assert flags.shape == (2, 4, 3, 3)
+    assert condition_channels(config) == 9
+    assert flags[:, :, 1, 1].tolist() == [[1, 0, 0, 1], [0, 0, 0, 0]]
+
+
+def test_the_centre_of_a_cut_box_may_lie_outside_it() -> None:
+    """center_range 2.5: with the same slope at the middle, shares from -.75 to 1.75."""
+    box = torch.tensor([[0.0, 120, 100, 190]])
+    outputs = [torch.zeros(1, k) for k in (3, 2, 3, 2, 2)]
+    for value, lowest, highest in ((50.0, 1.74, 1.75), (-50.0, -0.75, -0.74), (0.0, 0.5, 0.5)):
+        outputs[1] = torch.full((1, 2), value)
+        raw, P = Raw3D(*outputs), CAMERA.P.float()[None]
+        found = decode_3d(raw, box, P, PRIOR.float()[None], torch.tensor([False]), center_range=2.5)
+        assert lowest - 1e-6 <= found.center_uv[0, 0].item() <= highest + 1e-6
+        uv = project(P[0], found.center)[0]
+        assert uv[0].item() == pytest.approx(100 * found.center_uv[0, 0].item(), abs=0.5)
+
+
+def test_free_depth_scales_with_the_focal_length() -> None:
+    """What looks the same through a lens twice as long is twice as far."""
+    box, cut_box = torch.tensor([[300.0, 120, 500, 375]]), torch.tensor([True])
+    raw = Raw3D(torch.tensor([[0.0, -2, -2]]), *(torch.zeros(1, k) for k in (2, 3, 2, 2)))
+    P = CAMERA.P.float()
+    longer = P * torch.tensor([[2.0], [2], [1]])
+    near, far = (
+        decode_3d(raw, box, p[None], PRIOR.float()[None], cut_box, focal=721.5377).log_z.exp().item()
+        for p in (P, longer)
+    )
+    assert near == pytest.approx(math.exp(2), rel=1e-5)
+    assert far == pytest.approx(2 * near, rel=1e-5)
 
 
 def test_overlapping_boxes_of_a_class_are_one_object(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_holes_in_the_map_are_not_points(hole: float) -> None:
 
 def test_no_objects() -> None:
     sample, _ = easy_cars(0)
-    empty = replace(sample, boxes2d=Boxes2D.empty(), boxes3d=None)
+    empty = replace(sample, boxes2d=Boxes2D.empty(), boxes3d=None, full_xyxy=None, hidden=None)
     targets = pseudo_targets(empty)
     assert targets.points.shape == (0, POINTS, 2)
 
@@ -210,7 +210,9 @@ def test_boxes_too_small_or_at_the_border_do_no_harm() -> None:
     odd = torch.tensor(
         [[10.0, 50, 10.5, 50.4], [0, 0, 640, 192], [600, 0, 640, 192], [0, 90, 3, 95], [300, 100, 301, 150]]
     )
-    targets = pseudo_targets(replace(sample, boxes2d=Boxes2D(odd, ("Car",) * 5), boxes3d=None))
+    targets = pseudo_targets(
+        replace(sample, boxes2d=Boxes2D(odd, ("Car",) * 5), boxes3d=None, full_xyxy=None, hidden=None)
+    )
     assert targets.z[[0, 3]].isnan().all()
     known = targets.z[targets.z.isfinite()]
     assert (known > 0).all()

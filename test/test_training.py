@@ -616,7 +616,7 @@ def test_which_boxes_student_and_teacher_see(root: Path, monkeypatch: pytest.Mon
     assert student is rois
     # the teacher sees each object through the same box and through the label's, of the same image, class and camera
     assert torch.equal(teacher.boxes, torch.cat([rois.boxes, batch.boxes]))
-    for name in ("batch_index", "classes", "P", "height"):
+    for name in ("batch_index", "classes", "P", "size"):
         assert torch.equal(getattr(teacher, name), torch.cat([getattr(rois, name)] * 2)), name
     # L_UAD hears the teacher through the label's box; L_rev teaches it through the student's
     (student_3d, knowing, _), (taught, by, _) = told
@@ -769,9 +769,9 @@ def test_epochs_cover_each_frame_at_most_once() -> None:
         sampler.epoch = epoch
         batches = list(sampler)
         assert len(batches) == len(sampler) == 5
-        indices = [index for batch in batches for _, index in batch]
+        indices = [index for batch in batches for _, index, _ in batch]
         assert len(set(indices)) == len(indices) == 20
-        assert all(e == epoch for batch in batches for e, _ in batch)
+        assert all(e == epoch for batch in batches for e, *_ in batch)
         seen[epoch] = indices
     assert seen[0] != seen[1] != seen[2]
     sampler.epoch = 1
@@ -795,7 +795,7 @@ def training_set(root: Path, **augment: float) -> TrainingSet:
 
 
 def same_item(a: Any, b: Any) -> bool:
-    (s, p, j), (t, q, k) = a, b
+    (s, p, j, _), (t, q, k, _) = a, b
     pairs = [(s.image, t.image), (s.boxes2d.xyxy, t.boxes2d.xyxy), (s.camera.P, t.camera.P), (j, k)]
     pairs += [(getattr(p, n).nan_to_num(-1), getattr(q, n).nan_to_num(-1)) for n in vars(p)]
     return all(x.shape == y.shape and torch.equal(x, y) for x, y in pairs)
@@ -803,11 +803,11 @@ def same_item(a: Any, b: Any) -> bool:
 
 def test_augmentation_follows_from_seed_epoch_and_frame_alone(root: Path) -> None:
     first, again = training_set(root), training_set(root)
-    items = [first[epoch, i] for epoch in range(3) for i in range(FRAMES)]
+    items = [first[epoch, i, 0] for epoch in range(3) for i in range(FRAMES)]
     torch.rand(5)
-    others = [again[epoch, i] for epoch in reversed(range(3)) for i in reversed(range(FRAMES))]
+    others = [again[epoch, i, 0] for epoch in reversed(range(3)) for i in reversed(range(FRAMES))]
     assert all(same_item(a, b) for a, b in zip(items, reversed(others), strict=True))
-    assert not same_item(first[0, 0], first[1, 0])
+    assert not same_item(first[0, 0, 0], first[1, 0, 0])
     flips = [not torch.equal(item[0].camera.P, first.prepared(k % FRAMES)[0].camera.P) for k, item in enumerate(items)]
     assert 0 < sum(flips) < len(flips)
 
@@ -815,7 +815,7 @@ def test_augmentation_follows_from_seed_epoch_and_frame_alone(root: Path) -> Non
 def test_without_augmentation_nothing_changes(root: Path) -> None:
     plain = training_set(root, flip=0, photometric=0, box_jitter=0)
     sample, pseudo = plain.prepared(1)
-    found = plain[3, 1]
+    found = plain[3, 1, 0]
     assert torch.equal(found[0].image, sample.image)
     assert torch.equal(found[2], sample.boxes2d.xyxy)
     assert found[1] is pseudo
@@ -824,7 +824,7 @@ def test_without_augmentation_nothing_changes(root: Path) -> None:
 def test_flip_mirrors_everything(root: Path) -> None:
     plain, mirrored = (training_set(root, flip=f, photometric=0, box_jitter=0) for f in (0, 1))
     for i in range(FRAMES):
-        (a, p, jittered_a), (b, q, jittered_b) = plain[0, i], mirrored[0, i]
+        (a, p, jittered_a, _), (b, q, jittered_b, _) = plain[0, i, 0], mirrored[0, i, 0]
         assert torch.equal(a.image.flip(-1), b.image)
         assert a.depth is not None
         assert b.depth is not None
@@ -839,7 +839,7 @@ def test_flip_mirrors_everything(root: Path) -> None:
 
 def test_photometric_changes_stay_pictures(root: Path) -> None:
     plain, changed = (training_set(root, flip=0, photometric=p) for p in (0, 0.3))
-    a, b = plain[0, 0][0].image.float(), changed[0, 0][0].image.float()
+    a, b = plain[0, 0, 0][0].image.float(), changed[0, 0, 0][0].image.float()
     assert not torch.equal(a, b)
     assert 0.6 < b.mean() / a.mean() < 1.4
 
@@ -871,7 +871,7 @@ def test_collate(root: Path) -> None:
     assert batch.rois.batch_index.tolist() == [i for i, count in enumerate(counts) for _ in range(count)]
     assert batch.rois.P.shape == (n, 3, 4)
     assert torch.equal(batch.rois.P, batch.P[batch.rois.batch_index])
-    assert batch.rois.height.tolist() == [tiny.HEIGHT] * n
+    assert batch.rois.size.tolist() == [[tiny.WIDTH, tiny.HEIGHT]] * n
     names = [name for i in range(3) for name in dataset.prepared(i)[0].boxes2d.labels]
     assert [tiny.CLASSES[c] for c in batch.rois.classes.tolist()] == names
     assert len(batch.boxes) == len(batch.rois.boxes) == len(batch.pseudo.z) == n

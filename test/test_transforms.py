@@ -136,7 +136,8 @@ def test_flip_twice_is_the_identity() -> None:
 
 
 def test_transforms_of_a_sample_with_nothing_but_an_image() -> None:
-    sample = replace(make_sample(), boxes2d=Boxes2D.empty(), ignore=Boxes2D.empty(), depth=None, boxes3d=None)
+    made = make_sample()
+    sample = Sample(made.name, made.image, made.camera, Boxes2D.empty(), Boxes2D.empty())
     for transform in TRANSFORMS.values():
         changed = transform(sample)
         assert len(changed.boxes2d) == len(changed.ignore) == 0
@@ -186,7 +187,7 @@ def test_ignored_regions_follow() -> None:
 # -- crop -------------------------------------------------------------------------------------------------------------
 def with_boxes(*xyxy: list[float]) -> Sample:
     boxes = Boxes2D(torch.tensor(xyxy), tuple("abcdefg"[: len(xyxy)]), torch.linspace(0.1, 0.9, len(xyxy)))
-    return replace(make_sample(), boxes2d=boxes, boxes3d=None)
+    return replace(make_sample(), boxes2d=boxes, boxes3d=None, full_xyxy=None, hidden=None)
 
 
 def test_crop_keeps_ignores_or_drops() -> None:

@@ -108,6 +108,13 @@ def rendered_sample(number: int, noise: float = 0.0, seed: int = 5, size: tuple[
     )  # fmt: skip
 
 
+def plain_sample(width: int, height: int, boxes: Tensor) -> Sample:
+    """A grey picture with cars at given 2D boxes, shape (N, 4), pixels."""
+    image = torch.full((3, height, width), 100, dtype=torch.uint8)
+    cars = Boxes2D(boxes, ("Car",) * len(boxes))
+    return Sample("plain", image, kitti_camera(width, height), cars, Boxes2D.empty())
+
+
 def degrees_modulo_pi(a: Tensor, b: Tensor) -> Tensor:
     """Distance of two angles that are known modulo pi, in degrees."""
     return torch.rad2deg((torch.remainder(a - b + 0.5 * math.pi, math.pi) - 0.5 * math.pi).abs())

@@ -273,9 +273,7 @@ class TrainingSet(Dataset[Item]):
         jittered = jitter_boxes(boxes, augment.box_jitter, camera.width, camera.height, generator)
         return sample, pseudo, jittered, not self.locate(index)[0].config.only_2d
 
-    def window(
-        self, sample: Sample, pseudo: PseudoTargets, generator: torch.Generator
-    ) -> tuple[Sample, PseudoTargets]:
+    def window(self, sample: Sample, pseudo: PseudoTargets, generator: torch.Generator) -> tuple[Sample, PseudoTargets]:
         """What the network sees of an image: at a focal length drawn around its own, a window of ``model.input_size``.
 
         An image that is smaller than the window stays whole. Pseudo-targets were made of the whole image, so an object

@@ -57,6 +57,11 @@ class Sample:
             raise ValueError(f"{self.name}: image must be uint8 of shape {(3, *size)}, as its camera says, got {got}")
         if self.depth is not None and self.depth.shape != size:
             raise ValueError(f"{self.name}: depth must have the image's shape {size}, got {tuple(self.depth.shape)}")
+        shapes = {"full_xyxy": self.full_xyxy.shape, "hidden": self.hidden.shape}
+        if any(shape != (len(self.boxes2d), 4) for shape in shapes.values()):
+            raise ValueError(
+                f"{self.name}: full_xyxy and hidden must have shape {(len(self.boxes2d), 4)}, got {shapes}"
+            )
         if self.boxes3d is not None and self.boxes3d.labels != self.boxes2d.labels:
             raise ValueError(f"{self.name}: boxes3d and boxes2d must be the same objects in the same order")
 

@@ -6,11 +6,14 @@ Every function returns a new :class:`Sample` and leaves the one given as it is. 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as photometric
 
@@ -132,6 +135,13 @@ def visible_share(sample: Sample, x0: int, y0: int, width: int, height: int) -> 
     return _area(left) / _area(sample.boxes2d).clamp(min=1e-6)
 
 
+def _through_jpeg(image: Tensor, quality: int) -> Tensor:
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=quality)
+    with Image.open(buffer) as picture:
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
 def ignore_objects(sample: Sample, which: Tensor) -> Sample:
     """The sample with some of its objects moved to ``ignore``; which: shape (N,), bool."""
     keep = ~which
@@ -203,7 +213,7 @@ def degrade(
         spread = (2 + 8 * strength[1]) * torch.randn(image.shape, generator=generator)
         image = (image + spread).round_().clamp_(0, 255).to(torch.uint8)
     if chance[2] < jpeg:
-        image = photometric.jpeg(image, 30 + round(60 * strength[2]))
+        image = _through_jpeg(image, 30 + round(60 * strength[2]))
     return replace(sample, image=image)
 
 

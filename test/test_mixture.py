@@ -1,0 +1,288 @@
+"""Training on a mixture of sets through windows at one focal length: what moves together, and who gets which share."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from skd_core.boxes import at_border, covered_edges, covered_share, project_boxes
+from skd_core.config import AugmentConfig, TrainConfig
+from skd_core.data.batch import EpochSampler, TrainingSet, collate, place_window
+from skd_core.data.sample import Sample
+from skd_core.data.sets import open_set
+from skd_core.data.transforms import degrade, network_camera
+from skd_core.supervision.pseudo import PseudoTargets
+from skd_core.training.module import Step, TeacherStudent
+
+MODEL = {"focal": 120.0, "center_range": 2.5, "border_flags": True, "input_size": [96, 64]}
+AUGMENT = {"zoom": [0.6, 1.8], "crop_to_objects": 0.8, "crop_cuts": 0.4}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_dataset(tmp_path_factory.mktemp("mixture") / "a")
+
+
+def mixture(root: Path, **sections: dict[str, object]) -> TrainConfig:
+    train = [
+        {"root": str(root), "share": 3, "depth_dir": "depth"},
+        {"root": str(root), "share": 1, "boxes": "tight"},
+        {"root": str(root), "share": 1, "only_2d": True},
+    ]
+    parts = {"model": MODEL, "augment": AUGMENT, **sections}
+    return tiny.make_config(root, **parts, data={"train": train, "depth_dir": None})
+
+
+def training_set(config: TrainConfig) -> TrainingSet:
+    sources = [open_set(part, config.model.classes, part.depth_dir, with_3d=True) for part in config.data.sets]
+    return TrainingSet(sources, config)
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+def test_image_camera_boxes_depth_and_targets_move_together(root: Path) -> None:
+    """In every window the 3D truth still projects to the whole 2D boxes, and the depth map still fits the camera."""
+    dataset, seen_cut = training_set(mixture(root)), 0
+    for epoch in range(25):
+        for index in range(6):
+            sample, pseudo, jittered, in_3d = dataset[epoch, index, 0]
+            camera, truth = sample.camera, sample.boxes3d
+            assert truth is not None
+            assert in_3d
+            assert camera.width <= 96
+            assert camera.height <= 64
+            assert 0.6 * 120 * 0.97 < camera.fx < 1.8 * 120 * 1.03
+            n = len(sample.boxes2d)
+            assert len(truth) == len(pseudo.z) == len(jittered) == len(sample.full_xyxy) == len(sample.hidden) == n
+            projected = project_boxes(camera.P.float(), truth.center, truth.size, truth.yaw)
+            own = ~sample.hidden
+            assert torch.allclose(projected[own], sample.full_xyxy[own], atol=2.0)
+            clipped = sample.boxes2d.clip(camera.width, camera.height).xyxy
+            bound = torch.tensor([camera.width, camera.height] * 2)
+            assert torch.allclose(torch.minimum(sample.full_xyxy.clamp(min=0), bound), clipped, atol=1e-3)
+            cut = at_border(sample.full_xyxy, camera.width, camera.height) & own
+            seen_cut += int(cut.any(-1).sum())
+            whole_height = truth.size[:, 2] * camera.fy / truth.center[:, 2]
+            near = (sample.full_xyxy[:, 3] - sample.full_xyxy[:, 1]) / whole_height
+            upright = own[:, [1, 3]].all(-1)
+            assert ((near[upright] > 0.8) & (near[upright] < 2.0)).all()
+    assert seen_cut > 30  # windows cut objects, which keep their whole boxes
+
+
+def test_a_cut_object_keeps_the_targets_of_the_whole(root: Path) -> None:
+    dataset = training_set(mixture(root, augment=AUGMENT | {"flip": 0, "crop_cuts": 1.0}))
+    whole = {i: dataset.prepared(i)[1].z for i in range(6)}
+    for epoch in range(10):
+        for index in range(6):
+            pseudo = dataset[epoch, index, 0][1]
+            for z in pseudo.z[pseudo.z.isfinite()]:
+                assert z in whole[index]
+
+
+def test_cuts_are_asked_for(root: Path) -> None:
+    """With crop_cuts 1 most windows cut their object; without, and far from the border, few do."""
+
+    def share(cuts: float) -> float:
+        config = mixture(root, augment=AUGMENT | {"zoom": [1.5, 1.5], "crop_cuts": cuts, "crop_to_objects": cuts})
+        dataset, count = training_set(config), 0
+        for epoch in range(20):
+            for index in range(6):
+                sample = dataset[epoch, index, 0][0]
+                edges = at_border(sample.full_xyxy, sample.camera.width, sample.camera.height) & ~sample.hidden
+                count += int(edges.any())
+        return count / 120
+
+    assert share(1.0) > share(0.0) + 0.1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(40, 300), st.integers(40, 200), st.integers(10, 400), st.integers(10, 300), st.integers(0, 10**6),
+    st.floats(0, 1), st.floats(0, 1), st.integers(0, 4),
+)  # fmt: skip
+def test_windows_lie_in_the_image(
+    W: int, H: int, width: int, height: int, seed: int, to_objects: float, cuts: float, count: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([W, H]) * 0.8
+    boxes = torch.cat([corner, corner + 5 + 0.2 * torch.tensor([W, H])], -1)
+    sample = tiny.plain_sample(W, H, boxes)
+    width, height = min(width, W), min(height, H)
+    augment = AugmentConfig(crop_to_objects=to_objects, crop_cuts=cuts)
+    x0, y0 = place_window(sample, width, height, augment, generator)
+    assert 0 <= x0 <= W - width
+    assert 0 <= y0 <= H - height
+
+
+def test_repetitions_of_a_frame_differ(root: Path) -> None:
+    dataset = training_set(mixture(root))
+    first, same, other = dataset[0, 1, 0][0], dataset[0, 1, 0][0], dataset[0, 1, 1][0]
+    assert torch.equal(first.image, same.image)
+    assert first.image.shape != other.image.shape or not torch.equal(first.image, other.image)
+
+
+def test_smaller_images_are_padded_and_say_their_size(root: Path) -> None:
+    """Boxes at the right border of a padded image are cut there, not at the edge of the batch."""
+    config = mixture(root, model=MODEL | {"input_size": [320, 128]}, augment={"zoom": [0.5, 1.5], "flip": 0.0})
+    dataset = training_set(config)
+    items = [dataset[epoch, index, 0] for epoch in range(2) for index in range(3)]
+    batch = collate(items, config.model.classes)
+    widths = [item[0].camera.width for item in items]
+    assert len(set(widths)) > 1
+    assert batch.images.shape[-1] == max(widths)
+    for i, (sample, *_) in enumerate(items):
+        of_image = batch.rois.batch_index == i
+        assert (batch.rois.size[of_image, 0] == sample.camera.width).all()
+        assert not batch.images[i, :, :, sample.camera.width :].any()
+        assert not batch.depth[i, :, sample.camera.width :].any()
+        assert torch.equal(batch.rois.cut[of_image], at_border(batch.rois.boxes[of_image], *sample.image.shape[:0:-1]))
+
+
+def test_degraded_images_stay_pictures_and_follow_from_the_seed() -> None:
+    sample = tiny.rendered_sample(1)
+    twice = [degrade(sample, torch.Generator().manual_seed(3), 1, 1, 1).image for _ in range(2)]
+    assert torch.equal(*twice)
+    assert twice[0].dtype == torch.uint8
+    difference = (twice[0].float() - sample.image.float()).abs()
+    assert 1 < difference.mean() < 30
+    assert torch.equal(degrade(sample, torch.Generator().manual_seed(3)).image, sample.image)
+
+
+# -- one resize rule ---------------------------------------------------------------------------------------------------
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.3, 3), st.integers(200, 1500), st.integers(100, 800))
+def test_a_car_has_the_same_size_whatever_the_camera(factor: float, width: int, height: int) -> None:
+    camera = tiny.kitti_camera().resize(width, height)
+    camera = replace(camera, P=camera.P * torch.tensor([[factor], [factor], [1.0]], dtype=torch.float64))
+    small = network_camera(camera, (300.0, 310.0), None)
+    assert small.fx == pytest.approx(300, abs=300 * 0.6 / small.width)
+    assert small.fy == pytest.approx(310, abs=310 * 0.6 / small.height)
+
+
+# -- shares ------------------------------------------------------------------------------------------------------------
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.floats(0.05, 5)), min_size=2, max_size=5), st.integers(1, 9))
+def test_every_set_gets_its_share_of_every_epoch(sets: list[tuple[int, float]], batch: int) -> None:
+    counts, shares = [n for n, _ in sets], [share for _, share in sets]
+    if sum(counts) < batch:
+        return
+    sampler = EpochSampler(counts, batch, seed=1, shares=shares)
+    keys = [key for step in sampler for key in step]
+    assert len(keys) == len(sampler) * batch
+    first = [sum(counts[:i]) for i in range(len(counts) + 1)]
+    for i, share in enumerate(shares):
+        mine = [(index, repetition) for _, index, repetition in keys if first[i] <= index < first[i + 1]]
+        assert abs(len(mine) - share / sum(shares) * len(keys)) <= len(sets)
+        assert len(set(mine)) == len(mine)  # a frame comes again only in another repetition
+        times = Counter(index for index, _ in mine)
+        assert not mine or max(times.values()) - (min(times.values()) if len(times) == counts[i] else 0) <= 1
+
+
+def test_ranks_share_a_mixture(root: Path) -> None:
+    whole = list(EpochSampler([5, 9], 4, 3, shares=[1, 1]))
+    parts = [list(EpochSampler([5, 9], 4, 3, rank, 2, shares=[1, 1])) for rank in range(2)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(key for share in shares for key in share) == sorted(batch)
+
+
+def test_sets_that_only_teach_2d_leave_the_3d_heads_alone(root: Path) -> None:
+    config = mixture(root)
+    dataset = training_set(config)
+    only_2d = [dataset[0, 12 + i, 0] for i in range(3)]
+    batch = collate(only_2d, config.model.classes)
+    batch = replace(batch, truth=None)
+    assert len(batch.boxes)
+    assert not batch.in_3d.any()
+    terms = TeacherStudent(config)(batch, Step())
+    assert {name.split("/")[0] for name in terms} == {"heatmap", "offset_2d", "size_2d"}
+    both = collate([*only_2d, dataset[0, 0, 0]], config.model.classes)
+    kept = both.only(both.in_3d)
+    assert len(kept.boxes) == len(kept.rois.boxes) == len(kept.pseudo.z) == int(both.in_3d.sum()) > 0
+    assert (kept.rois.batch_index == 3).all()
+
+
+# -- tight boxes -------------------------------------------------------------------------------------------------------
+def test_edges_behind_a_nearer_object_are_not_the_objects_own() -> None:
+    """A car whose right part a nearer, larger one hides: a 2D detector ends its box at the nearer one's left edge."""
+    far, near = [100.0, 50, 150, 90], [148.0, 40, 260, 130]
+    boxes = torch.tensor([far, near])
+    assert covered_edges(boxes).tolist() == [[False, False, True, False], [False] * 4]
+    below = torch.tensor([[100.0, 50, 150, 90], [90, 89, 170, 140]])  # hides its bottom
+    assert covered_edges(below).tolist() == [[False, False, False, True], [False] * 4]
+    apart = torch.tensor([far, [200.0, 40, 260, 130]])
+    assert not covered_edges(apart).any()
+    assert covered_edges(torch.zeros(0, 4)).shape == (0, 4)
+
+
+def test_share_that_a_nearer_box_covers() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 20, 20], [40, 40, 50, 50]])
+    assert covered_share(boxes).tolist() == pytest.approx([0.5, 0, 0])
+    assert covered_share(torch.zeros(0, 4)).shape == (0,)
+
+
+def hidden_box(config: TrainConfig, edges: list[bool]) -> Tensor:
+    """z_geo of an object 40 px high with the given edges hidden."""
+    box = torch.tensor([[100.0, 60, 160, 100]])
+    sample = tiny.plain_sample(320, 128, box)
+    sample = replace(sample, hidden=torch.tensor([edges]))
+    item = (sample, PseudoTargets.none(1), box, True)
+    batch = collate([item], config.model.classes)
+    model = TeacherStudent(config)
+    features = model.student.features(batch.images)
+    return model.geometric_target(model.student.boxes_3d(features, batch.rois), batch)
+
+
+def test_a_hidden_top_or_bottom_gives_no_geometric_depth(root: Path) -> None:
+    config = mixture(root)
+    assert hidden_box(config, [True, False, True, False]).isfinite().all()
+    assert hidden_box(config, [False, True, False, False]).isnan().all()
+    assert hidden_box(config, [False, False, False, True]).isnan().all()
+
+
+def test_a_boxs_size_is_not_learnt_where_a_nearer_object_ends_it(root: Path) -> None:
+    config = mixture(root)
+    model = TeacherStudent(config)
+    cost = []
+    for edges in ([False] * 4, [False, False, True, False]):
+        box = torch.tensor([[100.0, 60, 160, 100]])
+        sample = replace(tiny.plain_sample(320, 128, box), hidden=torch.tensor([edges]))
+        batch = collate([(sample, PseudoTargets.none(1), box, True)], config.model.classes)
+        terms = model(batch, Step(boxes_3d=0))
+        cost.append((terms["size_2d"].item(), terms["offset_2d"].item(), terms["heatmap"].item()))
+    assert cost[0][0] > 0
+    assert cost[1][:2] == (0, 0)
+    assert cost[1][2] == pytest.approx(cost[0][2])
+
+
+# -- what a lifted depth may overrule ----------------------------------------------------------------------------------
+def test_geometric_depth_is_free_within_its_own_error(root: Path) -> None:
+    """Within 7.6 % of z_geo a car costs nothing and sigma takes no gradient; beyond, the excess counts."""
+    from skd_core.losses.object_depth import ObjectDepthLoss
+
+    log_z = torch.tensor([math.log(20.0), math.log(21.4), math.log(24.0)], requires_grad=True)
+    log_sigma = torch.full((3,), -2.0, requires_grad=True)
+    target, margin = torch.full((3,), 20.0), torch.full((3,), 0.076)
+    loss = ObjectDepthLoss()(log_z, log_sigma, target, margin)
+    assert loss[:2].tolist() == pytest.approx([-2, -2])
+    expected = math.sqrt(2) * math.exp(2) * (math.log(1.2) - 0.076) - 2
+    assert loss[2].item() == pytest.approx(expected, rel=1e-5)
+    loss.sum().backward()
+    assert log_sigma.grad is None or not log_sigma.grad.any()
+    assert log_z.grad is not None
+    assert log_z.grad[:2].tolist() == [0, 0]
+    assert log_z.grad[2] > 0
+
+
+def test_sample_checks_what_belongs_together() -> None:
+    sample: Sample = tiny.plain_sample(64, 32, torch.tensor([[1.0, 2, 30, 31]]))
+    assert sample.hidden.tolist() == [[True, True, False, True]]
+    with pytest.raises(ValueError, match="full_xyxy"):
+        replace(sample, full_xyxy=torch.zeros(2, 4))
