@@ -540,7 +540,7 @@ def test_training_set_uses_the_kept_targets(root: Path) -> None:
     line = one.make_targets()
     assert "boxes have a depth" in line
     assert one.sources[0].targets is not None
-    assert line == share_line(one.targets)
+    assert line == share_line(one.sources[0].targets)
     assert same([one.prepared(i)[1] for i in range(4)], [other.prepared(i)[1] for i in range(4)])
     supervised = tiny.make_config(root, method={"supervised": True, "teacher": False})
     assert "none" in TrainingSet(open_root(root), supervised).make_targets()

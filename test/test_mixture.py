@@ -7,20 +7,25 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import nuscenes_tree
 import pytest
 import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from skd_core.boxes import at_border, covered_edges, covered_share, project_boxes
-from skd_core.config import AugmentConfig, TrainConfig
+from skd_core.config import AugmentConfig, TrainConfig, load_config
 from skd_core.data.batch import EpochSampler, TrainingSet, collate, place_window
 from skd_core.data.sample import Sample
 from skd_core.data.sets import open_set
 from skd_core.data.transforms import degrade, network_camera
+from skd_core.inference.detector import Detector
+from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.supervision.pseudo import PseudoTargets
+from skd_core.training.evaluate import predict_dataset
 from skd_core.training.module import Step, TeacherStudent
 
 MODEL = {"focal": 120.0, "center_range": 2.5, "border_flags": True, "input_size": [96, 64]}
@@ -265,8 +270,6 @@ def test_a_boxs_size_is_not_learnt_where_a_nearer_object_ends_it(root: Path) -> 
 # -- what a lifted depth may overrule ----------------------------------------------------------------------------------
 def test_geometric_depth_is_free_within_its_own_error(root: Path) -> None:
     """Within 7.6 % of z_geo a car costs nothing and sigma takes no gradient; beyond, the excess counts."""
-    from skd_core.losses.object_depth import ObjectDepthLoss
-
     log_z = torch.tensor([math.log(20.0), math.log(21.4), math.log(24.0)], requires_grad=True)
     log_sigma = torch.full((3,), -2.0, requires_grad=True)
     target, margin = torch.full((3,), 20.0), torch.full((3,), 0.076)
@@ -286,3 +289,74 @@ def test_sample_checks_what_belongs_together() -> None:
     assert sample.hidden.tolist() == [[True, True, False, True]]
     with pytest.raises(ValueError, match="full_xyxy"):
         replace(sample, full_xyxy=torch.zeros(2, 4))
+
+
+# -- validation in training is prediction ------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["kitti", "kitti at a focal length", "kitti of several sizes", "nuscenes"])
+def test_training_validates_what_predict_finds(tmp_path: Path, kind: str) -> None:
+    """The boxes that training scores are those of `predict`, whatever the sizes and aspects of a set's images."""
+    sections: dict[str, object] = {"model": MODEL} if kind == "kitti at a focal length" else {}
+    if kind == "nuscenes":
+        tree = nuscenes_tree.write_tree(tmp_path, nuscenes_tree.miniature(1))
+        part = {"kind": "nuscenes", "root": str(tree), "split": "mini_train"}
+        sections = {"model": {"classes": ["car", "pedestrian"]}, "data": {"train": part, "depth_dir": None}}
+    else:
+        tiny.make_dataset(tmp_path, 4)
+    if kind == "kitti of several sizes":
+        resize_frame(tmp_path, "000001", 224, 64)
+        resize_frame(tmp_path, "000002", 120, 90)
+    config = tiny.make_config(tmp_path, **sections)
+    part = config.data.sets[0]
+    source = open_set(part, config.model.classes)
+    torch.manual_seed(0)
+    model = TeacherStudent(config).eval()
+    focal = TrainingSet([source], config).focal
+    found = predict_dataset(model, source, torch.device("cpu"), focal, threshold=0.02)
+    detector = Detector(model.student, {"focal": list(focal)}, "cpu")
+    assert sum(len(boxes) for boxes in found) > 10
+    for i, boxes in enumerate(found):
+        sample = source[i]
+        expected = detector.predict(sample.image.permute(1, 2, 0).numpy(), sample.camera, 0.02)
+        assert boxes.labels == expected.labels
+        for name in ("center", "size", "yaw", "scores", "xyxy", "depth_std"):
+            torch.testing.assert_close(getattr(boxes, name), getattr(expected, name), atol=1e-4, rtol=1e-4)
+
+
+def resize_frame(root: Path, name: str, width: int, height: int) -> None:
+    path = next((root / "training" / "image_2").glob(f"{name}.*"))
+    with Image.open(path) as picture:
+        picture.convert("RGB").resize((width, height)).save(path)
+
+
+# -- no validation frame in training -----------------------------------------------------------------------------------
+STREET = Path(__file__).resolve().parents[1] / "config" / "train" / "street.yaml"
+DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+def test_street_is_never_trained_on_what_it_is_measured_on() -> None:
+    """Sets by name, and KITTI's drives by the table of drives: none of the validation frames' drives is trained on."""
+    parts = load_config(STREET).data.sets
+    names = [Path(part.root).name for part in parts]
+    assert "kitti_labelled" not in names
+    assert "kitti_drive0052" not in names  # a drive of KITTI's validation split
+    assert [part.split for part in parts if Path(part.root).name == "astyx"] == ["train"]
+    assert [part.split for part in parts if Path(part.root).name == "kitti_dev"] == ["train"]
+    assert not load_config(STREET).method.supervised
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
+def test_drives_of_training_and_validation_are_disjoint() -> None:
+    streets = DATA / "real_streets"
+    lines = [line.split("\t") for line in (DATA / "kitti_drives.tsv").read_text().splitlines()[1:]]
+    drive = {(name, frame): where for name, frame, where, *_ in lines}
+    trained = {("kitti_dev", f) for f in (DATA / "kitti_dev/ImageSets/train.txt").read_text().split()}
+    crops = [path.stem for path in (streets / "kitti_crops/training/image_2").iterdir()]
+    trained |= {("kitti_crops", f) for f in crops}
+    measured = {("kitti_labelled", f) for f in (streets / "kitti_labelled/ImageSets/all.txt").read_text().split()}
+    assert len(trained) == 13 + 76
+    assert len(measured) == 90
+    assert not {drive[key] for key in trained} & {drive[key] for key in measured}
+    train, val = ((streets / "astyx/ImageSets" / f"{split}.txt").read_text().split() for split in ("train", "val"))
+    assert not set(train) & set(val)
+    unlabelled = {path.stem for path in (streets / "kitti_unlabelled/training/image_2").iterdir()}
+    assert not unlabelled & {frame for _, frame in measured}

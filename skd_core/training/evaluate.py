@@ -43,6 +43,7 @@ def predict_dataset(
 
     Args:
         focal: (fx, fy) of the network's input, pixels.
+        threshold: minimum score, as `predict`'s.
         batch_size: neighbouring frames of one size, at most, that are predicted together.
     """
     model.eval()
@@ -53,8 +54,10 @@ def predict_dataset(
     def flush() -> None:
         images = torch.stack([pixels for _, _, pixels in waiting]).to(device)
         P = torch.stack([camera.P for _, camera, _ in waiting]).to(device, torch.float32)
-        for (whole, small, _), found in zip(waiting, model.detect(images, P, threshold, teacher), strict=True):
-            results.append(to_boxes3d(found, classes, whole.width / small.width, whole.height / small.height))
+        heat = threshold**2  # a score is at most the root of the heat
+        for (whole, small, _), found in zip(waiting, model.detect(images, P, heat, teacher), strict=True):
+            boxes = to_boxes3d(found, classes, whole.width / small.width, whole.height / small.height)
+            results.append(boxes[boxes.scores >= threshold])
         waiting.clear()
 
     for index in range(len(dataset)):
