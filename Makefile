@@ -18,7 +18,7 @@ setup:  ## Make or complete .venv (about 6.5 GB; a few seconds when nothing chan
 	@$(ros) $(PYTHON) tools/setup_venv.py
 
 demo: setup  ## A bag through the ROS 2 detector; own input: IMAGES=DIR CAMERA=FILE, or BAG=DIR; results in OUT=out/demo
-	@$(ros) .venv/bin/python -m skd_wm3d_ros.demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(CAMERA),--camera "$(CAMERA)") \
+	@$(ros) .venv/bin/python -m skd_wm3d_ros.tools.demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(CAMERA),--camera "$(CAMERA)") \
 	    $(if $(BAG),--bag "$(BAG)") --out "$(OUT)"
 
 test: setup  ## All tests, with ruff and mypy among them

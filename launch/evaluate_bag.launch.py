@@ -29,7 +29,7 @@ FLAGS = {
 
 def evaluate(context):
     """The evaluation as a process; `env python3`, so that a sourced virtual environment's Python is taken."""
-    command = ["/usr/bin/env", "python3", "-m", "skd_wm3d_ros.bag_evaluation"]
+    command = ["/usr/bin/env", "python3", "-m", "skd_wm3d_ros.tools.bag_evaluation"]
     command.append(LaunchConfiguration("bag").perform(context))
     for name, (option, _) in OPTIONS.items():
         value = LaunchConfiguration(name).perform(context)

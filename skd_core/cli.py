@@ -16,6 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Monocular 3D detection learnt without 3D labels.",
 )
+EXTRAS = {"numba": "synth", "lightning": "train", "tensorboard": "train"}
+"""Module -> the extra of this package that brings it."""
+
 eval_app = typer.Typer(no_args_is_help=True, help="Score detections against labels.")
 app.add_typer(eval_app, name="eval")
 
@@ -46,7 +49,7 @@ def synth(
     overwrite: Annotated[bool, typer.Option(help="Replace a folder that is not empty.")] = False,
 ) -> None:
     """Render street scenes with exact labels and depth maps, in the KITTI layout."""
-    from skd_core.data.synthetic import parse_config, write_dataset
+    from skd_core.synthetic import parse_config, write_dataset
 
     config = parse_config(size, depth_noise, boxes, shapes, layouts, sequence)
     rate = write_dataset(out, config, frames, seed, workers, overwrite)
@@ -162,7 +165,7 @@ def bench(
     """Measure speed on this machine, rivals side by side: prediction, teacher, evaluation, IoU, rendering, training."""
     from dataclasses import replace
 
-    from skd_core.inference.benchmark import QUICK, Effort, report_benchmark
+    from skd_core.benchmark import QUICK, Effort, report_benchmark
     from skd_core.inference.detector import Detector
 
     effort = QUICK if quick else Effort()
@@ -269,7 +272,7 @@ def plot(
 ) -> None:
     """Draw training runs over each other: losses, AP, the course of the GTM factors."""
     from skd_core.evaluation.plots import plot_runs, write_figure
-    from skd_core.files import read_run
+    from skd_core.training.records import read_run
 
     write_figure(out, plot_runs({str(run): read_run(run) for run in runs}))
     print(f"wrote {out}")
@@ -314,6 +317,13 @@ def main() -> None:
         # a loader's worker process wraps the message in its traceback; the message is the last line
         message = str(error).strip().splitlines()[-1].removeprefix("skd_core.errors.UserError: ")
         print(f"skd_core: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        cure = f"pip install 'skd_wm3d_ros[{extra}]'"
+        print(f"skd_core: error: this command needs {error.name}, which is not installed: {cure}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("skd_core: interrupted", file=sys.stderr)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from skd_core.errors import UserError
-from skd_core.supervision.priors import prior_of
+from skd_core.priors import prior_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """Of a run, from its begin (0) to its end (1)."""
@@ -192,9 +192,8 @@ class ScheduleConfig(Strict):
 class InitialConfig(Strict):
     """What training starts from."""
 
+    weights: str | None = None  # a student's .safetensors, or a backbone's file or package (training.pretrained)
     head_3d: bool = False  # the 3D head starts from the weights too
-
-    weights: str | None = None  # a student's .safetensors, or a backbone's file or package (skd_core.models.pretrained)
     freeze: tuple[str, ...] = ()  # parts of the backbone that stay as they are, such as conv_stem, blocks.0
 
 

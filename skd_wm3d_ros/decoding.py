@@ -13,21 +13,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from skd_core.camera import Camera
 from skd_core.data.ros_messages import camera_from_info, decode_compressed, undistort, undistortion_maps
 from skd_core.errors import UserError
+from skd_wm3d_ros.rejection import Rejection
 
 _ALIASES = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8", "16UC1": "mono16"}
 """OpenCV's names, which say nothing about colour, as the order OpenCV keeps."""
-
-
-class Rejection(UserError):
-    """A frame that is skipped, and why.
-
-    Attributes:
-        kind: what it is counted under in the diagnostics.
-    """
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
 
 
 class Decoder:

@@ -27,8 +27,7 @@ from vision_msgs.msg import (
 )
 from visualization_msgs.msg import Marker, MarkerArray
 
-from skd_core.boxes import EDGES, Boxes3D
-from skd_core.data.ros_messages import pose_covariance
+from skd_core.boxes import EDGES, Boxes3D, pose_covariance
 from skd_core.visualize import color_of
 from skd_wm3d_ros.transforms import IDENTITY, Transform
 

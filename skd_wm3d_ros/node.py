@@ -24,19 +24,21 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Float64, Header
 
-from skd_core.boxes import Boxes3D
+from skd_core.boxes import Boxes3D, pose_covariance
 from skd_core.camera import Camera
-from skd_core.data.ros_messages import pose_covariance, stamp_nanoseconds
+from skd_core.data.ros_messages import stamp_nanoseconds
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
 from skd_core.visualize import draw_bev, draw_boxes3d
 from skd_wm3d_ros import messages, parameters, postprocess
-from skd_wm3d_ros.decoding import Decoder, Rejection
-from skd_wm3d_ros.devices import RobustDetector, unlike_training
+from skd_wm3d_ros.camera_check import unlike_training
+from skd_wm3d_ros.decoding import Decoder
 from skd_wm3d_ros.diagnostics import ERROR, OK, STAGES, WARN, Statistics, to_diagnostics
+from skd_wm3d_ros.fallback import RobustDetector
 from skd_wm3d_ros.inputs import CameraInput
 from skd_wm3d_ros.order import FrameOrder
 from skd_wm3d_ros.outputs import Outputs
+from skd_wm3d_ros.rejection import Rejection
 from skd_wm3d_ros.tracking import Tracker
 from skd_wm3d_ros.transforms import IDENTITY, FrameLookup, Transform
 from skd_wm3d_ros.worker import LatestWorker

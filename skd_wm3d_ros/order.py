@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from skd_wm3d_ros.decoding import Rejection
+from skd_wm3d_ros.rejection import Rejection
 
 LATE = 500_000_000  # nanoseconds; further back, the clock was set back or a bag begins again
 RESENT = 2.0  # seconds; the same stamp after that is a frame sent again on purpose

@@ -13,7 +13,7 @@ from rclpy.node import Node
 from rclpy.time import Time
 
 from skd_core.errors import UserError
-from skd_wm3d_ros.decoding import Rejection
+from skd_wm3d_ros.rejection import Rejection
 
 Array = NDArray[np.float64]
 

@@ -26,9 +26,9 @@ from skd_core.data.bag import BagWriter, CameraTopics, Frame, find_cameras, read
 from skd_core.data.bag_make import make_bag
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
-from skd_core.data.synthetic import SynthConfig, write_dataset
 from skd_core.errors import UserError
-from skd_core.evaluation.bag_eval import _latency, bag_eval, evaluate_bag
+from skd_core.evaluation.bag_eval import bag_eval, evaluate_bag
+from skd_core.evaluation.bag_scores import _latency
 from skd_core.evaluation.bag_truth import find_truth, labels_from_boxes
 from skd_core.evaluation.object_log import ObjectLog
 from skd_core.evaluation.report import report_kitti
@@ -36,6 +36,7 @@ from skd_core.evaluation.show import Choice, Stepper, View, draw_pictures, make_
 from skd_core.evaluation.show_rerun import write_recording
 from skd_core.inference.detector import Detector
 from skd_core.inference.predict import predict_images
+from skd_core.synthetic import SynthConfig, write_dataset
 
 CLASSES = ("Car", "Pedestrian", "Cyclist", "Van", "Truck")
 

@@ -10,9 +10,9 @@ import tiny  # noqa: F401 (sets one thread)
 import torch
 from typer.testing import CliRunner
 
+from skd_core import benchmark as bench
 from skd_core.cli import app
 from skd_core.errors import UserError
-from skd_core.inference import benchmark as bench
 from skd_core.inference.detector import Detector
 from skd_core.iou import bev_iou
 

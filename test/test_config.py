@@ -7,7 +7,7 @@ import yaml
 
 from skd_core.config import MethodConfig, ModelConfig, TrainConfig, load_config, parse_config
 from skd_core.errors import UserError
-from skd_core.supervision.priors import PRIORS, prior_of, prior_sizes, prior_tolerances
+from skd_core.priors import PRIORS, prior_of, prior_sizes, prior_tolerances
 
 COMMITTED = sorted((Path(__file__).resolve().parents[1] / "config" / "train").glob("*.yaml"))
 

@@ -19,11 +19,10 @@ from typer.testing import CliRunner
 
 from skd_core.boxes import Boxes2D
 from skd_core.cli import app
-from skd_core.data.batch import TrainingSet
 from skd_core.data.kitti import KittiDataset
 from skd_core.data.sample import Sample, read_depth
-from skd_core.data.synthetic import DepthNoise, SynthConfig, render_frame
 from skd_core.errors import UserError
+from skd_core.priors import PRIORS, prior_of
 from skd_core.supervision.depth import (
     _fit_line,
     align_relative,
@@ -32,7 +31,6 @@ from skd_core.supervision.depth import (
     fill_cache,
     load_estimator,
 )
-from skd_core.supervision.priors import PRIORS, prior_of
 from skd_core.supervision.pseudo import (
     PseudoTargets,
     fit_alpha,
@@ -43,6 +41,8 @@ from skd_core.supervision.pseudo import (
 )
 from skd_core.supervision.target_report import measure
 from skd_core.supervision.targets import TargetMaker, share_line
+from skd_core.synthetic import DepthNoise, SynthConfig, render_frame
+from skd_core.training.batch import TrainingSet
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 run = CliRunner()

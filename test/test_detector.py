@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from skd_core import Boxes3D, Camera, Detector
 from skd_core.cli import main
 from skd_core.data.kitti import read_objects
+from skd_core.devices import pick_device
 from skd_core.errors import UserError
-from skd_core.inference.detector import pick_device, to_boxes3d
 from skd_core.inference.predict import predict_images
 from skd_core.inference.weights import BUNDLED, digest, load_weights, resolve, save_weights
 from skd_core.models.decode import Prediction3D
-from skd_core.models.student import Detections, Student
-from skd_core.supervision.priors import PRIORS, ClassPrior
+from skd_core.models.student import Detections, Student, to_boxes3d
+from skd_core.priors import PRIORS, ClassPrior
 
 WIDTH, HEIGHT = 320, 96
 

@@ -8,7 +8,7 @@ import pytest
 
 from skd_core.config import MethodConfig
 from skd_core.losses.distillation import MARGIN, TAU, WEIGHT
-from skd_core.supervision.priors import prior_of
+from skd_core.priors import prior_of
 from skd_core.training.ablation import ROWS, table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from skd_core.errors import UserError
-from skd_core.files import finite, make_folder, read_run, write_atomic
+from skd_core.files import finite, make_folder, write_atomic
+from skd_core.training.records import read_run
 
 
 def test_writing_replaces_whole_files_and_leaves_nothing_behind(tmp_path: Path) -> None:

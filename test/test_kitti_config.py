@@ -13,7 +13,7 @@ from PIL import Image
 from skd_core import Detector
 from skd_core.config import load_config
 from skd_core.data.kitti import KittiDataset
-from skd_core.supervision.priors import prior_of
+from skd_core.priors import prior_of
 from skd_core.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[1]

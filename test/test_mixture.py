@@ -18,13 +18,13 @@ from torch import Tensor
 
 from skd_core.boxes import at_border, covered_edges, covered_share, project_boxes
 from skd_core.config import AugmentConfig, TrainConfig, load_config
-from skd_core.data.batch import EpochSampler, TrainingSet, collate, place_window
 from skd_core.data.sample import Sample
 from skd_core.data.sets import open_set
 from skd_core.data.transforms import degrade, network_camera
 from skd_core.inference.detector import Detector
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.supervision.pseudo import PseudoTargets
+from skd_core.training.batch import EpochSampler, TrainingSet, collate, place_window
 from skd_core.training.evaluate import predict_dataset
 from skd_core.training.module import Step, TeacherStudent
 

@@ -58,7 +58,7 @@ from skd_core.evaluation.nuscenes import (
     write_submission,
 )
 from skd_core.inference.detector import Detector
-from skd_core.supervision.priors import PRIORS
+from skd_core.priors import PRIORS
 from skd_core.training.trainer import Trainer
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "nuscenes_sample"

@@ -19,7 +19,7 @@ from skd_core.evaluation.kitti import evaluate, no_objects, objects_from_boxes, 
 from skd_core.evaluation.overlaps import Table
 from skd_core.evaluation.range_metrics import depth_error_by_range, distance_ap, distance_curve, recall_by_range
 from skd_core.evaluation.temporal import Linker, jitter
-from skd_core.files import read_run
+from skd_core.training.records import read_run
 
 
 def objects(*places: tuple[float, float], scores: list[float] | None = None, kind: str = "Car") -> KittiObjects:

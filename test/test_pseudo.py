@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from skd_core.boxes import Boxes2D
 from skd_core.data.sample import Sample
-from skd_core.data.synthetic import DepthNoise, SynthConfig, render_frame
 from skd_core.data.transforms import flip, resize
-from skd_core.supervision.priors import prior_of
+from skd_core.priors import prior_of
 from skd_core.supervision.pseudo import (
     POINTS,
     PseudoTargets,
@@ -26,6 +25,7 @@ from skd_core.supervision.pseudo import (
     scale_factor,
     touches,
 )
+from skd_core.synthetic import DepthNoise, SynthConfig, render_frame
 
 Floats = NDArray[np.float64]
 CAR = prior_of("Car")

@@ -15,7 +15,9 @@ import torch
 from skd_core import cli
 from skd_core.boxes import rotation_matrix
 from skd_core.data.kitti import read_objects
-from skd_core.data.synthetic import (
+from skd_core.errors import UserError
+from skd_core.supervision.depth import check_kind
+from skd_core.synthetic import (
     DepthNoise,
     RenderedFrame,
     SynthConfig,
@@ -24,11 +26,9 @@ from skd_core.data.synthetic import (
     render_frame,
     write_dataset,
 )
-from skd_core.data.synthetic.objects import CAR_SHAPES, SIZE_PRIORS, Thing, Wardrobe
-from skd_core.data.synthetic.render import generator, render_scene
-from skd_core.data.synthetic.world import NOWHERE, Ground, Lens, Light, Road, Scene
-from skd_core.errors import UserError
-from skd_core.supervision.depth import check_kind
+from skd_core.synthetic.objects import CAR_SHAPES, SIZE_PRIORS, Thing, Wardrobe
+from skd_core.synthetic.render import generator, render_scene
+from skd_core.synthetic.world import NOWHERE, Ground, Lens, Light, Road, Scene
 
 LAYOUTS = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "kitti_layouts" / "label_2"
 SMALL = SynthConfig(320, 96)
@@ -454,7 +454,7 @@ def test_files_say_what_was_rendered(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from skd_core.data.synthetic import writer
+    from skd_core.synthetic import writer
 
     def fail(*_: object) -> None:
         raise KeyboardInterrupt

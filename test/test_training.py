@@ -20,13 +20,13 @@ from torch import Tensor
 
 from skd_core.camera import project
 from skd_core.config import ScheduleConfig, TrainConfig
-from skd_core.data.batch import Batch, EpochSampler, TrainingSet, collate, jitter_boxes, training_loader
 from skd_core.data.kitti import KittiDataset
 from skd_core.errors import UserError
 from skd_core.inference.weights import digest, load_weights
 from skd_core.models.decode import Prediction3D
 from skd_core.models.heads import Maps2D, Raw3D
 from skd_core.models.student import Rois
+from skd_core.training.batch import Batch, EpochSampler, TrainingSet, collate, jitter_boxes, training_loader
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
 from skd_core.training.module import Step, TeacherStudent

@@ -13,9 +13,9 @@ from skd_core.boxes import Boxes2D, box_corners
 from skd_core.camera import Camera, project
 from skd_core.config import TrainConfig
 from skd_core.data.sample import Sample
-from skd_core.data.synthetic import DepthNoise, SynthConfig, render_frame, write_dataset
 from skd_core.models.heads import Raw3D
 from skd_core.models.student import Rois
+from skd_core.synthetic import DepthNoise, SynthConfig, render_frame, write_dataset
 
 torch.set_num_threads(1)  # bit-exact comparisons, and other tests run beside these
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from skd_core.errors import UserError
-from skd_core.files import read_run
 from skd_core.training.modulation import YARDSTICKS
+from skd_core.training.records import read_run
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "gtm.png"
 TITLES = dict(zip(YARDSTICKS, ("E1: depth", "E2: 1 - IoU(projection, 2D box)", "E3: yaw"), strict=True))

@@ -22,7 +22,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from skd_core.boxes import Boxes3D
+from skd_core.boxes import Boxes3D, pose_covariance
 from skd_core.camera import Camera
 from skd_core.data.bag_reader import BagReader, first_line, open_bag
 from skd_core.data.ros_messages import (
@@ -32,7 +32,6 @@ from skd_core.data.ros_messages import (
     decode_compressed,
     decode_raw,
     is_distorted,
-    pose_covariance,
     stamp_nanoseconds,
     undistort,
     undistortion_maps,

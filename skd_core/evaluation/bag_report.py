@@ -6,21 +6,19 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
 from skd_core.evaluation import plots
+from skd_core.evaluation.bag_scores import Evaluation
 from skd_core.evaluation.errors import pair_errors
 from skd_core.evaluation.overlaps import Table
 from skd_core.evaluation.range_metrics import recall_by_range
 from skd_core.files import write_atomic
 from skd_core.visualize import RGB, strip
-
-if TYPE_CHECKING:
-    from skd_core.evaluation.bag_eval import Evaluation
 
 STYLE = """body{font:15px sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}

@@ -13,50 +13,13 @@ from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.config import ModelConfig
 from skd_core.data.transforms import network_camera, resize_image
+from skd_core.devices import PRECISIONS, pick_device, pick_precision
 from skd_core.errors import UserError
 from skd_core.inference.weights import load_weights, save_weights
-from skd_core.models.student import Detections, Student
+from skd_core.models.student import Student, to_boxes3d
 
 DEFAULT_THRESHOLD = 0.4
 """Least score: about the best F1 of the bundled weights on held-out synthetic frames (docs/benchmarks.md)."""
-
-
-def pick_device(device: str) -> torch.device:
-    """ "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        UserError: unknown name, or no such device on this machine.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device '{device}': use auto, cpu, cuda or cuda:N") from None
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
-        )
-    if picked.type not in ("cpu", "cuda"):
-        raise UserError(f"device '{device}': use auto, cpu, cuda or cuda:N")
-    return picked
-
-
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""What convolutions and linear layers compute in; boxes are decoded in fp32 in any case."""
-
-
-def pick_precision(precision: str, device: torch.device) -> str:
-    """ "fp32", "fp16", "bf16", or "auto": fp16 on a GPU (its 11 bits are finer than bf16's 8), fp32 on a CPU.
-
-    Raises:
-        UserError: unknown name.
-    """
-    if precision == "auto":
-        return "fp16" if device.type == "cuda" else "fp32"
-    if precision not in PRECISIONS:
-        raise UserError(f"precision '{precision}': use auto, {', '.join(PRECISIONS)}")
-    return precision
 
 
 class Detector:
@@ -156,18 +119,3 @@ class Detector:
         if width and height:
             camera = camera.resize(width, height)
         self.predict(np.zeros((camera.height, camera.width, 3), np.uint8), camera)
-
-
-def to_boxes3d(found: Detections, classes: tuple[str, ...], sx: float = 1.0, sy: float = 1.0) -> Boxes3D:
-    """The student's detections as boxes on the CPU; sx, sy bring network pixels back to the image's."""
-    boxes = found.boxes3d
-    z = torch.exp(boxes.log_z)
-    return Boxes3D(
-        boxes.center,
-        boxes.size,
-        boxes.yaw,
-        tuple(classes[c] for c in found.classes.tolist()),
-        found.scores.clamp(0, 1),
-        found.boxes * found.boxes.new_tensor([sx, sy, sx, sy]),
-        z * torch.exp(boxes.log_sigma),
-    ).to("cpu")

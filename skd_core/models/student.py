@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from skd_core.boxes import at_border
+from skd_core.boxes import Boxes3D, at_border
 from skd_core.config import ModelConfig
 from skd_core.models.backbone import Backbone, roi_features
 from skd_core.models.decode import Prediction3D, decode_2d, decode_3d
 from skd_core.models.heads import MIN_LOG_SIGMA, Head3D, Heads2D, Maps2D, Raw3D, one_hot_maps, roi_rays
-from skd_core.supervision.priors import prior_sizes
+from skd_core.priors import prior_sizes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's RGB in [0, 1]: what timm backbones expect."""
@@ -187,3 +187,18 @@ class Student(nn.Module):
 def select(boxes: Prediction3D, index: Tensor | slice) -> Prediction3D:
     """The predictions at an index, mask or slice."""
     return Prediction3D(**{name: value[index] for name, value in vars(boxes).items()})
+
+
+def to_boxes3d(found: Detections, classes: tuple[str, ...], sx: float = 1.0, sy: float = 1.0) -> Boxes3D:
+    """The student's detections as boxes on the CPU; sx, sy bring network pixels back to the image's."""
+    boxes = found.boxes3d
+    z = torch.exp(boxes.log_z)
+    return Boxes3D(
+        boxes.center,
+        boxes.size,
+        boxes.yaw,
+        tuple(classes[c] for c in found.classes.tolist()),
+        found.scores.clamp(0, 1),
+        found.boxes * found.boxes.new_tensor([sx, sy, sx, sy]),
+        z * torch.exp(boxes.log_sigma),
+    ).to("cpu")

@@ -27,10 +27,10 @@ from tqdm import tqdm
 from skd_core.camera import Camera
 from skd_core.data.folder import image_files
 from skd_core.data.sample import NOTE, Sample, read_image
+from skd_core.devices import pick_device
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
-from skd_core.inference.detector import pick_device
-from skd_core.supervision.priors import prior_of
+from skd_core.priors import prior_of
 
 Floats = NDArray[np.float64]
 Kind = Literal["metric", "relative"]

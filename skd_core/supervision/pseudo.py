@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skd_core.data.sample import Sample
-from skd_core.supervision.priors import ClassPrior, prior_of
+from skd_core.priors import ClassPrior, prior_of
 
 Floats = NDArray[np.float64]
 

@@ -24,8 +24,8 @@ from skd_core.data.kitti import LABEL_COLUMNS, KittiDataset
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
 from skd_core.files import finite, write_atomic
+from skd_core.priors import prior_of
 from skd_core.supervision.depth import check_kind
-from skd_core.supervision.priors import prior_of
 from skd_core.supervision.pseudo import PseudoTargets, geometric_depth, pseudo_targets
 from skd_core.supervision.targets import TargetMaker
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
 from skd_core.files import write_atomic
+from skd_core.priors import prior_of
 from skd_core.supervision.depth import align_relative, check_kind
-from skd_core.supervision.priors import prior_of
 from skd_core.supervision.pseudo import VERSION, PseudoTargets, pseudo_targets
 
 

@@ -18,7 +18,8 @@ import yaml
 
 from skd_core.config import TrainConfig, load_config, parse_config
 from skd_core.errors import UserError
-from skd_core.files import make_folder, read_records, write_atomic
+from skd_core.files import make_folder, write_atomic
+from skd_core.training.records import read_records
 
 Overrides = dict[str, dict[str, Any]]
 

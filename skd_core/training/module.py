@@ -10,7 +10,6 @@ from torchvision.ops import box_iou
 
 from skd_core.boxes import at_border
 from skd_core.config import TrainConfig
-from skd_core.data.batch import Batch
 from skd_core.losses.depth_map import DepthMapLoss
 from skd_core.losses.detection_2d import Detection2DLoss, render_heatmap
 from skd_core.losses.dimension import DimensionLoss
@@ -25,7 +24,8 @@ from skd_core.models.decode import Prediction3D, boxes_at, half_extent
 from skd_core.models.heads import Maps2D
 from skd_core.models.student import Detections, Rois, Student, select
 from skd_core.models.teacher import DepthMap, Teacher
-from skd_core.supervision.priors import prior_of, prior_tolerances
+from skd_core.priors import prior_of, prior_tolerances
+from skd_core.training.batch import Batch
 from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
 
 

@@ -26,8 +26,8 @@ from skd_core.data.bag import (
     typestore,
 )
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros import demo
-from skd_wm3d_ros.bag_evaluation import compare, largest_difference, main
+from skd_wm3d_ros.tools import demo
+from skd_wm3d_ros.tools.bag_evaluation import compare, largest_difference, main
 
 TOPICS = CameraTopics("/camera/image", "/camera/camera_info")
 
@@ -35,7 +35,7 @@ TOPICS = CameraTopics("/camera/image", "/camera/camera_info")
 def test_live_and_offline_detections_are_the_same(tmp_path):
     weights = tmp_path / "tiny.safetensors"
     Detector.random().save(weights)
-    command = [sys.executable, "-m", "skd_wm3d_ros.bag_evaluation", str(demo.DEMO_BAG), "--weights", str(weights)]
+    command = [sys.executable, "-m", "skd_wm3d_ros.tools.bag_evaluation", str(demo.DEMO_BAG), "--weights", str(weights)]
     command += ["--threshold", "0", "--lossless", "--check", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
@@ -77,8 +77,8 @@ def write_raw_bag(path: Path) -> None:
 def test_raw_compressed_images_are_the_same_live_and_offline(tmp_path):
     """With the bundled weights: both decode, both undistort, and that matters."""
     write_raw_bag(tmp_path / "bag")
-    command = [sys.executable, "-m", "skd_wm3d_ros.bag_evaluation", str(tmp_path / "bag"), "--lossless", "--check"]
-    command += ["--raw-images", "--threshold", "0.1", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "skd_wm3d_ros.tools.bag_evaluation", str(tmp_path / "bag"), "--lossless"]
+    command += ["--check", "--raw-images", "--threshold", "0.1", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     assert "live and offline: 3 frames, identical" in done.stdout
@@ -103,7 +103,7 @@ def test_differences_are_seen():
 def test_who_plays(monkeypatch, tmp_path):
     """`ros2 bag play` where there is one and the bag is whole; ours where each answer is waited for."""
     waiting = demo.player_command(tmp_path, TOPICS, None, "/detector/detections")
-    assert waiting[1:3] == ["-m", "skd_wm3d_ros.bag_player"]
+    assert waiting[1:3] == ["-m", "skd_wm3d_ros.tools.bag_player"]
     assert waiting[-2:] == ["--lossless", "/detector/detections"]
     (tmp_path / "metadata.yaml").touch()
     for spec, ros2, whole in [
@@ -116,7 +116,7 @@ def test_who_plays(monkeypatch, tmp_path):
         monkeypatch.setattr(demo.shutil, "which", lambda name, ros2=ros2: ros2)
         bag = tmp_path if whole else tmp_path / "no_metadata"
         command = demo.player_command(bag, TOPICS, 2.0, "/x")
-        assert (command[1:3], command[-2:]) == (["-m", "skd_wm3d_ros.bag_player"], ["--rate", "2.0"])
+        assert (command[1:3], command[-2:]) == (["-m", "skd_wm3d_ros.tools.bag_player"], ["--rate", "2.0"])
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(demo.shutil, "which", lambda name: "/bin/ros2")
     command = demo.player_command(tmp_path, TOPICS, 2.0, "/x")

@@ -16,7 +16,7 @@ from vision_msgs.msg import Detection3DArray
 
 from skd_core.data.bag import Frame, open_bag, write_frames
 from skd_core.errors import UserError
-from skd_wm3d_ros.bag_player import BagPlayer, Options, read_stamp
+from skd_wm3d_ros.tools.bag_player import BagPlayer, Options, read_stamp
 
 pytestmark = pytest.mark.usefixtures("ros")
 
@@ -32,7 +32,7 @@ def bag(tmp_path_factory):
 
 
 def play(bag, *arguments):
-    command = [sys.executable, "-m", "skd_wm3d_ros.bag_player", str(bag), *arguments]
+    command = [sys.executable, "-m", "skd_wm3d_ros.tools.bag_player", str(bag), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

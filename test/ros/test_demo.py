@@ -18,7 +18,7 @@ from vision_msgs.msg import Detection3DArray
 
 from skd_core.data.bag import CameraTopics, Frame, read_detections, write_frames
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.demo import Collector, main
+from skd_wm3d_ros.tools.demo import Collector, main
 
 FRAMES = 3
 
@@ -31,7 +31,7 @@ def weights(tmp_path_factory):
 
 
 def demo(*arguments):
-    command = [sys.executable, "-m", "skd_wm3d_ros.demo", *map(str, arguments)]
+    command = [sys.executable, "-m", "skd_wm3d_ros.tools.demo", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert "Traceback" not in done.stderr
     return done

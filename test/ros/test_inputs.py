@@ -27,10 +27,11 @@ from ros_harness import (
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from skd_wm3d_ros.decoding import Decoder, Rejection
+from skd_wm3d_ros.decoding import Decoder
 from skd_wm3d_ros.inputs import GRACE, LATCHED_AFTER, SILENCE, CameraInput
 from skd_wm3d_ros.loss import LossMeter
 from skd_wm3d_ros.qos import latched_qos
+from skd_wm3d_ros.rejection import Rejection
 
 K = np.array([[100.0, 0, 79.5], [0, 100, 59.5], [0, 0, 1]])
 

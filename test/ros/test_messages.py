@@ -11,9 +11,9 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 from visualization_msgs.msg import Marker
 
-from skd_core.boxes import Boxes3D
+from skd_core.boxes import DEPTH_FRACTION, LATERAL_FRACTION, TILT_STD, YAW_STD, Boxes3D
 from skd_core.data.bag import DETECTIONS, typestore
-from skd_core.data.ros_messages import DEPTH_FRACTION, LATERAL_FRACTION, TILT_STD, YAW_STD, boxes_from_detections
+from skd_core.data.ros_messages import boxes_from_detections
 from skd_wm3d_ros import messages
 from skd_wm3d_ros.postprocess import finite
 

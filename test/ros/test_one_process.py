@@ -30,7 +30,7 @@ from pathlib import Path
 from skd_wm3d_ros import detector_node
 folder = Path(sys.argv[1])
 def load(path, device, precision):
-    from skd_wm3d_ros.overhead import NullDetector
+    from skd_wm3d_ros.tools.overhead import NullDetector
     while path == "slow" and not (folder / "go").exists():
         time.sleep(0.05)
     return NullDetector()

@@ -13,11 +13,12 @@ from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.decoding import Rejection
-from skd_wm3d_ros.devices import RobustDetector, is_device_failure, unlike_training
+from skd_wm3d_ros.camera_check import unlike_training
 from skd_wm3d_ros.diagnostics import ERROR, RECENT, WARN, Statistics
+from skd_wm3d_ros.fallback import RobustDetector, is_device_failure
 from skd_wm3d_ros.order import FrameOrder
 from skd_wm3d_ros.postprocess import finite, select
+from skd_wm3d_ros.rejection import Rejection
 from skd_wm3d_ros.worker import LatestWorker
 
 

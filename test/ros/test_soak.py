@@ -10,14 +10,15 @@ import sys
 
 import pytest
 
-from skd_wm3d_ros.overhead import BOXES, NullDetector
 from skd_wm3d_ros.postprocess import finite
-from skd_wm3d_ros.soak import Result, main, malformed
+from skd_wm3d_ros.tools.overhead import BOXES, NullDetector
+from skd_wm3d_ros.tools.soak import Result, main, malformed
 
 
 def test_a_short_soak():
     """Its verdict on memory needs more frames than a test has time for: growth is only bounded loosely."""
-    command = [sys.executable, "-m", "skd_wm3d_ros.soak", "--frames", "150", "--size", "320x96", "--malformed", "0.1"]
+    command = [sys.executable, "-m", "skd_wm3d_ros.tools.soak", "--frames", "150", "--size", "320x96"]
+    command += ["--malformed", "0.1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, env=environment)
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", done.stdout, re.MULTILINE))
@@ -72,7 +73,8 @@ def test_a_bad_result_is_bad(change, said):
 
 
 def test_each_malformed_frame_is_malformed():
-    from skd_wm3d_ros.decoding import Decoder, Rejection
+    from skd_wm3d_ros.decoding import Decoder
+    from skd_wm3d_ros.rejection import Rejection
 
     for kind in range(8):
         with pytest.raises(Rejection):

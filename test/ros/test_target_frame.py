@@ -16,7 +16,7 @@ from std_msgs.msg import Header
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
 from skd_wm3d_ros import messages
-from skd_wm3d_ros.decoding import Rejection
+from skd_wm3d_ros.rejection import Rejection
 from skd_wm3d_ros.transforms import IDENTITY, FrameLookup, Transform
 
 HALF = math.sqrt(0.5)

@@ -18,17 +18,17 @@ from functools import lru_cache
 import numpy as np
 
 from skd_core.camera import Camera
-from skd_core.data.synthetic import background, layout, raster, shading
-from skd_core.data.synthetic.config import SynthConfig
-from skd_core.data.synthetic.depth_noise import estimate_depth
-from skd_core.data.synthetic.labels import RenderedFrame, Seen, label_frame
-from skd_core.data.synthetic.layout_files import read_layout
-from skd_core.data.synthetic.materials import ITEM
-from skd_core.data.synthetic.mesh import Array
-from skd_core.data.synthetic.objects import Thing
-from skd_core.data.synthetic.raster import Triangles
-from skd_core.data.synthetic.world import OVERCAST, Road, Scene, ground_height
 from skd_core.errors import UserError
+from skd_core.synthetic import background, layout, raster, shading
+from skd_core.synthetic.config import SynthConfig
+from skd_core.synthetic.depth_noise import estimate_depth
+from skd_core.synthetic.labels import RenderedFrame, Seen, label_frame
+from skd_core.synthetic.layout_files import read_layout
+from skd_core.synthetic.materials import ITEM
+from skd_core.synthetic.mesh import Array
+from skd_core.synthetic.objects import Thing
+from skd_core.synthetic.raster import Triangles
+from skd_core.synthetic.world import OVERCAST, Road, Scene, ground_height
 
 FRAME_RATE = 10.0
 """Of sequences, Hz."""

@@ -14,11 +14,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from skd_core.data.synthetic.background import BACKDROP, KERB, SKY, sky_colour, street_colour
-from skd_core.data.synthetic.materials import object_colour
-from skd_core.data.synthetic.noise import clamp01, hash32, value_noise
-from skd_core.data.synthetic.raster import Triangles
-from skd_core.data.synthetic.world import Lens, Light, Road
+from skd_core.synthetic.background import BACKDROP, KERB, SKY, sky_colour, street_colour
+from skd_core.synthetic.materials import object_colour
+from skd_core.synthetic.noise import clamp01, hash32, value_noise
+from skd_core.synthetic.raster import Triangles
+from skd_core.synthetic.world import Lens, Light, Road
 
 FloatArray = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from skd_core.data.synthetic.world import Ground, ground_height
+from skd_core.synthetic.world import Ground, ground_height
 
 NEAR = 0.2
 """Triangles are clipped at this depth (metres)."""

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from skd_core.data.synthetic.mesh import (
+from skd_core.synthetic.mesh import (
     BARK,
     CARGO,
     DARK,
@@ -28,7 +28,7 @@ from skd_core.data.synthetic.mesh import (
     TYRE,
     WALL,
 )
-from skd_core.data.synthetic.noise import clamp01, hash01, stripe, value_noise
+from skd_core.synthetic.noise import clamp01, hash01, stripe, value_noise
 
 FloatArray = NDArray[np.float64]
 

@@ -20,8 +20,8 @@ from sensor_msgs.msg import Image
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
 from skd_wm3d_ros import detector_node
-from skd_wm3d_ros.feeder import feeder_node, good_image, good_info
-from skd_wm3d_ros.processes import running
+from skd_wm3d_ros.tools.feeder import feeder_node, good_image, good_info
+from skd_wm3d_ros.tools.processes import running
 
 RATE = 10.0  # images per second
 STEP = 100_000_000  # nanoseconds between their stamps
@@ -58,7 +58,7 @@ def overhead(frames: int, width: int, height: int, folder: Path) -> str:
     image, info = good_image(width, height, 0), good_info(width, height)
     logs = {role: folder / f"{role}.log" for role in ROLES}
     with contextlib.ExitStack() as stack:
-        command = [sys.executable, "-m", "skd_wm3d_ros.overhead"]
+        command = [sys.executable, "-m", "skd_wm3d_ros.tools.overhead"]
         pids = [stack.enter_context(running([*command, role], log)).pid for role, log in logs.items()]
         feeder = stack.enter_context(feeder_node())
         feeder.wait_for_subscribers(len(pids))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from numba import njit
 
-from skd_core.data.synthetic.objects import Thing
+from skd_core.synthetic.objects import Thing
 
 NOWHERE = 1e6
 """Place of a crossing that is not there (metres along the street)."""

@@ -1,6 +1,6 @@
 """The main job, end to end: a bag player process and the detector node process talk DDS; pictures and a bag come out.
 
-``python -m skd_wm3d_ros.demo [--images DIR --camera FILE | --bag DIR] [--weights W] [--out out/demo]``
+``python -m skd_wm3d_ros.tools.demo [--images DIR --camera FILE | --bag DIR] [--weights W] [--out out/demo]``
 
 Every frame is answered: the player waits for the detections of one image before it sends the next.
 """
@@ -40,11 +40,11 @@ from skd_core.data.sample import read_image
 from skd_core.errors import UserError
 from skd_core.files import make_folder
 from skd_core.visualize import draw_bev, draw_boxes3d, stack, strip, write_image
-from skd_wm3d_ros.bag_player import read_stamp
-from skd_wm3d_ros.processes import running
 from skd_wm3d_ros.resources import share_file
+from skd_wm3d_ros.tools.bag_player import read_stamp
+from skd_wm3d_ros.tools.processes import running
 
-DEMO_BAG = Path(__file__).resolve().parent / "data" / "demo_bag"
+DEMO_BAG = Path(__file__).resolve().parents[1] / "data" / "demo_bag"
 PICTURES = {".png", ".jpg", ".jpeg"}
 FRAME_PERIOD = 100_000_000  # nanoseconds between the pictures of a folder
 FIRST_STAMP = 1_000_000_000_000_000_000
@@ -218,7 +218,8 @@ def player_command(bag: Path, topics: CameraTopics, rate: float | None, answers:
     if rate is not None and installed and (bag / "metadata.yaml").is_file():
         played = ["--topics", topics.image, topics.camera_info, "--rate", str(rate), "--delay", "2"]
         return ["ros2", "bag", "play", str(bag), *played]
-    command = [sys.executable, "-m", "skd_wm3d_ros.bag_player", str(bag), "--topics", topics.image, topics.camera_info]
+    command = [sys.executable, "-m", "skd_wm3d_ros.tools.bag_player", str(bag)]
+    command += ["--topics", topics.image, topics.camera_info]
     command += ["--wait-subscribers", "2", "--timeout", str(FRAME_TIMEOUT)]  # the node, and the collector for latency
     return [*command, "--rate", "0", "--lossless", answers] if rate is None else [*command, "--rate", str(rate)]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from skd_core.data.synthetic.mesh import Array
 from skd_core.errors import UserError
+from skd_core.synthetic.mesh import Array
 
 
 @lru_cache(maxsize=4)

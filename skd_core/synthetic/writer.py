@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from skd_core.data.sample import NOTE
-from skd_core.data.synthetic.config import SynthConfig
-from skd_core.data.synthetic.labels import RenderedFrame
-from skd_core.data.synthetic.render import render_frame
 from skd_core.errors import UserError
+from skd_core.synthetic.config import SynthConfig
+from skd_core.synthetic.labels import RenderedFrame
+from skd_core.synthetic.render import render_frame
 
 FOLDERS = (
     "training/image_2",

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from skd_core.data.synthetic.mesh import (
+from skd_core.synthetic.mesh import (
     BARK,
     CARGO,
     DARK,

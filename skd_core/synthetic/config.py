@@ -10,9 +10,9 @@ from typing import Literal, cast, get_args
 import torch
 
 from skd_core.camera import Camera
-from skd_core.data.synthetic.depth_noise import DepthNoise
-from skd_core.data.synthetic.objects import Shapes
 from skd_core.errors import UserError
+from skd_core.synthetic.depth_noise import DepthNoise
+from skd_core.synthetic.objects import Shapes
 
 BoxStyle = Literal["amodal", "tight"]
 

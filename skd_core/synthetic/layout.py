@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from skd_core.data.synthetic.furniture import Furniture
-from skd_core.data.synthetic.mesh import Array
-from skd_core.data.synthetic.objects import Shapes, Thing, Wardrobe
-from skd_core.data.synthetic.street import Plan, Street, draw_road
-from skd_core.data.synthetic.world import Ground, Lens, Light, Scene
+from skd_core.synthetic.furniture import Furniture
+from skd_core.synthetic.mesh import Array
+from skd_core.synthetic.objects import Shapes, Thing, Wardrobe
+from skd_core.synthetic.street import Plan, Street, draw_road
+from skd_core.synthetic.world import Ground, Lens, Light, Scene
 
 SINK = 0.10
 """Ground.sink of invented scenes, metres; label files stand on rougher ground than the renderer's."""

@@ -1,6 +1,6 @@
 """Play a rosbag2 bag: its bytes go to the publishers as they are, nothing is decoded.
 
-``python -m skd_wm3d_ros.bag_player BAG [--rate R] [--topics T ...]
+``python -m skd_wm3d_ros.tools.bag_player BAG [--rate R] [--topics T ...]
     [--wait-subscribers [N]] [--lossless TOPIC] [--loop]``
 """
 

@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from skd_core.data.synthetic.noise import clamp01, hash01, stripe, value_noise
-from skd_core.data.synthetic.world import Ground, Light, Road
+from skd_core.synthetic.noise import clamp01, hash01, stripe, value_noise
+from skd_core.synthetic.world import Ground, Light, Road
 
 FloatArray = NDArray[np.float64]
 

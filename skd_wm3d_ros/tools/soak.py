@@ -1,9 +1,9 @@
 """Endurance and cost of the node, measured on real processes over DDS.
 
-``python -m skd_wm3d_ros.soak --frames 20000``: frames as fast as the node takes them, some of them malformed; memory
-must stay flat, no frame be answered twice, answers come in the order of their stamps, and every frame that arrived be
-answered or counted. ``--overhead``: the node's own cost, everything but the network, beside the cost of receiving the
-same images in an empty callback.
+``python -m skd_wm3d_ros.tools.soak --frames 20000``: frames as fast as the node takes them, some of them malformed;
+memory must stay flat, no frame be answered twice, answers come in the order of their stamps, and every frame that
+arrived be answered or counted. ``--overhead``: the node's own cost, everything but the network, beside the cost of
+receiving the same images in an empty callback.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.feeder import Feeder, feeder_node, good_image, good_info
 from skd_wm3d_ros.launching import PROFILE_VARIABLES
-from skd_wm3d_ros.overhead import overhead
-from skd_wm3d_ros.processes import running
 from skd_wm3d_ros.resources import share_file
+from skd_wm3d_ros.tools.feeder import Feeder, feeder_node, good_image, good_info
+from skd_wm3d_ros.tools.overhead import overhead
+from skd_wm3d_ros.tools.processes import running
 
 STEP = 20_000_000  # nanoseconds between the stamps of two frames
 ANSWER_TIMEOUT = 2.0  # seconds

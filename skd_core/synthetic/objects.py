@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from skd_core.data.synthetic import meshes
-from skd_core.data.synthetic.mesh import Array, Template
+from skd_core.synthetic import meshes
+from skd_core.synthetic.mesh import Array, Template
 
 Shapes = Literal["train", "heldout", "all"]
 

@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from skd_core.data.synthetic.noise import value_noise
+from skd_core.synthetic.noise import value_noise
 
 MAX_DEPTH = 250.0
 """Metres; a uint16 PNG x 256 holds up to 255.99."""

@@ -28,18 +28,18 @@ from tqdm import tqdm
 from skd_core.boxes import box_corners
 from skd_core.camera import Camera
 from skd_core.config import DataConfig, SetConfig, TrainConfig
-from skd_core.data.batch import Batch, TrainingSet, collate
 from skd_core.data.kitti import KittiObjects
 from skd_core.data.sample import Sample
-from skd_core.data.synthetic import RenderedFrame, SynthConfig, render_frame
 from skd_core.errors import UserError
 from skd_core.evaluation.kitti import CLASSES, evaluate
 from skd_core.files import write_atomic
 from skd_core.inference.detector import Detector
 from skd_core.iou import bev_iou
 from skd_core.models.decode import Prediction3D
-from skd_core.supervision.priors import prior_of
+from skd_core.priors import prior_of
+from skd_core.synthetic import RenderedFrame, SynthConfig, render_frame
 from skd_core.training.ablation import row_config
+from skd_core.training.batch import Batch, TrainingSet, collate
 from skd_core.training.modulation import YARDSTICKS, scale_gradient
 from skd_core.training.module import Step, TeacherStudent
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from skd_core.data.synthetic.objects import Shapes, Thing, Wardrobe
-from skd_core.data.synthetic.world import NOWHERE, Road
+from skd_core.synthetic.objects import Shapes, Thing, Wardrobe
+from skd_core.synthetic.world import NOWHERE, Road
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Evaluate the live node on a recording: play it, collect ``~/detections``, score them as `skd_core bag-eval` does.
 
-``python -m skd_wm3d_ros.bag_evaluation BAG [--weights W] [--out DIR] [--rate R | --lossless] [--check]``
+``python -m skd_wm3d_ros.tools.bag_evaluation BAG [--weights W] [--out DIR] [--rate R | --lossless] [--check]``
 
 Played in real time the node drops what it cannot keep up with: such frames are counted and not scored. ``--lossless``
 waits for the answer to each image. ``--check`` detects offline too and compares, frame by frame.
@@ -23,7 +23,7 @@ from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import DETECTIONS_TOPIC, evaluate_bag, print_scores
 from skd_core.inference.detector import Detector
 from skd_core.inference.weights import load_weights
-from skd_wm3d_ros.demo import run
+from skd_wm3d_ros.tools.demo import run
 
 SAME = 1e-4
 """Greatest difference that counts as none: metres, radians, scores; the network's values are float32."""
@@ -68,7 +68,7 @@ def evaluate_live(
         the scores; ``out/live`` is a bag of the node's messages, byte for byte.
 
     Raises:
-        UserError: see :func:`skd_wm3d_ros.demo.run` and ``evaluate_bag``.
+        UserError: see :func:`skd_wm3d_ros.tools.demo.run` and ``evaluate_bag``.
     """
     camera = find_camera(bag, more.get("image_topic"), more.get("camera_info_topic"))
     classes = load_weights(weights)[0].config.classes

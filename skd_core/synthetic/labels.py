@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from skd_core.boxes import Boxes2D, Boxes3D, project_boxes
 from skd_core.camera import Camera
-from skd_core.data.synthetic.config import SynthConfig
-from skd_core.data.synthetic.mesh import Array
+from skd_core.synthetic.config import SynthConfig
+from skd_core.synthetic.mesh import Array
 
 MIN_VISIBLE, MIN_PIXELS = 0.10, 12
 """Least share of an object's own pixels, and least pixels of a 640x192 picture, that a label needs."""

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from skd_core.data.synthetic import meshes
-from skd_core.data.synthetic.mesh import Array, Template
-from skd_core.data.synthetic.objects import Thing
-from skd_core.data.synthetic.street import Plan
-from skd_core.data.synthetic.world import Road
+from skd_core.synthetic import meshes
+from skd_core.synthetic.mesh import Array, Template
+from skd_core.synthetic.objects import Thing
+from skd_core.synthetic.street import Plan
+from skd_core.synthetic.world import Road
 
 WALLS = np.array(
     [

@@ -19,7 +19,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 
 from skd_core.errors import UserError
-from skd_wm3d_ros.bag_player import read_stamp
+from skd_wm3d_ros.tools.bag_player import read_stamp
 
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 START_TIMEOUT = 180.0  # seconds

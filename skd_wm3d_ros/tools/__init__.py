@@ -1,0 +1,1 @@
+"""Programs around the node, none of which it needs: demonstration, bag player, bag evaluation, soak and overhead."""
