@@ -39,7 +39,8 @@ from skd_core.models.decode import Prediction3D
 from skd_core.priors import prior_of
 from skd_core.synthetic import RenderedFrame, SynthConfig, render_frame
 from skd_core.training.ablation import row_config
-from skd_core.training.batch import Batch, TrainingSet, collate
+from skd_core.training.batch import Batch, collate
+from skd_core.training.dataset import TrainingSet
 from skd_core.training.modulation import YARDSTICKS, scale_gradient
 from skd_core.training.module import Step, TeacherStudent
 

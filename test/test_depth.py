@@ -42,7 +42,7 @@ from skd_core.supervision.pseudo import (
 from skd_core.supervision.target_report import measure
 from skd_core.supervision.targets import TargetMaker, share_line
 from skd_core.synthetic import DepthNoise, SynthConfig, render_frame
-from skd_core.training.batch import TrainingSet
+from skd_core.training.dataset import TrainingSet
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 run = CliRunner()

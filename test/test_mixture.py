@@ -24,9 +24,11 @@ from skd_core.data.transforms import degrade, network_camera
 from skd_core.inference.detector import Detector
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.supervision.pseudo import PseudoTargets
-from skd_core.training.batch import EpochSampler, TrainingSet, collate, place_window
+from skd_core.training.batch import collate
+from skd_core.training.dataset import TrainingSet, place_window
 from skd_core.training.evaluate import predict_dataset
 from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.sampler import EpochSampler
 
 MODEL = {"focal": 120.0, "center_range": 2.5, "border_flags": True, "input_size": [96, 64]}
 AUGMENT = {"zoom": [0.6, 1.8], "crop_to_objects": 0.8, "crop_cuts": 0.4}

@@ -26,10 +26,12 @@ from skd_core.inference.weights import digest, load_weights
 from skd_core.models.decode import Prediction3D
 from skd_core.models.heads import Maps2D, Raw3D
 from skd_core.models.student import Rois
-from skd_core.training.batch import Batch, EpochSampler, TrainingSet, collate, jitter_boxes, training_loader
+from skd_core.training.batch import Batch, collate
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from skd_core.training.dataset import TrainingSet, jitter_boxes, training_loader
 from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
 from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.sampler import EpochSampler
 from skd_core.training.schedule import learning_rate, ramp
 from skd_core.training.trainer import Trainer
 

@@ -34,13 +34,15 @@ from skd_core.errors import UserError
 from skd_core.evaluation.dataset_scores import score_dataset
 from skd_core.files import finite, make_folder, write_atomic
 from skd_core.inference.weights import WEAK, save_weights
-from skd_core.training.batch import Batch, EpochSampler, TrainingSet, training_loader
+from skd_core.training.batch import Batch
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from skd_core.training.dataset import TrainingSet, training_loader
 from skd_core.training.evaluate import predict_dataset
 from skd_core.training.modulation import YARDSTICKS
 from skd_core.training.module import Step, TeacherStudent
 from skd_core.training.pretrained import freeze, load_initial
 from skd_core.training.records import read_records
+from skd_core.training.sampler import EpochSampler
 from skd_core.training.schedule import learning_rate, ramp
 
 PATIENCE = timedelta(hours=12)  # of the other processes while the first one evaluates
