@@ -141,7 +141,9 @@ def predict(
     camera: Annotated[Path, typer.Option(help="KITTI calib, ROS calibration YAML or CameraInfo YAML.")],
     out: Annotated[Path, typer.Option(help="Gets results/NAME.txt (KITTI format) and pictures/NAME.png.")],
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.4,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score, if not the weights' own.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     draw: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
 ) -> None:
@@ -241,7 +243,9 @@ def show(
     weights: Annotated[str | None, typer.Option(help="Detect with these weights.")] = None,
     results: Annotated[Path | None, typer.Option(help="Or show KITTI result files, NAME.txt.")] = None,
     frames: Annotated[str, typer.Option(help="NUMBER or FIRST:LAST:STEP.")] = "::",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.4,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score, if not the weights' own.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     labels: Annotated[Path | None, typer.Option(help="Of a bag: folder of KITTI label files, one per frame.")] = None,
     image_topic: Annotated[str | None, typer.Option(help="Of a bag with several cameras.")] = None,
