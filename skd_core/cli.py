@@ -75,6 +75,43 @@ def depth(
 
 
 @app.command()
+def autolabel(
+    source: Annotated[Path, typer.Argument(help="Folder of images, KITTI tree, or a bag.")],
+    detector: Annotated[str, typer.Option(help="FILE.onnx in YOLOX's format, or torchvision:MODEL@FILE.")],
+    out: Annotated[Path, typer.Option(help="Gets a KITTI tree to train on, and review/index.html; goes on.")],
+    camera: Annotated[Path | None, typer.Option(help="Of a folder: calibration or folder of NAME.txt.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a KITTI tree; all images if left out.")] = None,
+    image_topic: Annotated[str | None, typer.Option(help="Of a bag with several cameras.")] = None,
+    raw_images: Annotated[bool, typer.Option("--raw-images", help="Of a bag: undistort with K and D.")] = False,
+    class_map: Annotated[
+        str | None, typer.Option(help="SOURCE:TARGET,...; names or ids, such as 2:car,person:pedestrian.")
+    ] = None,
+    tiles: Annotated[int, typer.Option(min=0, help="Windows besides the whole image.")] = 4,
+    keep: Annotated[str | None, typer.Option(help="Least score of a label: 0.4, or Car=0.4,Pedestrian=0.5.")] = None,
+    doubtful: Annotated[float, typer.Option(min=0, max=1, help="Least score of DontCare, below a label's.")] = 0.2,
+    given: Annotated[
+        Path | None, typer.Option(help="Folder of label files that stay; what they lack comes beside it.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="True labels to compare with; a KITTI tree's own if any.")] = None,
+    rejected: Annotated[Path | None, typer.Option(help="Boxes to turn into DontCare, saved from the pages.")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the images instead of linking them.")] = False,
+    review: Annotated[bool, typer.Option(help="Write the pages to check the boxes on.")] = True,
+    threads: Annotated[int, typer.Option(min=0, help="Of an ONNX file; 0: as many as there are cores.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+) -> None:
+    """Label images with a 2D detector: a KITTI tree to train on, doubtful boxes as DontCare; hand corrections stay."""
+    from skd_core.devices import pick_device
+    from skd_core.supervision.autolabel_command import Options, run_autolabel
+
+    options = Options(
+        camera, split, image_topic, not raw_images, tuple(class_map.split(",")) if class_map else None, tiles,
+        threads, str(pick_device(device)), doubtful, keep, given, labels, rejected, copy, review, json,
+    )  # fmt: skip
+    print(run_autolabel(source, detector, out, options))
+
+
+@app.command()
 def pseudo(
     root: Annotated[Path, typer.Argument(help="Data set in the KITTI layout, with depth maps.")],
     split: Annotated[str | None, typer.Option(help="A name in ImageSets/; all images if left out.")] = None,

@@ -218,7 +218,7 @@ class KittiDataset(Dataset[Sample]):
         self._calibs = _files_by_name(training / "calib", (".txt",))
         self._labels = _files_by_name(training / "label_2", (".txt",))
         self._depths = None if depth_dir is None else _files_by_name(training / depth_dir, (".png", ".npy"))
-        self.names = sorted(self._images) if split is None else _read_split(self.root / "ImageSets", split)
+        self.names = sorted(self._images) if split is None else read_split(self.root / "ImageSets", split)
         if not self.names:
             raise UserError(f"{training / 'image_2' if split is None else split}: no frames")
         found = {"image_2": self._images, "calib": self._calibs, "label_2": self._labels}
@@ -275,7 +275,12 @@ def _files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
 
 
-def _read_split(folder: Path, split: str) -> list[str]:
+def read_split(folder: Path, split: str) -> list[str]:
+    """The frame names of ``folder/split.txt``.
+
+    Raises:
+        UserError: no such split, or a line that is not one name.
+    """
     path = folder / f"{split}.txt"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"

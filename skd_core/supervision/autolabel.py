@@ -1,0 +1,288 @@
+"""2D labels for images that have none: a detector's boxes as a KITTI tree to train on.
+
+::
+
+    out/training/image_2/NAME.jpg   a relative link to the image, or a copy; a PNG where it comes from a bag
+    out/training/calib/NAME.txt     P2
+    out/training/label_2/NAME.txt   class and 2D box; what would be 3D is written as unknown
+    out/ImageSets/all.txt           the frames of the last run
+    out/autolabel.json              what made the labels
+    out/autolabel.jsonl             a line each time a label file is written: hashes, and its boxes' scores
+
+A label file that is not as autolabel wrote it was corrected by hand and stays, whatever is run again. The others are
+kept while the image and the recipe (detector, classes, scores, rules) are the same, and made anew otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from skd_core.boxes import Boxes2D
+from skd_core.camera import Camera
+from skd_core.data.kitti import read_boxes2d
+from skd_core.errors import UserError
+from skd_core.files import make_folder, write_atomic
+from skd_core.supervision.autolabel_input import Frame
+from skd_core.supervision.class_map import DONT_CARE
+from skd_core.supervision.detector_2d import Detector2D
+from skd_core.supervision.label_rules import LabelRules, covered, uncovered
+from skd_core.supervision.tiles import join
+from skd_core.visualize import write_image
+
+NOTE, LOG = "autolabel.json", "autolabel.jsonl"
+UNKNOWN_3D = "-1 -1 -1 -1000 -1000 -1000 -10"
+"""KITTI's dimensions, location and rotation_y of what has none."""
+DOUBTFUL = 0.2
+"""Least score of a DontCare box: what a detector is loaded with for autolabelling. [ours]"""
+
+
+@dataclass
+class Tally:
+    """What a run did.
+
+    Attributes:
+        made, kept, by_hand: frames labelled now, left as they were, and found corrected by hand.
+        classes: boxes of each class in the label files, DontCare among them.
+        names: of all frames.
+    """
+
+    made: int = 0
+    kept: int = 0
+    by_hand: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+
+def autolabel(
+    frames: Iterable[Frame],
+    out: Path,
+    detector: Detector2D,
+    recipe: Mapping[str, Any],
+    rules: LabelRules | None = None,
+    given: Path | None = None,
+    copy: bool = False,
+    total: int | None = None,
+) -> Tally:
+    """Write a KITTI tree with a detector's boxes as labels; an interrupted run goes on.
+
+    Args:
+        frames: the images, each name once, see :mod:`skd_core.supervision.autolabel_input`.
+        out: the tree's root; see the module's text, and :func:`check_out`.
+        detector: loaded with a low least score (:data:`DOUBTFUL`), so that it gives the doubtful boxes too.
+        recipe: what decides the detector's boxes, as JSON: labels made by another recipe are made anew.
+        rules: which boxes are labels and which DontCare.
+        given: folder of label files, NAME.txt, whose lines stay as they are, see :func:`beside_given`.
+        copy: copy images instead of linking them.
+        total: number of frames, for the progress bar.
+
+    Raises:
+        UserError: an unreadable image, calibration or label file; ``out`` holds labels of something else.
+    """
+    rules = rules or LabelRules()
+    known = _classes_in(given)
+    recipe = {**recipe, "rules": asdict(rules), "given_classes": sorted(known)}
+    for folder in ("training/image_2", "training/calib", "training/label_2", "ImageSets"):
+        make_folder(out / folder)
+    write_atomic(out / NOTE, json.dumps(recipe, indent=2, sort_keys=True) + "\n")
+    log = LabelLog(out / LOG)
+    tally = Tally()
+    for frame in tqdm(frames, total=total, unit="image", disable=total is not None and total < 10):
+        labels = out / "training" / "label_2" / f"{frame.name}.txt"
+        lines = _given_lines(given, frame.name)
+        state = text_hash(json.dumps([frame.digest, recipe, lines], sort_keys=True))
+        now = file_hash(labels)
+        by_hand = now is not None and now not in log.written(frame.name)
+        last_state, last_hash = log.last(frame.name) or ("", "")
+        fresh = now == last_hash and state == last_state
+        image: NDArray[np.uint8] | None = None
+        if now is None or state != last_state or not _complete(out, frame):
+            image, camera = frame.read()
+            _place(frame, image, camera, out, copy)
+        if by_hand:
+            tally.by_hand += 1
+        elif fresh:
+            tally.kept += 1
+        else:
+            found = rules.apply(detector.detect(frame.read()[0] if image is None else image, dont_care=True))
+            found = beside_given(found, lines, known)
+            text = "".join([*(lines or []), *map(_line, found.labels, found.xyxy.tolist())])
+            scores = [*[1.0] * len(lines or []), *found.scores.tolist()]
+            log.add(frame.name, state, text_hash(text), scores)  # first: a file that no line tells of was made by hand
+            write_atomic(labels, text)
+            tally.made += 1
+        for label in read_boxes2d(labels).labels:
+            tally.classes[label] = tally.classes.get(label, 0) + 1
+        tally.names.append(frame.name)
+    write_atomic(out / "ImageSets" / "all.txt", "".join(f"{name}\n" for name in tally.names))
+    return tally
+
+
+def check_out(out: Path, source: Path, given: Path | None = None) -> None:
+    """Refuse a place for the tree where it would write over its input or over labels that autolabel did not write.
+
+    Raises:
+        UserError: ``out`` is the source or holds it or the given labels, or holds labels without autolabel's note.
+    """
+    root = out.resolve()
+    for path in (source, *([given] if given is not None else [])):
+        if path.resolve() == root or root in path.resolve().parents:
+            raise UserError(f"{out}: would write over its input {path}; choose another folder for --out")
+    if any((out / "training" / "label_2").glob("*.txt")) and not (out / NOTE).is_file():
+        raise UserError(f"{out}: holds labels that autolabel did not write; choose another folder for --out")
+
+
+def beside_given(found: Boxes2D, lines: list[str] | None, known: set[str]) -> Boxes2D:
+    """What a detector adds to labels that are there already.
+
+    Args:
+        found: labels and DontCare.
+        lines: of the label file; None where there is none: then all that is found stays.
+        known: classes that the label files name. What is found of these and not in the file is doubtful: DontCare.
+
+    Returns:
+        What no line's box explains: overlaps it by an IoU of .5, or lies in it by 90 %.
+    """
+    if lines is None:
+        return found
+    columns = [line.split() for line in lines]
+    boxes = found.xyxy.new_tensor([[float(value) for value in words[4:8]] for words in columns]).reshape(-1, 4)
+    there = Boxes2D(boxes, tuple(words[0] for words in columns))
+    names = tuple(DONT_CARE if label in known else label for label in found.labels)
+    found = Boxes2D(found.xyxy, names, found.scores)
+    part, back = covered(found.xyxy, boxes), covered(boxes, found.xyxy).T
+    iou = 1 / (1 / part.clamp(min=1e-6) + 1 / back.clamp(min=1e-6) - 1)
+    found = found[(iou <= 0.5).all(1)]
+    sure = [label != DONT_CARE for label in found.labels]
+    return join([found[sure], uncovered(found[[not s for s in sure]], join([there, found[sure]]))])
+
+
+class LabelLog:
+    """What autolabel wrote and when it wrote it anew; a line of JSON for each label file written.
+
+    Args:
+        path: of the log; where its last line is cut, that one is taken off.
+
+    Raises:
+        UserError: a line is damaged, or the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._records: dict[str, list[dict[str, Any]]] = {}
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{path}: cannot read, or not a text file") from None
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            write_atomic(path, whole)
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                record = json.loads(line)
+                self._records.setdefault(record["name"], []).append(record)
+            except (json.JSONDecodeError, TypeError, KeyError):
+                raise UserError(f"{path}:{number}: not a line of autolabel's log; restore it or begin anew") from None
+
+    def written(self, name: str) -> set[str]:
+        """Hashes of all label files ever written for a frame."""
+        return {record["labels"] for record in self._records.get(name, [])}
+
+    def last(self, name: str) -> tuple[str, str] | None:
+        """State and hash of the label file written last; None if there was none."""
+        records = self._records.get(name)
+        return (records[-1]["state"], records[-1]["labels"]) if records else None
+
+    def scores(self, name: str, labels: str | None) -> list[float]:
+        """Scores of a label file's lines; empty where the file of this hash was not written by autolabel."""
+        for record in reversed(self._records.get(name, [])):
+            if record["labels"] == labels:
+                return list(record["scores"])
+        return []
+
+    def add(self, name: str, state: str, labels: str, scores: list[float]) -> None:
+        """Append a line.
+
+        Args:
+            name: of the frame.
+            state: hash of all that decides its labels.
+            labels: hash of the label file; scores: of its lines.
+        """
+        record = {"name": name, "state": state, "labels": labels, "scores": [round(s, 4) for s in scores]}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write: {error.strerror}") from None
+        self._records.setdefault(name, []).append(record)
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str | None:
+    """SHA-256 of a file; None where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from None
+
+
+def _line(label: str, xyxy: list[float]) -> str:
+    return f"{label} -1 -1 -10 {' '.join(f'{value:.2f}' for value in xyxy)} {UNKNOWN_3D}\n"
+
+
+def _given_lines(given: Path | None, name: str) -> list[str] | None:
+    path = None if given is None else given / f"{name}.txt"
+    if path is None or not path.is_file():
+        return None
+    read_boxes2d(path)  # names what is malformed
+    return [line.strip() + "\n" for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _classes_in(given: Path | None) -> set[str]:
+    """The classes of a folder's label files, but not DontCare."""
+    if given is None:
+        return set()
+    files = sorted(given.glob("*.txt"))
+    if not files:
+        raise UserError(f"{given}: no label files NAME.txt")
+    return {label for file in files for label in read_boxes2d(file).labels} - {DONT_CARE}
+
+
+def _complete(out: Path, frame: Frame) -> bool:
+    return _image_path(out, frame).exists() and (out / "training" / "calib" / f"{frame.name}.txt").is_file()
+
+
+def _image_path(out: Path, frame: Frame) -> Path:
+    suffix = ".png" if frame.path is None else frame.path.suffix.lower()
+    return out / "training" / "image_2" / f"{frame.name}{suffix}"
+
+
+def _place(frame: Frame, image: NDArray[np.uint8], camera: Camera, out: Path, copy: bool) -> None:
+    """The frame's image and calibration."""
+    place = _image_path(out, frame)
+    if frame.path is None:
+        write_image(place, image)
+    else:
+        place.unlink(missing_ok=True)
+        if copy:
+            shutil.copyfile(frame.path, place)
+        else:
+            place.symlink_to(os.path.relpath(frame.path.resolve(), place.parent.resolve()))
+    numbers = " ".join(map(repr, camera.P.double().flatten().tolist()))
+    write_atomic(out / "training" / "calib" / f"{frame.name}.txt", f"P2: {numbers}\n")
