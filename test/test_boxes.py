@@ -18,6 +18,7 @@ from skd_core.boxes import (
     Boxes2D,
     Boxes3D,
     alpha_to_yaw,
+    at_border,
     project_boxes,
     rotation_matrix,
     wrap_angle,
@@ -333,3 +334,12 @@ def test_to_changes_every_tensor() -> None:
     assert {getattr(boxes, name).dtype for name in names} == {torch.float64}
     assert boxes.labels == ("a", "b", "c")
     assert Boxes2D(torch.zeros(1, 4), ("a",)).to(torch.float64).scores.dtype == torch.float64
+
+
+def test_edges_at_the_border() -> None:
+    """Within 3 px of the image's border; sizes may differ from box to box."""
+    boxes = torch.tensor([[2.9, 10, 100, 60], [10, 2, 50, 60], [10, 10, 50, 98], [3, 3, 189, 97]])
+    expected = [[True, False, False, False], [False, True, False, False], [False, False, False, True], [False] * 4]
+    assert at_border(boxes, 192, 100).tolist() == expected
+    sizes = torch.tensor([192.0, 52, 192, 192])
+    assert at_border(boxes, sizes, 100)[1].tolist() == [False, True, True, False]

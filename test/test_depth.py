@@ -316,7 +316,7 @@ def test_targets_of_relative_depth_are_about_as_good_as_of_metric() -> None:
     maker, metric, relative = TargetMaker("relative"), [], []
     for number in range(12):
         sample, truth = relative_sample(number, rng, 0.06)
-        aligned, plain = maker.metric(sample), replace(sample, depth=truth)
+        aligned, plain = maker.read(sample), replace(sample, depth=truth)
         relative.append((aligned, pseudo_targets(aligned)))
         metric.append((plain, pseudo_targets(plain)))
     a, b = (table.statistics(table.distance > 0) for table in (measure(relative), measure(metric)))

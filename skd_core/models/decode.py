@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skd_core.boxes import project_boxes, wrap_angle
 from skd_core.camera import unproject
+from skd_core.geometry import geometric_depth, half_extent
 from skd_core.models.backbone import STRIDE
 from skd_core.models.heads import Maps2D, Raw3D
 
@@ -56,15 +57,6 @@ class Prediction3D:
         return replace(self, center_uv=(uv - boxes[:, :2]) / (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0))
 
 
-def half_extent(size: Tensor, yaw: Tensor) -> Tensor:
-    """e of METHOD 4: from the centre to the nearest face along the optical axis, ``(l |sin| + w |cos|) / 2``.
-
-    Args:
-        size: shape (N, 3), (l, w, h); yaw: shape (N,), radians.
-    """
-    return 0.5 * (size[..., 0] * torch.sin(yaw).abs() + size[..., 1] * torch.cos(yaw).abs())
-
-
 def decode_3d(
     raw: Raw3D,
     boxes: Tensor,
@@ -106,7 +98,7 @@ def decode_3d(
 
     ray = torch.atan2(uv[:, 0].detach() - P[:, 0, 2], P[:, 0, 0])
     offset = half_extent(size, turned + ray) if center_offset else torch.zeros_like(ray)
-    geometric = P[:, 1, 1] * size[:, 2] / wh[:, 1].clamp(min=1.0) + offset
+    geometric = geometric_depth(P[:, 1, 1], size[:, 2], wh[:, 1].clamp(min=1.0), offset)
     free = -raw.depth[:, 2] if focal is None else torch.log(P[:, 1, 1] / focal) - raw.depth[:, 2]
     log_z = torch.where(cut, free, torch.log(geometric) + 0.3 * torch.tanh(raw.depth[:, 0]))
     log_z = log_z.clamp(math.log(0.5), math.log(200.0))

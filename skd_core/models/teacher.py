@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from skd_core.config import ModelConfig
+from skd_core.geometry import geometric_depth, half_extent
 from skd_core.models.backbone import STRIDE, conv_bn_relu, roi_features, set_bias
-from skd_core.models.decode import half_extent
 from skd_core.models.heads import Head3D, Raw3D
 from skd_core.models.student import Rois, condition_channels
 
@@ -103,7 +103,7 @@ class Teacher(nn.Module):
         prior = self.prior[rois.classes]
         height = (rois.boxes[:, 3] - rois.boxes[:, 1]).clamp(min=1.0)
         sideways = torch.full_like(height, 0.5 * math.pi)
-        return rois.P[:, 1, 1] * prior[:, 2] / height + half_extent(prior, sideways)
+        return geometric_depth(rois.P[:, 1, 1], prior[:, 2], height, half_extent(prior, sideways))
 
 
 def depth_to_points(depth: Tensor, P: Tensor) -> Tensor:

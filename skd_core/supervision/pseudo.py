@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skd_core.data.sample import Sample
+from skd_core.geometry import geometric_depth, half_extent, mean_half_extent
 from skd_core.priors import ClassPrior, prior_of
 
 Floats = NDArray[np.float64]
@@ -80,7 +81,7 @@ class _Object:
 
     Attributes:
         box: shape (4,), pixels; prior: of its class.
-        cut, side: whether the image border cuts the box at top or bottom, at left or right.
+        cut, side: whether the box's top or bottom, its left or right edge is hidden: not the object's own.
         surface: shape (n, 3), visible points, metres, None if too few.
         alpha, weight: see :class:`PseudoTargets`.
         e: half the extent along the optical axis, metres.
@@ -97,7 +98,7 @@ class _Object:
 
     def geometric(self, P: Floats) -> float:
         """z_geo = f H / h2d + e, metres."""
-        return geometric_depth(self.box, self.prior, P, self.e)
+        return box_depth(self.box, self.prior, P, self.e)
 
     def surface_depth(self, factor: float = 1.0) -> float | None:
         """z* (METHOD 5.2) with the surface scaled by ``factor``; None where the border hides how much is not seen."""
@@ -145,18 +146,18 @@ def pseudo_targets(sample: Sample, center_offset: bool = True) -> PseudoTargets:
 def _objects(sample: Sample, P: Floats) -> list[_Object]:
     assert sample.depth is not None
     depth = sample.depth.numpy().astype(np.float64)
-    H, W = depth.shape
     xyxy = sample.boxes2d.xyxy.numpy().astype(np.float64)
     ground = fit_ground(depth, xyxy, P)
     objects = []
     for i, label in enumerate(sample.boxes2d.labels):
         box, prior = xyxy[i], prior_of(label)
-        cut, side = touches(box[1], box[3], H), touches(box[0], box[2], W)
+        side, cut = (bool(sample.hidden[i, edges].any()) for edges in ([0, 2], [1, 3]))
         surface = surface_points(depth, xyxy, i, prior, P, ground)
         seen = None if surface is None else surface[:, [0, 2]]
         alpha, weight = fit_alpha(seen, prior, box, P, whole=not (cut or side))
         yaw = alpha + ray_angle(box, P)
-        e = 0.5 * (prior.size[2] * abs(math.sin(yaw)) + prior.size[1] * abs(math.cos(yaw)))
+        size = torch.tensor(prior.size[::-1], dtype=torch.float64)
+        e = float(half_extent(size, torch.tensor(yaw, dtype=torch.float64)))
         objects.append(_Object(box, prior, cut, side, surface, alpha, weight, e))
     return objects
 
@@ -248,15 +249,10 @@ def nearest_mode(points: Floats, reach: float, bandwidth: float = 0.04, least: f
     return near
 
 
-def touches(low: float, high: float, size: int, border: float = 3.0) -> bool:
-    """Whether one of two opposite edges of a box is within ``border`` pixels of the image's, 0 and ``size``."""
-    return bool(low < border or high > size - border)
-
-
-def geometric_depth(box: Floats, prior: ClassPrior, P: Floats, e: float | None = None) -> float:
-    """``f_y H / h2d + e``, metres; without ``e`` its average over all yaws."""
-    h, w, l = prior.size  # noqa: E741 (the field's name)
-    return float(P[1, 1] * h / max(box[3] - box[1], 1.0) + ((l + w) / math.pi if e is None else e))
+def box_depth(box: Floats, prior: ClassPrior, P: Floats, e: float | None = None) -> float:
+    """z_geo of a 2D box, metres; without ``e`` its average over all yaws."""
+    extent = mean_half_extent(prior.size[::-1]) if e is None else e
+    return geometric_depth(float(P[1, 1]), prior.size[0], max(float(box[3] - box[1]), 1.0), extent)
 
 
 def ray_angle(box: Floats, P: Floats) -> float:
@@ -311,7 +307,7 @@ def fit_alpha(points: Floats | None, prior: ClassPrior, box: Floats, P: Floats, 
 def width_cost(prior: ClassPrior, box: Floats, P: Floats, error: float = 0.15) -> Floats:
     """shape (YAWS,): how far the width of an average box at z_geo is from the 2D box's, in units of half a variance."""
     l, w = prior.size[2], prior.size[1]  # noqa: E741
-    z = geometric_depth(box, prior, P)
+    z = box_depth(box, prior, P)
     x = z * math.tan(ray_angle(box, P))
     forward, left = 0.5 * np.array([[l, l, -l, -l], [w, -w, -w, w]])[..., None]
     corner_z = np.maximum(z - forward * np.sin(YAWS) + left * np.cos(YAWS), 0.5)

@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from skd_core.boxes import covered_edges
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
 from skd_core.files import write_atomic
@@ -37,14 +38,22 @@ class TargetMaker:
         depth_kind: "relative" maps are brought to metres first (METHOD 5.5).
         camera_height: metres above the road, for relative maps.
         center_offset: see :func:`skd_core.supervision.pseudo.pseudo_targets`.
+        boxes: "tight" 2D boxes end where a nearer object begins; those edges are then marked as hidden.
     """
 
     depth_kind: Literal["metric", "relative"] = "metric"
     camera_height: float = 1.65
     center_offset: bool = True
+    boxes: Literal["amodal", "tight"] = "amodal"
 
-    def metric(self, sample: Sample) -> Sample:
-        """The sample with its depth in metres, or without depth where a relative map could not be aligned."""
+    def read(self, sample: Sample) -> Sample:
+        """The sample as targets and losses need it.
+
+        Its depth is in metres, or left out where a relative map could not be aligned; hidden edges of tight boxes are
+        marked.
+        """
+        if self.boxes == "tight":
+            sample = replace(sample, hidden=sample.hidden | covered_edges(sample.full_xyxy))
         return align_relative(sample, self.camera_height) if self.depth_kind == "relative" else sample
 
     def all(self, source: Dataset[Sample]) -> list[PseudoTargets]:
@@ -66,7 +75,7 @@ class TargetMaker:
                 return found
         made = []
         for index in tqdm(range(count), desc="pseudo-targets", unit="frame", dynamic_ncols=True, mininterval=1):
-            made.append(pseudo_targets(self.metric(source[index]), self.center_offset))
+            made.append(pseudo_targets(self.read(source[index]), self.center_offset))
         if cache is not None:
             _save(cache, key, made)
         return made

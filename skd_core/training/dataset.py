@@ -5,14 +5,14 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from skd_core.boxes import covered_edges, covered_share
+from skd_core.boxes import covered_share
 from skd_core.config import AugmentConfig, SetConfig, TrainConfig
 from skd_core.data.sample import Sample
 from skd_core.data.transforms import (
@@ -64,11 +64,7 @@ class _Source:
         return len(self.data)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Sample:
-        """A frame, its 2D boxes read as the set's config says."""
-        sample = self.maker.metric(self.data[index])
-        if self.config.boxes == "tight":
-            sample = replace(sample, hidden=sample.hidden | covered_edges(sample.full_xyxy))
-        return sample
+        return self.maker.read(self.data[index])
 
 
 class TrainingSet(Dataset[Item]):
@@ -87,8 +83,11 @@ class TrainingSet(Dataset[Item]):
     def __init__(self, sources: Dataset[Sample] | Sequence[Dataset[Sample]], config: TrainConfig) -> None:
         self.config = config
         data, several = config.data, sources if isinstance(sources, Sequence) else [sources]
-        maker = TargetMaker(data.depth_kind, data.camera_height, config.model.center_offset)
-        self.sources = [_Source(*both, maker) for both in zip(data.sets, several, strict=True)]
+        shared = (data.depth_kind, data.camera_height, config.model.center_offset)
+        self.sources = [
+            _Source(part, source, TargetMaker(*shared, part.boxes))
+            for part, source in zip(data.sets, several, strict=True)
+        ]
         self.first = [0, *itertools.accumulate(len(source) for source in self.sources)]  # index of each set's first
         self.cache: dict[int, tuple[Sample, PseudoTargets]] = {}
 

@@ -10,6 +10,7 @@ from torchvision.ops import box_iou
 
 from skd_core.boxes import at_border
 from skd_core.config import TrainConfig
+from skd_core.geometry import geometric_depth, half_extent
 from skd_core.losses.depth_map import DepthMapLoss
 from skd_core.losses.detection_2d import Detection2DLoss, render_heatmap
 from skd_core.losses.dimension import DimensionLoss
@@ -20,7 +21,7 @@ from skd_core.losses.projection import ProjectionLoss, clip_to_seen
 from skd_core.losses.supervised import SupervisedLoss
 from skd_core.losses.yaw import YawLoss, yaw_error
 from skd_core.models.backbone import STRIDE
-from skd_core.models.decode import Prediction3D, boxes_at, half_extent
+from skd_core.models.decode import Prediction3D, boxes_at
 from skd_core.models.heads import Maps2D
 from skd_core.models.student import Detections, Rois, Student, select
 from skd_core.models.teacher import DepthMap, Teacher
@@ -205,9 +206,9 @@ class TeacherStudent(nn.Module):
         rois = batch.rois
         prior = self.student.prior[rois.classes]
         height = (batch.full_boxes[:, 3] - batch.full_boxes[:, 1]).clamp(min=1.0)
-        z = rois.P[:, 1, 1] * prior[:, 2] / height
-        if self.config.model.center_offset:
-            z = z + half_extent(prior, boxes.yaw.detach())
+        yaw = boxes.yaw.detach()
+        extent = half_extent(prior, yaw) if self.config.model.center_offset else torch.zeros_like(yaw)
+        z = geometric_depth(rois.P[:, 1, 1], prior[:, 2], height, extent)
         return torch.where(batch.hidden_vertically, torch.nan, z)
 
     @staticmethod
