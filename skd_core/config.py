@@ -71,6 +71,7 @@ class SetConfig(Strict):
     boxes: Literal["amodal", "tight"] = "amodal"  # tight: around the visible part, as a 2D detector gives them
     depth_dir: str | None = None  # of this set, in a list of sets
     only_2d: bool = False  # teaches the 2D heads alone, such as where the focal length is uncertain
+    licence: str | None = None  # of images and labels, such as CC-BY-NC-SA-4.0; the weights keep it in their metadata
 
     @model_validator(mode="after")
     def _version(self) -> SetConfig:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from skd_core.boxes import at_border, covered_edges, covered_share, project_boxes
-from skd_core.config import AugmentConfig, TrainConfig, load_config
+from skd_core.config import AugmentConfig, SetConfig, TrainConfig, load_config
 from skd_core.data.sample import Sample
 from skd_core.data.sets import open_set
 from skd_core.data.transforms import degrade, network_camera
@@ -28,6 +28,7 @@ from skd_core.training.batch import collate
 from skd_core.training.dataset import TrainingSet, place_window
 from skd_core.training.evaluate import predict_dataset
 from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.provenance import Origin
 from skd_core.training.sampler import EpochSampler
 
 MODEL = {"focal": 120.0, "center_range": 2.5, "border_flags": True, "input_size": [96, 64]}
@@ -328,6 +329,30 @@ def resize_frame(root: Path, name: str, width: int, height: int) -> None:
     path = next((root / "training" / "image_2").glob(f"{name}.*"))
     with Image.open(path) as picture:
         picture.convert("RGB").resize((width, height)).save(path)
+
+
+# -- what weights say of their data ------------------------------------------------------------------------------------
+def test_weights_name_their_data_and_its_licences() -> None:
+    part = {"root": "x/astyx", "licence": "CC-BY-NC-SA-4.0"}
+    free = {"root": "x/rendered", "licence": "Apache-2.0"}
+    sets = [SetConfig(**p) for p in (free, part)]
+    origin = Origin.of_run(sets, False, None)
+    assert origin.trained_on == {"rendered": "Apache-2.0", "astyx": "CC-BY-NC-SA-4.0"}
+    assert origin.licence == "non-commercial use only: trained on astyx"
+    assert Origin.of_run(sets[:1], False, None).licence == "Apache-2.0"
+    # what the start has seen stays on record
+    after = Origin.of_run(sets[:1], False, origin)
+    assert after.licence == origin.licence
+    assert "where the licences" in Origin.of_run([SetConfig(root="mine")], False, None).licence
+    taught = Origin.of_run(sets[:1], False, Origin("3D labels (supervised)", {}))
+    assert taught.learnt_from == "2D boxes, no 3D labels; its start from: 3D labels (supervised)"
+
+
+def test_street_names_every_licence() -> None:
+    parts = load_config(STREET).data.sets
+    assert all(part.licence for part in parts)
+    restricted = {Path(part.root).name for part in parts if "NC" in str(part.licence)}
+    assert restricted == {"astyx", "kitti_dev", "kitti_crops", "kitti_unlabelled", "nuscenes_back"}
 
 
 # -- no validation frame in training -----------------------------------------------------------------------------------

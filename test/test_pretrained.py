@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from skd_core.config import ModelConfig
@@ -82,7 +83,9 @@ def test_a_detector_trained_before_gives_all_but_its_3d_head(tmp_path: Path) -> 
     before, student = _student(), _student(head_channels=16)  # of another size: it is not looked at
     save_weights(tmp_path / "student.safetensors", before, (100.0, 100.0))
     fresh = {name: value.clone() for name, value in student.head_3d.state_dict().items()}
-    assert load_initial(student, str(tmp_path / "student.safetensors")) == "unknown"
+    origin = load_initial(student, str(tmp_path / "student.safetensors"))
+    assert origin is not None
+    assert origin.learnt_from == "unknown"
     expected = before.state_dict()
     for name, value in student.state_dict().items():
         assert torch.equal(value, fresh[name[8:]] if name.startswith("head_3d.") else expected[name]), name
@@ -95,3 +98,23 @@ def test_a_detector_of_another_network_is_refused(tmp_path: Path) -> None:
             load_initial(_student(**other), str(tmp_path / "student.safetensors"))
     with pytest.raises(UserError, match="no such file"):
         load_initial(_student(), str(tmp_path / "gone.safetensors"))
+
+
+def test_the_3d_head_starts_from_weights_without_border_flags(tmp_path: Path) -> None:
+    """Inputs that the trained head does not have start with weight 0: the same boxes as before, whatever they say."""
+    before, student = _student(), _student(border_flags=True)
+    save_weights(tmp_path / "student.safetensors", before, (100.0, 100.0))
+    load_initial(student, str(tmp_path / "student.safetensors"), head_3d=True)
+    camera = tiny.kitti_camera(tiny.WIDTH, tiny.HEIGHT)
+    image = torch.randint(0, 256, (1, 3, tiny.HEIGHT, tiny.WIDTH), generator=torch.Generator().manual_seed(1))
+    rois = tiny.make_rois(torch.tensor([[0.0, 20, 80, 44], [40, 20, 80, tiny.HEIGHT]]), camera)
+    with torch.no_grad():
+        a, b = (s.eval().boxes_3d(s.features(image), rois) for s in (before, student))
+    assert torch.allclose(a.center, b.center, atol=1e-5)
+    assert torch.allclose(a.log_sigma, b.log_sigma, atol=1e-5)
+
+
+def test_a_3d_head_of_another_size_is_refused(tmp_path: Path) -> None:
+    save_weights(tmp_path / "student.safetensors", _student(), (100.0, 100.0))
+    with pytest.raises(UserError, match=r"3D head has .* set initial.head_3d: false"):
+        load_initial(_student(head_channels=16), str(tmp_path / "student.safetensors"), head_3d=True)

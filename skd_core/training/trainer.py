@@ -33,7 +33,7 @@ from skd_core.devices import pick_device
 from skd_core.errors import UserError
 from skd_core.evaluation.dataset_scores import score_dataset
 from skd_core.files import finite, make_folder, write_atomic
-from skd_core.inference.weights import WEAK, save_weights
+from skd_core.inference.weights import save_weights
 from skd_core.training.batch import Batch
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from skd_core.training.dataset import TrainingSet, training_loader
@@ -41,6 +41,7 @@ from skd_core.training.evaluate import predict_dataset
 from skd_core.training.modulation import YARDSTICKS
 from skd_core.training.module import Step, TeacherStudent
 from skd_core.training.pretrained import freeze, load_initial
+from skd_core.training.provenance import Origin
 from skd_core.training.records import read_records
 from skd_core.training.sampler import EpochSampler
 from skd_core.training.schedule import learning_rate, ramp
@@ -101,11 +102,10 @@ class Trainer:
         self.val = open_set(data.val, classes) if data.val else None
 
         model = TeacherStudent(config).to(memory_format=torch.channels_last)  # a seventh faster on CPUs
-        self.learnt_from = "3D labels (supervised)" if config.method.supervised else WEAK
+        start = None
         if config.initial.weights:
-            before = load_initial(model.student, config.initial.weights, config.initial.head_3d)
-            if before != WEAK:
-                self.learnt_from += f"; its start from: {before}"
+            start = load_initial(model.student, config.initial.weights, config.initial.head_3d)
+        self.origin = Origin.of_run(data.sets, config.method.supervised, start)
         freeze(model.student.backbone, config.initial.freeze)
         if config.schedule.freeze_norm:
             freeze_batch_norm(model)
@@ -396,11 +396,12 @@ class Trainer:
             path,
             self.ema.student,
             self.dataset.focal,
-            learnt_from=self.learnt_from,
+            learnt_from=self.origin.learnt_from,
+            trained_on=self.origin.trained_on,
             seed=self.config.seed,
             steps=self.step,
             config=self.config.model_dump(mode="json"),
-            licence="Apache-2.0 where the training data allow it",
+            licence=self.origin.licence,
         )
         return path
 

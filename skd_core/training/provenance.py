@@ -1,0 +1,53 @@
+"""What weights say about where they come from: what taught them, and under which licences they may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skd_core.config import SetConfig
+from skd_core.inference.weights import WEAK
+
+OWN = "Apache-2.0"
+"""Of rendered frames and of this project."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of the data behind weights.
+
+    Attributes:
+        learnt_from: :data:`skd_core.inference.weights.WEAK`, or which 3D labels had a part.
+        trained_on: name of each data set -> its licence, "not stated" where the config names none.
+    """
+
+    learnt_from: str
+    trained_on: dict[str, str]
+
+    @staticmethod
+    def of_weights(metadata: dict[str, Any]) -> Origin:
+        """As a weights file says; files written before it was kept name no data sets."""
+        return Origin(str(metadata.get("learnt_from", "unknown")), dict(metadata.get("trained_on", {})))
+
+    @staticmethod
+    def of_run(sets: Sequence[SetConfig], supervised: bool, start: Origin | None) -> Origin:
+        """Of a run on these sets that starts from weights, or from none; what the start has seen stays on record."""
+        learnt_from = "3D labels (supervised)" if supervised else WEAK
+        if start is not None and start.learnt_from != WEAK:
+            learnt_from += f"; its start from: {start.learnt_from}"
+        trained_on = dict(start.trained_on) if start is not None else {}
+        trained_on |= {Path(part.root).name: part.licence or "not stated" for part in sets}
+        return Origin(learnt_from, trained_on)
+
+    @property
+    def licence(self) -> str:
+        """What may be done with the weights, in one line."""
+        restricted = sorted(name for name, licence in self.trained_on.items() if "NC" in licence.split("-"))
+        unknown = sorted(name for name, licence in self.trained_on.items() if licence == "not stated")
+        if restricted:
+            return f"non-commercial use only: trained on {', '.join(restricted)}"
+        if unknown:
+            return f"{OWN} where the licences of the training data allow it: {', '.join(unknown)}"
+        return OWN
