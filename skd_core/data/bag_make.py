@@ -83,7 +83,7 @@ def make_bag(
         count, entries = len(kitti), _kitti(kitti, rate)
     elif kind == "folder" and camera is not None:
         folder = ImageFolder(source, camera)
-        count, entries = len(folder), _folder(folder, rate)
+        count, entries = len(folder), (_Entry("/camera", frame) for frame in folder_frames(folder, rate))
     elif kind == "nuscenes":
         nuscenes = NuScenesDataset(source, split, with_3d=True, version=version)
         count, entries = len(nuscenes), _nuscenes(nuscenes)
@@ -100,6 +100,12 @@ def make_bag(
     return count
 
 
+def folder_frames(dataset: ImageFolder, rate: float) -> Iterator[Frame]:
+    """Images of a folder as frames of one camera, ``rate`` a second."""
+    for index in range(len(dataset)):
+        yield _frame(dataset[index], FIRST_STAMP + round(index * 1e9 / rate))
+
+
 def _frame(sample: Sample, stamp: int, frame_id: str = "camera_optical_frame") -> Frame:
     return Frame(sample.image.permute(1, 2, 0).numpy(), sample.camera, stamp, frame_id)
 
@@ -109,11 +115,6 @@ def _kitti(dataset: KittiDataset, rate: float) -> Iterator[_Entry]:
         label = dataset.files(index)["label"]
         frame = _frame(dataset[index], FIRST_STAMP + round(index * 1e9 / rate))
         yield _Entry("/camera", frame, read_objects(label).boxes3d(), label.read_text(encoding="utf-8-sig"))
-
-
-def _folder(dataset: ImageFolder, rate: float) -> Iterator[_Entry]:
-    for index in range(len(dataset)):
-        yield _Entry("/camera", _frame(dataset[index], FIRST_STAMP + round(index * 1e9 / rate)))
 
 
 def _nuscenes(dataset: NuScenesDataset) -> Iterator[_Entry]:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -364,30 +364,17 @@ def image_boxes(corners: Tensor, camera: Camera) -> Tensor:
 
 
 def rotation_matrices(quaternions: Tensor) -> Tensor:
-    """shape (..., 4), (w, x, y, z), of any length -> (..., 3, 3)."""
-    w, x, y, z = F.normalize(quaternions, dim=-1).unbind(-1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+    """Of quaternions (w, x, y, z) of any length: shape (4,) -> (3, 3), or (N, 4) -> (N, 3, 3); float64."""
+    return torch.from_numpy(_rotation(quaternions).as_matrix())
 
 
 def multiply(p: Tensor, q: Tensor) -> Tensor:
-    """Quaternion product, shapes (..., 4), (w, x, y, z), which broadcast: the rotation q, then p; of unit length."""
-    a, b, c, d = p.unbind(-1)
-    w, x, y, z = q.unbind(-1)
-    product = torch.stack(
-        [
-            a * w - b * x - c * y - d * z,
-            a * x + b * w + c * z - d * y,
-            a * y - b * z + c * w + d * x,
-            a * z + b * y - c * x + d * w,
-        ],
-        -1,
-    )
-    return F.normalize(product, dim=-1)
+    """Quaternion product, shapes (4,) or (N, 4), (w, x, y, z): the rotation q, then p; of unit length, float64."""
+    return torch.from_numpy((_rotation(p) * _rotation(q)).as_quat()).roll(1, -1)
+
+
+def _rotation(quaternions: Tensor) -> Rotation:
+    return Rotation.from_quat(quaternions.detach().roll(-1, -1).numpy())  # scipy's are (x, y, z, w)
 
 
 def nearest_yaw(rotation: Tensor) -> Tensor:

@@ -79,6 +79,8 @@ def to_records(boxes: Boxes3D, frame: Frame) -> list[Record]:
     Raises:
         UserError: a class is none of the task's, or a value is not finite.
     """
+    if not len(boxes):
+        return []
     exact = boxes.to("cpu", torch.float64)
     translation = exact.center @ rotation_matrices(frame.rotation).T + frame.translation
     rotation = multiply(frame.rotation, exact.quaternion.roll(1, -1))  # ours is (x, y, z, w)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,10 +33,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from vision_msgs.msg import Detection3DArray
 
 from skd_core.boxes import Boxes3D
-from skd_core.camera import Camera
-from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, Frame, find_camera, read_frames, write_frames
+from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, find_camera, read_frames, write_frames
+from skd_core.data.bag_make import folder_frames
+from skd_core.data.folder import ImageFolder
 from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
-from skd_core.data.sample import read_image
 from skd_core.errors import UserError
 from skd_core.files import make_folder
 from skd_core.visualize import draw_bev, draw_boxes3d, stack, strip, write_image
@@ -45,9 +45,7 @@ from skd_wm3d_ros.tools.bag_player import read_stamp
 from skd_wm3d_ros.tools.processes import running
 
 DEMO_BAG = Path(__file__).resolve().parents[1] / "data" / "demo_bag"
-PICTURES = {".png", ".jpg", ".jpeg"}
-FRAME_PERIOD = 100_000_000  # nanoseconds between the pictures of a folder
-FIRST_STAMP = 1_000_000_000_000_000_000
+FRAME_RATE = 10.0  # of the pictures of a folder, per second
 ROWS_PER_FRAME = 5  # of the table
 STRIP_FRAMES = 6
 START_TIMEOUT, FRAME_TIMEOUT = 120.0, 60.0  # seconds
@@ -108,21 +106,6 @@ class Collector:
     def _set_latency(self, answer: Answer) -> None:
         if answer.stamp in self._published:
             answer.latency = 1e-9 * (answer.published - self._published[answer.stamp])
-
-
-def folder_frames(folder: Path, camera_file: Path) -> Iterator[Frame]:
-    """Pictures of a folder, by name, as frames 0.1 s apart.
-
-    Raises:
-        UserError: no pictures, or a camera file that does not fit them.
-    """
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICTURES)
-    if not paths:
-        raise UserError(f"{folder}: no pictures ({', '.join(sorted(PICTURES))}) there")
-    for index, path in enumerate(paths):
-        image = read_image(path).permute(1, 2, 0).numpy()
-        camera = Camera.from_file(camera_file, image.shape[1], image.shape[0])
-        yield Frame(image, camera, FIRST_STAMP + index * FRAME_PERIOD, "camera_optical_frame")
 
 
 def run(
@@ -281,7 +264,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if parsed.images:
                 folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="demo_bag_"))
                 bag = Path(folder) / "bag"
-                write_frames(bag, folder_frames(parsed.images, parsed.camera))
+                write_frames(bag, folder_frames(ImageFolder(parsed.images, parsed.camera), FRAME_RATE))
             answers = run(bag, parsed.weights, parsed.out, parsed.device, parsed.threshold)
             if not answers:
                 raise UserError(f"{bag}: holds no image")
