@@ -3,6 +3,9 @@
 A recorder that was killed leaves no ``metadata.yaml`` and a file without its end. Then the storage files are opened one
 by one: MCAP record by record, sqlite3 row by row, each up to where it breaks. So is the rest of a whole bag in which
 something turns out to be damaged. What was lost is logged and collected.
+
+Why not a library throughout: ``rosbags.highlevel.AnyReader`` is the reader that is used here for whole bags, and reads
+none without its end; ``mcap`` could stream a cut file (30 lines less here), for two more packages on the robot.
 """
 
 from __future__ import annotations

@@ -26,12 +26,10 @@ from skd_core.data.nuscenes import (
     CLASSES,
     Frame,
     NuScenesDataset,
-    find_version,
-    load_tables,
     multiply,
     rotation_matrices,
-    samples_of,
 )
+from skd_core.data.nuscenes_tables import find_version, load_tables, samples_of
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
 from skd_core.files import finite, make_folder, write_atomic
