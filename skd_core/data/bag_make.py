@@ -43,28 +43,33 @@ class _Entry:
     truth_text: str | None = None
 
 
-def make_bag(
-    kind: str,
-    source: Path,
-    out: Path,
-    split: str | None = None,
-    camera: Path | None = None,
-    rate: float = 10.0,
-    storage: str = "mcap",
-    version: str | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Write a data set as a bag.
+@dataclass(frozen=True)
+class BagOptions:
+    """What :func:`make_bag` may be told.
 
-    Args:
-        kind: "kitti", "folder" or "nuscenes".
-        source: its root, or the folder of images.
+    Attributes:
         split: of KITTI or nuScenes; all frames without.
         camera: calibration file of a folder's images, see :meth:`skd_core.camera.Camera.from_file`.
         rate: frames per second of sets without times.
         storage: "mcap" or "sqlite3".
         version: nuScenes' version, if there is more than one.
         overwrite: replace a bag.
+    """
+
+    split: str | None = None
+    camera: Path | None = None
+    rate: float = 10.0
+    storage: str = "mcap"
+    version: str | None = None
+    overwrite: bool = False
+
+
+def make_bag(kind: str, source: Path, out: Path, options: BagOptions | None = None) -> int:
+    """Write a data set as a bag.
+
+    Args:
+        kind: "kitti", "folder" or "nuscenes".
+        source: its root, or the folder of images.
 
     Returns:
         number of images.
@@ -72,6 +77,8 @@ def make_bag(
     Raises:
         UserError: wrong source (see the data sets), or an option that is missing or does not fit.
     """
+    options = options or BagOptions()
+    split, camera, rate, storage = options.split, options.camera, options.rate, options.storage
     if storage not in ("mcap", "sqlite3"):
         raise UserError(f"--storage {storage}: must be mcap or sqlite3")
     if not rate > 0:
@@ -85,11 +92,11 @@ def make_bag(
         folder = ImageFolder(source, camera)
         count, entries = len(folder), (_Entry("/camera", frame) for frame in folder_frames(folder, rate))
     elif kind == "nuscenes":
-        nuscenes = NuScenesDataset(source, split, with_3d=True, version=version)
+        nuscenes = NuScenesDataset(source, split, with_3d=True, version=options.version)
         count, entries = len(nuscenes), _nuscenes(nuscenes)
     else:
         raise UserError(f"'{kind}': must be kitti, folder or nuscenes")
-    with BagWriter(out, storage, overwrite) as bag:
+    with BagWriter(out, storage, options.overwrite) as bag:
         for entry in tqdm(entries, total=count, unit="image", disable=count < 10):
             frame, namespace = entry.frame, entry.namespace
             bag.write_frame(frame, f"{namespace}/image", f"{namespace}/camera_info")

@@ -108,25 +108,33 @@ class Collector:
             answer.latency = 1e-9 * (answer.published - self._published[answer.stamp])
 
 
+@dataclass(frozen=True)
+class NodeOptions:
+    """How the detector node is started.
+
+    Attributes:
+        weights, device: see :meth:`skd_core.inference.detector.Detector.load`.
+        threshold: least score, 0 to 1; None leaves it to the node.
+        parameter_file: for the node; the others here go before it.
+        rectified: whether the images are; the node undistorts others.
+    """
+
+    weights: str = "default"
+    device: str = "auto"
+    threshold: float | None = None
+    parameter_file: Path | None = None
+    rectified: bool = True
+
+
 def run(
-    bag: Path,
-    weights: str,
-    out: Path,
-    device: str = "auto",
-    threshold: float | None = None,
-    topics: CameraTopics | None = None,
-    rate: float | None = None,
-    parameter_file: Path | None = None,
-    rectified: bool = True,
+    bag: Path, out: Path, options: NodeOptions, topics: CameraTopics | None = None, rate: float | None = None
 ) -> list[Answer]:
     """Play a bag to the detector node and collect its answers.
 
     Args:
-        bag: what to play; weights, device, threshold: for the node; out: gets the logs.
+        bag: what to play; out: gets the logs.
         topics: of the bag's camera; found without.
         rate: times real time, and the node drops what it cannot keep up with; None waits for each answer.
-        parameter_file: for the node; the other arguments go before it.
-        rectified: whether the images are; the node undistorts others.
 
     Returns:
         one answer for each image of the bag that was not dropped.
@@ -144,11 +152,11 @@ def run(
     image = topics.image.removesuffix("/compressed") if topics.compressed else topics.image
     remaps = {"image": image, "camera_info": topics.camera_info, "__node": "detector"}
     parameters = {
-        "model": weights,
-        "device": device,
+        "model": options.weights,
+        "device": options.device,
         "autostart": "false",
         "image_transport": "compressed" if topics.compressed else "raw",
-        "image_is_rectified": "true" if rectified else "false",
+        "image_is_rectified": "true" if options.rectified else "false",
     }
     reliable = {
         f"qos_overrides.{topics.image}.subscription.reliability": "reliable",
@@ -157,11 +165,11 @@ def run(
     }
     if rate is None:
         parameters |= reliable
-    if threshold is not None:
-        parameters["score_threshold"] = f"{threshold:f}"  # a decimal point makes it a double
+    if options.threshold is not None:
+        parameters["score_threshold"] = f"{options.threshold:f}"  # a decimal point makes it a double
     arguments = ["--ros-args", "--disable-external-lib-logs"]
-    if parameter_file is not None:
-        arguments += ["--params-file", str(parameter_file)]
+    if options.parameter_file is not None:
+        arguments += ["--params-file", str(options.parameter_file)]
     arguments += [part for key, value in remaps.items() for part in ("-r", f"{key}:={value}")]
     arguments += [part for key, value in parameters.items() for part in ("-p", f"{key}:={value}")]
     rclpy.init(args=[])
@@ -265,7 +273,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="demo_bag_"))
                 bag = Path(folder) / "bag"
                 write_frames(bag, folder_frames(ImageFolder(parsed.images, parsed.camera), FRAME_RATE))
-            answers = run(bag, parsed.weights, parsed.out, parsed.device, parsed.threshold)
+            answers = run(bag, parsed.out, NodeOptions(parsed.weights, parsed.device, parsed.threshold))
             if not answers:
                 raise UserError(f"{bag}: holds no image")
             report(bag, answers, parsed.out)
