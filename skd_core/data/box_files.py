@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from skd_core.boxes import Boxes2D
-from skd_core.data.folder import natural_order
 from skd_core.data.kitti import read_given_boxes2d
 from skd_core.errors import UserError
+from skd_core.files import natural_order
 
 
 class BoxFolder:
