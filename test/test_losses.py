@@ -59,7 +59,7 @@ def predict(outputs: Raw3D, detach_yaw: bool = False) -> Prediction3D:
     camera = tiny.kitti_camera(tiny.WIDTH, tiny.HEIGHT)
     P = camera.P.expand(len(outputs.depth), 3, 4)
     n = len(outputs.depth)
-    return decode_3d(outputs, BOXES[:n], P, PRIOR[:n], torch.zeros(n, dtype=torch.bool), detach_yaw)
+    return decode_3d(outputs, BOXES[:n], P, PRIOR[:n], torch.zeros(n, dtype=torch.bool), detach_yaw=detach_yaw)
 
 
 # -- L_2D --------------------------------------------------------------------------------------------------------------

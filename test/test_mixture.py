@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from skd_core.boxes import at_border, covered_edges, covered_share, project_boxes
+from skd_core.boxes import at_border, project_boxes
 from skd_core.config import AugmentConfig, SetConfig, TrainConfig, load_config
+from skd_core.data.occlusion import covered_edges, covered_share
 from skd_core.data.sample import Sample
 from skd_core.data.sets import open_set
 from skd_core.data.transforms import degrade, network_camera

@@ -104,8 +104,8 @@ def test_a_box_encoded_by_hand_is_decoded_again(boxes: list[tuple[float, ...]], 
 def test_center_offset_is_what_lies_between_surface_and_center() -> None:
     raw = Raw3D(torch.zeros(1, 3), torch.zeros(1, 2), torch.zeros(1, 3), torch.tensor([[1.0, 0.3]]), torch.zeros(1, 2))
     box, P = torch.tensor([[700.0, 130, 800, 190]]), CAMERA.P.float()[None]
-    args = (raw, box, P, PRIOR[None].float(), torch.tensor([False]), False, False)
-    with_offset, without = decode_3d(*args, True), decode_3d(*args, False)
+    args = (raw, box, P, PRIOR[None].float(), torch.tensor([False]))
+    with_offset, without = decode_3d(*args), decode_3d(*args, center_offset=False)
     assert without.log_z.exp().item() == pytest.approx(CAMERA.fy * 1.53 / 60, rel=1e-5)
     e = (with_offset.log_z.exp() - without.log_z.exp()).item()
     assert e == pytest.approx(half_extent(PRIOR[None], with_offset.yaw.double()).item(), rel=1e-2)

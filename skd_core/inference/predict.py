@@ -28,6 +28,7 @@ def predict_images(
     detector: Detector,
     out: Path,
     threshold: float | None,
+    *,
     draw: bool = True,
     source: Source | None = None,
 ) -> int:

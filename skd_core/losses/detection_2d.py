@@ -60,6 +60,7 @@ class Detection2DLoss(nn.Module):
         batch_index: Tensor,
         ignore: Tensor,
         ignore_index: Tensor,
+        *,
         whole: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Heatmap, offset and size terms, each a sum over all objects, to be divided by their number.

@@ -63,6 +63,7 @@ def decode_3d(
     P: Tensor,
     prior: Tensor,
     cut: Tensor,
+    *,
     detach_yaw: bool = False,
     use_direction: bool = False,
     center_offset: bool = True,

@@ -143,11 +143,11 @@ class Student(nn.Module):
             rois.P,
             self.prior[rois.classes],
             rois.cut_vertically,
-            detach_yaw,
-            self.config.direction,
-            self.config.center_offset,
-            self.config.center_range,
-            self.config.focal,
+            detach_yaw=detach_yaw,
+            use_direction=self.config.direction,
+            center_offset=self.config.center_offset,
+            center_range=self.config.center_range,
+            focal=self.config.focal,
         )
 
     @torch.no_grad()

@@ -69,6 +69,7 @@ def autolabel(
     out: Path,
     detector: Detector2D,
     recipe: Mapping[str, Any],
+    *,
     rules: LabelRules | None = None,
     given: Path | None = None,
     copy: bool = False,

@@ -90,7 +90,9 @@ def run_autolabel(source: Path, detector: str, out: Path, options: Options | Non
         "doubtful": options.doubtful,
     }
     rules = LabelRules(keep=keep)
-    tally = autolabel(opened.frames, out, found, recipe, rules, options.given, options.copy, opened.total)
+    tally = autolabel(
+        opened.frames, out, found, recipe, rules=rules, given=options.given, copy=options.copy, total=opened.total
+    )
     if not tally.names:
         raise UserError(f"{source}: no frames")
     turned = 0 if options.rejected is None else reject(out, options.rejected)

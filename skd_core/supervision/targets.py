@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from skd_core.boxes import covered_edges
+from skd_core.data.occlusion import covered_edges
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
 from skd_core.files import write_atomic

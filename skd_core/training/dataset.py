@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from skd_core.boxes import covered_share
 from skd_core.config import AugmentConfig, SetConfig, TrainConfig
+from skd_core.data.occlusion import covered_share
 from skd_core.data.sample import Sample
 from skd_core.data.transforms import (
     crop,

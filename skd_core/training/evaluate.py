@@ -19,6 +19,7 @@ def predict_dataset(
     dataset: KittiDataset | NuScenesDataset,
     device: torch.device,
     focal: tuple[float, float],
+    *,
     teacher: bool = False,
     threshold: float = 0.05,
     batch_size: int = 8,

@@ -99,7 +99,7 @@ class TeacherStudent(nn.Module):
         maps = self.student.maps_2d(features)
         outline = ~batch.hidden | at_border(batch.full_boxes, rois.size[:, 0], rois.size[:, 1])
         terms = self.loss_2d(
-            maps, batch.boxes, rois.classes, rois.batch_index, batch.ignore, batch.ignore_index, outline.all(-1)
+            maps, batch.boxes, rois.classes, rois.batch_index, batch.ignore, batch.ignore_index, whole=outline.all(-1)
         )
         terms = {name: value / objects for name, value in terms.items()}
         heat = self._heat(batch, maps) if self.teacher is not None else None
