@@ -187,7 +187,7 @@ def covered(boxes: Floats, regions: Floats) -> Floats:
 def _row(
     objects: KittiObjects, label: int, found: Boxes3D, detection: int | None, overlap: Floats, image: tuple[int, int]
 ) -> list[float]:
-    """The columns of a counted label; image: its width and height."""
+    """The columns of a counted label; image: its width and height, pixels."""
     width, height = image
     x1, y1, x2, y2 = objects.xyxy[label]
     cut = x1 < BORDER or y1 < BORDER or x2 > width - BORDER or y2 > height - BORDER
