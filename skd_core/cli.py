@@ -160,7 +160,7 @@ def predict(
 
     network = Detector.load(weights, device)
     source = open_source(boxes, detector, tiles, network.classes)
-    count = predict_images(images, camera, network, out, threshold, draw, source=source)
+    count = predict_images(images, camera, network, out, threshold, draw=draw, source=source)
     print(f"{out}: {count} detections")
 
 
