@@ -21,8 +21,7 @@ from skd_core.boxes import Boxes3D, wrap_angle
 from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, Frame, find_camera, read_detections, read_frames
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import DETECTIONS_TOPIC, evaluate_bag, print_scores
-from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
-from skd_core.inference.weights import load_weights
+from skd_core.inference.detector import Detector
 from skd_wm3d_ros.tools.demo import NodeOptions, run
 
 SAME = 1e-4
@@ -59,7 +58,8 @@ def evaluate_live(bag: Path, out: Path, options: NodeOptions, rate: float | None
         UserError: see :func:`skd_wm3d_ros.tools.demo.run` and ``evaluate_bag``.
     """
     camera = find_camera(bag, more.get("image_topic"), more.get("camera_info_topic"))
-    classes = load_weights(options.weights)[0].config.classes
+    detector = Detector.load(options.weights, "cpu")  # what the weights say of themselves
+    classes = detector.classes
     answers = run(bag, out, options, camera, rate)
     with BagWriter(out / "live", overwrite=True) as writer:
         for answer in answers:
@@ -74,7 +74,7 @@ def evaluate_live(bag: Path, out: Path, options: NodeOptions, rate: float | None
         labels = tuple(spelling.get(label, label) for label in answer.boxes.labels)
         return replace(answer.boxes, labels=labels), answer.latency
 
-    return evaluate_bag(bag, answered, classes, out, rectified=options.rectified, **more)
+    return evaluate_bag(bag, answered, classes, out, rectified=options.rectified, sure=detector.threshold, **more)
 
 
 def compare(bag: Path, live: Path, options: NodeOptions, camera: CameraTopics) -> Parity:
@@ -84,14 +84,15 @@ def compare(bag: Path, live: Path, options: NodeOptions, camera: CameraTopics) -
         live: bag of the node's answers.
     """
     detector = Detector.load(options.weights, options.device)
-    threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
     answers = {stamp: boxes for stamp, _, boxes in read_detections(live, DETECTIONS_TOPIC, detector.classes)}
     frames, different, largest = 0, 0, 0.0
     for frame in read_frames(bag, camera.image, camera.camera_info, [], options.rectified):
         if frame.stamp not in answers:
             continue
         frames += 1
-        difference = largest_difference(answers[frame.stamp], detector.predict(frame.image, frame.camera, threshold))
+        difference = largest_difference(
+            answers[frame.stamp], detector.predict(frame.image, frame.camera, options.threshold)
+        )
         different += difference > SAME
         largest = max(largest, difference)
     return Parity(frames, different, largest)
