@@ -310,12 +310,23 @@ def bag_eval(
     json: Annotated[Path | None, typer.Option(help="Write all numbers there too.")] = None,
 ) -> None:
     """Detect in every frame of a recording and score it: AP, recall and depth error by range, jitter, latency."""
+    from skd_core.evaluation.bag_eval import BagEvalOptions
     from skd_core.evaluation.bag_eval import bag_eval as run
 
-    run(
-        bag, weights, out, truth, labels, image_topic, camera_info_topic, threshold, device, json, not raw_images,
-        boxes, detector, tiles,
-    )  # fmt: skip
+    options = BagEvalOptions(
+        truth_topic=truth,
+        labels=labels,
+        image_topic=image_topic,
+        camera_info_topic=camera_info_topic,
+        json_file=json,
+        rectified=not raw_images,
+        threshold=threshold,
+        device=device,
+        boxes=boxes,
+        detector_2d=detector,
+        tiles=tiles,
+    )
+    run(bag, weights, out, options)
 
 
 @app.command()

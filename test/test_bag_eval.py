@@ -27,7 +27,7 @@ from skd_core.data.bag_make import BagOptions, make_bag
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.errors import UserError
-from skd_core.evaluation.bag_eval import bag_eval, evaluate_bag
+from skd_core.evaluation.bag_eval import BagEvalOptions, bag_eval, evaluate_bag
 from skd_core.evaluation.bag_scores import _latency
 from skd_core.evaluation.bag_truth import find_truth, labels_from_boxes
 from skd_core.evaluation.object_log import ObjectLog
@@ -167,7 +167,7 @@ def test_scores_of_a_bag_are_those_of_the_folder(root: Path, bag: Path, tmp_path
 def test_the_detector_finds_in_a_bag_what_it_finds_in_the_folder(root: Path, bag: Path, tmp_path: Path) -> None:
     """The bundled weights: the same result files, so the same AP to the last digit; and the same in the bag written."""
     detector = Detector.load("default", "cpu")
-    bag_eval(bag, "default", tmp_path / "out", None, None, None, None, 0.05, "cpu", None)
+    bag_eval(bag, "default", tmp_path / "out", BagEvalOptions(threshold=0.05, device="cpu"))
     training = root / "training"
     for index in range(5):
         name = f"{index:06d}"

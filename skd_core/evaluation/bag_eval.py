@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def evaluate_bag(
     out: Path,
     truth_topic: str | None = None,
     labels: Path | None = None,
+    *,
     image_topic: str | None = None,
     camera_info_topic: str | None = None,
     json_file: Path | None = None,
@@ -95,9 +96,8 @@ def evaluate_bag(
             if answer is None:
                 evaluation.dropped += 1
                 continue
-            boxes, seconds = answer
-            writer.write_detections(DETECTIONS_TOPIC, boxes, frame.stamp, frame.frame_id)
-            _add(evaluation, frame, boxes, seconds, truth, classes, results)
+            writer.write_detections(DETECTIONS_TOPIC, answer[0], frame.stamp, frame.frame_id)
+            _add(evaluation, frame, answer, truth, classes, results)
         if not evaluation.stamps:
             why = f"{evaluation.dropped} frames were dropped" if evaluation.dropped else "no frame that can be used"
             raise UserError(f"{bag}: {why}" + "".join(f"; {problem}" for problem in evaluation.problems[:1]))
@@ -109,34 +109,42 @@ def evaluate_bag(
     return scores
 
 
-def bag_eval(
-    bag: Path,
-    weights: str,
-    out: Path,
-    truth_topic: str | None,
-    labels: Path | None,
-    image_topic: str | None,
-    camera_info_topic: str | None,
-    threshold: float,
-    device: str,
-    json_file: Path | None,
-    rectified: bool = True,
-    boxes: Path | None = None,
-    detector_2d: str | None = None,
-    tiles: int = 0,
-) -> None:
+@dataclass(frozen=True)
+class BagEvalOptions:
+    """How a recording is evaluated.
+
+    Attributes:
+        truth_topic, labels, image_topic, camera_info_topic, json_file, rectified: see :func:`evaluate_bag`.
+        threshold: minimum score; device: "auto", "cpu", "cuda" or "cuda:N".
+        boxes, detector_2d, tiles: 2D boxes from outside, see :func:`skd_core.evaluation.bag_boxes.frame_boxes`.
+    """
+
+    truth_topic: str | None = None
+    labels: Path | None = None
+    image_topic: str | None = None
+    camera_info_topic: str | None = None
+    json_file: Path | None = None
+    rectified: bool = True
+    threshold: float = 0.2
+    device: str = "auto"
+    boxes: Path | None = None
+    detector_2d: str | None = None
+    tiles: int = 0
+
+
+def bag_eval(bag: Path, weights: str, out: Path, options: BagEvalOptions) -> None:
     """The command: run a detector over a recording, print what matters of its scores.
 
-    With ``boxes`` or ``detector_2d`` 2D boxes from outside are placed, see
-    :func:`skd_core.evaluation.bag_boxes.frame_boxes`; latency then includes them.
+    Latency includes a 2D detector's time where 2D boxes come from one.
     """
-    detector = Detector.load(weights, device)
-    camera = find_camera(bag, image_topic, camera_info_topic)
-    given = frame_boxes(bag, camera, boxes, detector_2d, tiles, detector.classes)
+    detector = Detector.load(weights, options.device)
+    camera = find_camera(bag, options.image_topic, options.camera_info_topic)
+    given = frame_boxes(bag, camera, options.boxes, options.detector_2d, options.tiles, detector.classes)
     warm: set[tuple[int, int]] = set()
 
     def find(frame: Frame) -> Boxes3D:
-        return detector.predict(frame.image, frame.camera, threshold, boxes2d=None if given is None else given(frame))
+        boxes2d = None if given is None else given(frame)
+        return detector.predict(frame.image, frame.camera, options.threshold, boxes2d=boxes2d)
 
     def predict(frame: Frame) -> tuple[Boxes3D, float]:
         size = (frame.camera.width, frame.camera.height)
@@ -148,9 +156,18 @@ def bag_eval(
         return found, time.perf_counter() - start
 
     scores = evaluate_bag(
-        bag, predict, detector.classes, out, truth_topic, labels, image_topic, camera_info_topic, json_file, rectified,
-        detector.threshold,
-    )  # fmt: skip
+        bag,
+        predict,
+        detector.classes,
+        out,
+        options.truth_topic,
+        options.labels,
+        image_topic=options.image_topic,
+        camera_info_topic=options.camera_info_topic,
+        json_file=options.json_file,
+        rectified=options.rectified,
+        sure=detector.threshold,
+    )
     print_scores(scores)
     print(f"wrote {out}/report.html, scores.json, results, detections")
 
@@ -195,12 +212,12 @@ def summary(scores: dict[str, Any]) -> str:
 def _add(
     evaluation: Evaluation,
     frame: Frame,
-    boxes: Boxes3D,
-    seconds: float,
+    answer: tuple[Boxes3D, float],
     truth: Truth | None,
     classes: Sequence[str],
     folder: Path,
 ) -> None:
+    boxes, seconds = answer
     unknown = boxes.xyxy.isnan().any(-1)
     if bool(unknown.any()):  # from a message, which holds no 2D boxes
         projected = boxes.project(frame.camera).xyxy

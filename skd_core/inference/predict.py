@@ -30,7 +30,6 @@ def predict_images(
     threshold: float | None,
     *,
     draw: bool = True,
-    *,
     source: Source | None = None,
 ) -> int:
     """Detect in images of one camera.
