@@ -178,7 +178,7 @@ def predict(
     camera: Annotated[Path, typer.Option(help="KITTI calib, ROS calibration YAML or CameraInfo YAML.")],
     out: Annotated[Path, typer.Option(help="Gets results/NAME.txt (KITTI format) and pictures/NAME.png.")],
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.4,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least score, if not the weights' own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     draw: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
 ) -> None:
@@ -278,7 +278,7 @@ def show(
     weights: Annotated[str | None, typer.Option(help="Detect with these weights.")] = None,
     results: Annotated[Path | None, typer.Option(help="Or show KITTI result files, NAME.txt.")] = None,
     frames: Annotated[str, typer.Option(help="NUMBER or FIRST:LAST:STEP.")] = "::",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.4,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least score, if not the weights' own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     labels: Annotated[Path | None, typer.Option(help="Of a bag: folder of KITTI label files, one per frame.")] = None,
     image_topic: Annotated[str | None, typer.Option(help="Of a bag with several cameras.")] = None,
@@ -327,6 +327,32 @@ def eval_kitti(
     from skd_core.evaluation.report import report_kitti
 
     report_kitti(labels, results, json, error_budget, plots)
+
+
+@eval_app.command("real")
+def eval_real(
+    trees: Annotated[list[str], typer.Argument(help="Roots of KITTI trees with 3D labels, each ROOT or ROOT:SPLIT.")],
+    split: Annotated[str | None, typer.Option(help="Of the roots that name none; all frames without.")] = None,
+    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    boxes: Annotated[
+        str, typer.Option(help="2D boxes: own, labels, a folder of KITTI files by frame, or a detector's FILE.onnx.")
+    ] = "own",
+    threshold: Annotated[
+        str | None, typer.Option(help="Least score or 'stored', the weights' own: default for own boxes; 0 for others.")
+    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Car, Pedestrian or Cyclist; all, if left out.")] = None,
+    choose_threshold: Annotated[
+        bool, typer.Option("--choose-threshold", help="Take the lowest with at most .3 boxes on nothing a frame.")
+    ] = False,
+    store: Annotated[bool, typer.Option("--store", help="Write the chosen threshold into the weights file.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+) -> None:
+    """What is found and how well it is placed, object by object, on frames with 3D labels."""
+    from skd_core.evaluation.real_report import Question, report_real
+
+    question = Question(weights, boxes, threshold, tuple(kind or ()), device)
+    report_real(trees, split, question, json, choose_threshold, store)
 
 
 @eval_app.command("nuscenes")

@@ -219,8 +219,9 @@ class DetectorNode(LifecycleNode):
         assert self.detector is not None
         assert self._outputs is not None
         header = Header(stamp=self.get_clock().now().to_msg())
-        classes, threshold = self.detector.detector.classes, self._value("score_threshold")
-        self._outputs.publish("label_info", messages.to_label_info(classes, threshold, header))
+        detector = self.detector.detector
+        threshold = parameters.score_threshold(self, detector.threshold)
+        self._outputs.publish("label_info", messages.to_label_info(detector.classes, threshold, header))
 
     def _parameters_set(self, changed: list[Parameter]) -> None:
         if self._input is not None and any(parameter.name == "score_threshold" for parameter in changed):
@@ -246,7 +247,8 @@ class DetectorNode(LifecycleNode):
         picture, camera = self._decode(image, info)
         self._judge(camera)
         times.append(time.perf_counter())
-        thresholds = parameters.thresholds(self, self.detector.detector.classes)
+        detector = self.detector.detector
+        thresholds = parameters.thresholds(self, detector.classes, detector.threshold)
         boxes = self.detector.predict(picture, camera, min(thresholds.values()))
         boxes = postprocess.select(
             postprocess.finite(boxes), thresholds, self._value("max_range"), self._value("nms_iou")

@@ -15,7 +15,6 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from skd_core.errors import UserError
-from skd_core.inference.detector import DEFAULT_THRESHOLD
 
 CLASS_THRESHOLDS = "class_thresholds"
 
@@ -108,9 +107,9 @@ PARAMETERS = (
     ),
     Spec(
         "score_threshold",
-        DEFAULT_THRESHOLD,
-        "Least score of a detection that is published, 0 to 1.",
-        limits=(0.0, 1.0),
+        -1.0,
+        "Least score of a detection that is published, 0 to 1; -1 = the one that the weights store.",
+        limits=(-1.0, 1.0),
         when="dynamic",
     ),
     Spec(
@@ -220,9 +219,15 @@ def unknown(node: Node) -> str:
     return f"unknown parameters, without effect: {', '.join(found)}" if found else ""
 
 
-def thresholds(node: Node, classes: Sequence[str]) -> dict[str, float]:
-    """Least score of every class, as the parameters have it now."""
-    general = float(node.get_parameter("score_threshold").value)
+def score_threshold(node: Node, stored: float) -> float:
+    """The general least score, as the parameter has it now; stored: that of the weights, for a negative value."""
+    value = float(node.get_parameter("score_threshold").value)
+    return stored if value < 0 else value
+
+
+def thresholds(node: Node, classes: Sequence[str], stored: float) -> dict[str, float]:
+    """Least score of every class, as the parameters have it now; stored: see :func:`score_threshold`."""
+    general = score_threshold(node, stored)
     own = {name: float(node.get_parameter(f"{CLASS_THRESHOLDS}.{name.lower()}").value) for name in classes}
     return {name: general if value < 0 else value for name, value in own.items()}
 

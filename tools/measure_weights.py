@@ -21,7 +21,7 @@ from skd_core.data.folder import ImageFolder
 from skd_core.data.kitti import read_objects
 from skd_core.data.sample import read_depth
 from skd_core.evaluation.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT
-from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
+from skd_core.inference.detector import Detector
 from skd_core.models.decode import half_extent
 
 FRAMES = 160
@@ -68,7 +68,7 @@ def held_out(detector: Detector, root: Path) -> None:
                     continue
                 if moderate[pairs[i]]:
                     hits[name].append((score, True))
-                if score >= DEFAULT_THRESHOLD:
+                if score >= detector.threshold:
                     off = abs(float(boxes.center[i, 2]) - float(truth.center[pairs[i], 2]))
                     errors[name].append((off, float(boxes.depth_std[i])))
     print("depth_std (a Laplace distribution has .757 within one, mean |error| / std .707):")

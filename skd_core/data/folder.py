@@ -60,7 +60,7 @@ def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
         UserError: a path is missing, there is no image, or two images have the same name.
     """
     given = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
-    paths = sorted((path for entry in given for path in _images_at(entry)), key=_natural_order)
+    paths = sorted((path for entry in given for path in _images_at(entry)), key=natural_order)
     if not paths:
         raise UserError(f"{' '.join(map(str, given)) or 'images'}: no images ({' '.join(IMAGE_SUFFIXES)})")
     by_name: dict[str, Path] = {}
@@ -91,7 +91,7 @@ def _images_at(path: Path) -> list[Path]:
     return [path]
 
 
-def _natural_order(path: Path) -> list[tuple[int, str]]:
+def natural_order(path: Path) -> list[tuple[int, str]]:
     """Sorting key that compares digits as numbers; the whole path last, so that no two are equal."""
     words = re.split(r"(\d+)", path.name)
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in words] + [(-1, str(path))]

@@ -145,6 +145,17 @@ def read_boxes2d(path: str | Path) -> Boxes2D:
     return Boxes2D(torch.from_numpy(xyxy), tuple(line[0] for line in lines))
 
 
+def read_given_boxes2d(path: str | Path) -> Boxes2D:
+    """Read the 2D boxes (float32) of a label file, or of a result file (16 columns) with its scores; no "DontCare".
+
+    Raises:
+        UserError: as :func:`read_boxes2d` and, for a result file, :func:`read_objects`.
+    """
+    first = next(iter(_read_lines(path)), [])
+    boxes = read_objects(path, results=True).boxes2d() if len(first) == RESULT_COLUMNS else read_boxes2d(path)
+    return boxes[[label != "DontCare" for label in boxes.labels]].to(torch.float32)
+
+
 def write_results(path: str | Path, boxes: Boxes3D) -> None:
     """Write detections as a KITTI result file that reads back to the same float64 values.
 

@@ -36,8 +36,6 @@ from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack
 
 DETECTIONS_TOPIC = "/detector/detections"
 WORST_FRAMES = 6
-SURE = 0.4
-"""Score from which a detection without a label makes a frame a bad one."""
 
 Predict = Callable[[Frame], "tuple[Boxes3D, float] | None"]
 """A frame's boxes and the seconds they took; None where the frame was dropped."""
@@ -54,6 +52,7 @@ def evaluate_bag(
     camera_info_topic: str | None = None,
     json_file: Path | None = None,
     rectified: bool = True,
+    sure: float = DEFAULT_THRESHOLD,
 ) -> dict[str, Any]:
     """Run over a recording, score it and write everything to a folder, or nothing where that fails.
 
@@ -72,6 +71,7 @@ def evaluate_bag(
         image_topic, camera_info_topic: needed where the bag has several cameras.
         json_file: another place for the scores.
         rectified: whether the images are, see :func:`skd_core.data.bag.read_frames`.
+        sure: least score by default, see :class:`Evaluation`.
 
     Returns:
         what ``scores.json`` holds.
@@ -83,7 +83,7 @@ def evaluate_bag(
 
     camera = find_camera(bag, image_topic, camera_info_topic)
     _check_out(out)
-    evaluation = Evaluation()
+    evaluation = Evaluation(sure=sure)
     with contextlib.ExitStack() as stack:
         results, copies = (stack.enter_context(_replacing(out / name)) for name in ("results", "labels"))
         truth = find_truth(bag, camera, truth_topic, labels, classes, copies)
@@ -135,8 +135,9 @@ def bag_eval(
         return boxes, time.perf_counter() - start
 
     scores = evaluate_bag(
-        bag, predict, detector.classes, out, truth_topic, labels, image_topic, camera_info_topic, json_file, rectified
-    )
+        bag, predict, detector.classes, out, truth_topic, labels, image_topic, camera_info_topic, json_file, rectified,
+        detector.threshold,
+    )  # fmt: skip
     print_scores(scores)
     print(f"wrote {out}/report.html, scores.json, results, detections")
 
@@ -204,10 +205,10 @@ def _add(
         return
     evaluation.labelled.append(number)
     evaluation.labels.append(labels)
-    badness = _badness(labels, results, classes)
+    badness = _badness(labels, results, classes, evaluation.sure)
     if len(evaluation.worst) < WORST_FRAMES or badness > evaluation.worst[0][0]:
         shown = labels[labels.is_class(classes)].boxes3d()
-        sure = boxes[boxes.scores >= DEFAULT_THRESHOLD]  # AP wants faint ones too, a picture does not
+        sure = boxes[boxes.scores >= evaluation.sure]  # AP wants faint ones too, a picture does not
         item = (badness, number, picture(frame, sure, shown))
         (heapq.heappush if len(evaluation.worst) < WORST_FRAMES else heapq.heapreplace)(evaluation.worst, item)
 
@@ -220,7 +221,7 @@ def picture(frame: Frame, boxes: Boxes3D, truth: Boxes3D | None) -> RGB:
     return stack(image, draw_bev(boxes, truth, frame.camera, size=size))
 
 
-def _badness(labels: KittiObjects, results: KittiObjects, classes: Sequence[str]) -> float:
+def _badness(labels: KittiObjects, results: KittiObjects, classes: Sequence[str], sure: float) -> float:
     """Missed labels, sure detections without a label, and depth errors (5 m count as a miss). [ours]"""
     label_table, result_table = Table.of([labels]), Table.of([results])
     label, detection = match(label_table, result_table, classes)
@@ -228,7 +229,7 @@ def _badness(labels: KittiObjects, results: KittiObjects, classes: Sequence[str]
     alone = np.ones(len(results), dtype=bool)
     alone[detection] = False
     depth = np.abs(labels.location[label, 2] - results.location[detection, 2])
-    return float(missed + (alone & (results.score >= SURE)).sum() + np.minimum(depth / 5, 1).sum())
+    return float(missed + (alone & (results.score >= sure)).sum() + np.minimum(depth / 5, 1).sum())
 
 
 def _check_out(out: Path) -> None:

@@ -22,6 +22,7 @@ from skd_core.evaluation.overlaps import Table
 from skd_core.evaluation.range_metrics import depth_error_by_range, distance_ap, recall_by_range
 from skd_core.evaluation.temporal import Linker, jitter
 from skd_core.files import finite
+from skd_core.inference.detector import DEFAULT_THRESHOLD
 from skd_core.visualize import RGB
 
 
@@ -36,6 +37,7 @@ class Evaluation:
         dropped: number of frames without an answer.
         problems: what could not be read.
         worst: (badness, frame number, picture) of the worst frames, a heap.
+        sure: score from which a detection is drawn, and makes a frame a bad one where it has no label.
     """
 
     stamps: array[int] = field(default_factory=lambda: array("q"))
@@ -47,6 +49,7 @@ class Evaluation:
     problems: list[str] = field(default_factory=list)
     worst: list[tuple[float, int, RGB]] = field(default_factory=list)
     linker: Linker = field(default_factory=Linker)
+    sure: float = DEFAULT_THRESHOLD
 
     def scores(self, classes: Sequence[str]) -> dict[str, Any]:
         """All numbers, ready for JSON; without labels only latency and jitter."""

@@ -65,7 +65,7 @@ def report_kitti(
 
 def score_table(scores: Scores) -> Table:
     """AP of all classes, metrics and overlaps."""
-    table = _table("KITTI average precision, percent")
+    table = plain_table("KITTI average precision, percent")
     for column in ("class", "metric", "IoU"):
         table.add_column(column)
     for kind in ("R40", "R11"):
@@ -82,7 +82,7 @@ def score_table(scores: Scores) -> Table:
 
 def budget_table(budget: dict[str, Scores]) -> Table:
     """AP (R40, moderate) as it is, and what it gains when one thing is mended."""
-    table = _table("Error budget: AP (R40, moderate), and its gain if matched detections had the true ...")
+    table = plain_table("Error budget: AP (R40, moderate), and its gain if matched detections had the true ...")
     table.add_column("class")
     table.add_column("true")
     metrics = ("3d", "bev", "2d")
@@ -106,7 +106,7 @@ def budget_table(budget: dict[str, Scores]) -> Table:
 
 def error_table(errors: PairErrors, classes: Sequence[str]) -> Table:
     """Errors of matched pairs by axis."""
-    table = _table("Errors of matched detections: median / 90th percentile (bias)")
+    table = plain_table("Errors of matched detections: median / 90th percentile (bias)")
     statistics = {name: errors.statistics(name) for name in classes}
     table.add_column("axis")
     for name in classes:
@@ -124,7 +124,7 @@ def error_table(errors: PairErrors, classes: Sequence[str]) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
     """Narrow enough for 80 columns, and plain text when written to a file."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 

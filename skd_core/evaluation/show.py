@@ -54,7 +54,7 @@ class Choice:
     Attributes:
         weights: detect with these; results: or take KITTI result files, ``NAME.txt``, as bag-eval and predict write.
         frames: FIRST:LAST:STEP as Python slices, without negative numbers; or one number.
-        threshold: least score that is shown.
+        threshold: least score that is shown; None: that of the weights, of result files 0.4.
         device: where the network runs.
         labels: of a bag without truth, folder of KITTI label files, one per frame.
         image_topic: if the bag has several cameras.
@@ -64,7 +64,7 @@ class Choice:
     weights: str | None = None
     results: Path | None = None
     frames: str = "::"
-    threshold: float = DEFAULT_THRESHOLD
+    threshold: float | None = None
     device: str = "auto"
     labels: Path | None = None
     image_topic: str | None = None
@@ -88,7 +88,7 @@ def views(source: Path, choice: Choice) -> Iterator[View]:
             view.found = detector.predict(view.image, view.camera, choice.threshold)
         elif choice.results is not None:
             boxes = read_objects(choice.results / f"{view.name}.txt", results=True).boxes3d()
-            view.found = boxes[boxes.scores >= choice.threshold]
+            view.found = boxes[boxes.scores >= (DEFAULT_THRESHOLD if choice.threshold is None else choice.threshold)]
         yield view
     if view is None:
         raise UserError(f"{source}: no frame in {choice.frames}")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from skd_core.boxes import Boxes3D
+from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
 from skd_core.config import ModelConfig
 from skd_core.data.transforms import resize_image
 from skd_core.devices import PRECISIONS, pick_device, pick_precision
 from skd_core.errors import UserError
 from skd_core.inference.weights import load_weights, save_weights
-from skd_core.models.student import Student, to_boxes3d
+from skd_core.models.student import LEAST_SIDE, Student, to_boxes3d
 
 DEFAULT_THRESHOLD = 0.4
-"""Least score: about the best F1 of the bundled weights on held-out synthetic frames (docs/benchmarks.md)."""
+"""Least score where the weights store none: about the best F1 of the bundled weights on held-out synthetic frames
+(docs/benchmarks.md)."""
 MAX_PIXELS = 1 << 24
 """Of the network's input: what a wrong calibration asks for beyond would only fill the memory."""
 
@@ -99,20 +103,95 @@ class Detector:
             width, height = size
         return camera.resize(width, height)
 
-    def predict(self, image: NDArray[np.uint8], camera: Camera, score_threshold: float = DEFAULT_THRESHOLD) -> Boxes3D:
+    @property
+    def threshold(self) -> float:
+        """Least score of a detection by default: what the weights' metadata say, else :data:`DEFAULT_THRESHOLD`."""
+        return float(self.metadata.get("threshold", DEFAULT_THRESHOLD))
+
+    def predict(
+        self,
+        image: NDArray[np.uint8],
+        camera: Camera,
+        score_threshold: float | None = None,
+        *,
+        boxes2d: Boxes2D | None = None,
+    ) -> Boxes3D:
         """Detect in one image.
 
         Args:
             image: shape (H, W, 3), uint8, RGB, rectified.
             camera: of this image, at this size.
-            score_threshold: least score of a box that is returned, in [0, 1].
+            score_threshold: least score of a box that is returned, in [0, 1]; None takes :attr:`threshold`.
+            boxes2d: place these 2D boxes in space instead of detecting any, see :meth:`place`.
 
         Returns:
             Boxes on the CPU, best first, in the camera frame, with scores, 2D boxes and depth_std.
 
         Raises:
-            UserError: the image is not (H, W, 3) uint8 or not of the camera's size.
+            UserError: the image is not (H, W, 3) uint8 or not of the camera's size; boxes2d as in :meth:`place`.
         """
+        least = self.threshold if score_threshold is None else score_threshold
+        if boxes2d is not None:
+            boxes = self.place(image, camera, boxes2d)[0]
+            boxes = boxes[boxes.scores.argsort(descending=True, stable=True)]
+            return boxes[boxes.scores >= least]
+        pixels, target, P = self._input(image, camera)
+        with self._computing():
+            heat = least**2  # a score is at most the root of the heat
+            found = self.student.detect(pixels, P, threshold=heat)[0]
+        boxes = to_boxes3d(found, self.classes, camera.width / target.width, camera.height / target.height)
+        return boxes[boxes.scores >= least]
+
+    def place(self, image: NDArray[np.uint8], camera: Camera, boxes2d: Boxes2D) -> tuple[Boxes3D, Tensor]:
+        """The 3D head on 2D boxes from outside: those of another detector, of labels, of a tracker.
+
+        Boxes are clipped to the image. What then has a side of no more than one pixel of the network's input (a box
+        outside of the image, or an empty one) is left out. There is no NMS, no limit and no least score.
+
+        Args:
+            image, camera: as in :meth:`predict`.
+            boxes2d: in pixels of this image; class names are compared without case.
+
+        Returns:
+            One 3D box for each 2D box that is not left out, in the given order, and shape (M,), long, which they are.
+            The score is the root of 2D score x certainty, as for own boxes
+            (:func:`skd_core.models.student.joint_score`).
+
+        Raises:
+            UserError: a class that the weights do not know, a box that is not finite or has x2 < x1 or y2 < y1, a score
+                outside [0, 1]; the image as in :meth:`predict`.
+        """
+        classes = self._class_numbers(boxes2d)
+        pixels, target, P = self._input(image, camera)
+        sx, sy = camera.width / target.width, camera.height / target.height
+        given = boxes2d.to(self.device, torch.float32).scale(1 / sx, 1 / sy).clip(target.width, target.height)
+        sides = given.xyxy[:, 2:] - given.xyxy[:, :2]
+        kept = (sides > LEAST_SIDE).all(-1).nonzero()[:, 0]
+        with self._computing():
+            found = self.student.place(
+                pixels, P, torch.zeros_like(kept), given.xyxy[kept], classes.to(self.device)[kept], given.scores[kept]
+            )
+        return to_boxes3d(found, self.classes, sx, sy), kept.cpu()
+
+    def _class_numbers(self, boxes: Boxes2D) -> Tensor:
+        """shape (N,), long, the classes of 2D boxes from outside, which are checked."""
+        numbers = {name.lower(): number for number, name in enumerate(self.classes)}
+        unknown = [name for name in dict.fromkeys(boxes.labels) if name.lower() not in numbers]
+        if unknown:
+            raise UserError(f"boxes2d: unknown class '{unknown[0]}'; the weights know {', '.join(self.classes)}")
+        good = boxes.xyxy.isfinite().all(-1) & (boxes.xyxy[:, 2:] >= boxes.xyxy[:, :2]).all(-1)
+        if not bool(good.all()):
+            index = int((~good).nonzero()[0])
+            values = " ".join(f"{value:g}" for value in boxes.xyxy[index].tolist())
+            raise UserError(f"boxes2d: box {index} needs finite x1 <= x2 and y1 <= y2, got {values}")
+        good = (boxes.scores >= 0) & (boxes.scores <= 1)
+        if not bool(good.all()):
+            index = int((~good).nonzero()[0])
+            raise UserError(f"boxes2d: score {float(boxes.scores[index]):g} of box {index} is not in [0, 1]")
+        return torch.tensor([numbers[name.lower()] for name in boxes.labels], dtype=torch.long)
+
+    def _input(self, image: NDArray[np.uint8], camera: Camera) -> tuple[Tensor, Camera, Tensor]:
+        """The network's input (1, 3, H, W), its camera, and that one's P (1, 3, 4), on the device."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UserError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
         if image.shape[:2] != (camera.height, camera.width):
@@ -123,13 +202,14 @@ class Detector:
         own = np.require(image, requirements=["C", "W"])  # torch takes neither mirrored nor read-only memory
         pixels = torch.from_numpy(own).to(self.device).permute(2, 0, 1)
         pixels = resize_image(pixels, target.width, target.height)
+        return pixels[None], target, target.P.to(self.device, torch.float32)[None]
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """No gradients, and the precision of this detector."""
         dtype = PRECISIONS[self.precision]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            P = target.P.to(self.device, torch.float32)[None]
-            heat = score_threshold**2  # a score is at most the root of the heat
-            found = self.student.detect(pixels[None], P, threshold=heat)[0]
-        boxes = to_boxes3d(found, self.classes, camera.width / target.width, camera.height / target.height)
-        return boxes[boxes.scores >= score_threshold]
+            yield
 
     def warmup(self, width: int | None = None, height: int | None = None) -> None:
         """One prediction on an empty image, so that the first real one is not slow."""

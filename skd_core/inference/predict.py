@@ -15,14 +15,14 @@ from skd_core.visualize import draw_bev, draw_boxes3d, stack, write_image
 
 
 def predict_images(
-    images: Sequence[Path], camera: Path, detector: Detector, out: Path, threshold: float, draw: bool = True
+    images: Sequence[Path], camera: Path, detector: Detector, out: Path, threshold: float | None, draw: bool = True
 ) -> int:
     """Detect in images of one camera.
 
     Args:
         images: files and folders; camera: calibration file or folder, see :class:`skd_core.data.folder.ImageFolder`.
         out: gets ``results/NAME.txt`` (KITTI format, full precision) and ``pictures/NAME.png``.
-        threshold: least score; draw: whether to write pictures.
+        threshold: least score, None for the weights' own; draw: whether to write pictures.
 
     Returns:
         the number of detections.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from skd_core.config import ModelConfig, parse_config
@@ -69,6 +70,32 @@ def save_weights(path: str | Path, student: Student, focal: tuple[float, float],
     write_atomic(path, to_bytes(state, {"skd_core": json.dumps(metadata)}))
 
 
+def store_threshold(path: str | Path, threshold: float) -> Path:
+    """Write the least score of a detection into a weights file, atomically; its tensors stay as they are.
+
+    Args:
+        path: file, or the name of bundled weights; threshold: in [0, 1].
+
+    Returns:
+        the file.
+
+    Raises:
+        UserError: not a score; a file that :func:`load_weights` refuses, or that cannot be written.
+    """
+    if not is_score(threshold):
+        raise UserError(f"threshold must be in [0, 1], got {threshold:g}")
+    found = resolve(path)
+    _, metadata = load_weights(found)
+    state = load_file(str(found))
+    write_atomic(found, to_bytes(state, {"skd_core": json.dumps(metadata | {"threshold": threshold})}))
+    return found
+
+
+def is_score(value: object) -> bool:
+    """Whether a value is a number in [0, 1]."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
     """Rebuild a student from its file alone.
 
@@ -98,6 +125,8 @@ def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
         raise UserError(f"weights '{path}': the metadata lack {', '.join(missing)}; export the weights again")
     if digest(state) != metadata["sha256"]:
         raise UserError(f"weights '{path}': the tensors do not match their sha256; copy the file again")
+    if not is_score(metadata.get("threshold", 0)):
+        raise UserError(f"weights '{path}': threshold must be a number in [0, 1], got {metadata['threshold']!r}")
     config = parse_config(ModelConfig, metadata["model"], f"weights '{path}'")
     try:
         student = Student(config)

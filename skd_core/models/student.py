@@ -27,6 +27,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NMS_IOU = 0.6
 """2D boxes of a class that overlap by more are one object [peer]: a large object may have several peaks."""
 
+LEAST_SIDE = 1.0
+"""Pixels of the network's input: a 2D box with a side of no more is no object."""
+
 SCORE_SCALE = 0.1
 """By how much sigma_z, the relative deviation of depth, exceeds its floor where certainty is 1/e [ours]. A plain
 heat x exp(-sigma_z) would hardly sort by certainty, sigma_z being about .1."""
@@ -57,11 +60,11 @@ class Rois:
 
 @dataclass
 class Detections:
-    """What the student finds in one image, best first.
+    """What the student finds: by ``detect`` in one image, best first; by ``place`` for each box that is given.
 
     Attributes:
         boxes: shape (K, 4), pixels of the network's input, clipped to the image.
-        scores: shape (K,), in [0, 1]: geometric mean of heat and certainty exp((.03 - sigma_z) / .1) [ours].
+        scores: shape (K,), in [0, 1], see :func:`joint_score`.
         classes: shape (K,), long.
         boxes3d: K decoded boxes.
     """
@@ -70,6 +73,10 @@ class Detections:
     scores: Tensor
     classes: Tensor
     boxes3d: Prediction3D
+
+    def __getitem__(self, index: Tensor | slice) -> Detections:
+        """Those at an index, mask or slice."""
+        return Detections(self.boxes[index], self.scores[index], self.classes[index], select(self.boxes3d, index))
 
 
 class Student(nn.Module):
@@ -143,21 +150,57 @@ class Student(nn.Module):
         height, width = images.shape[-2:]
         boxes = clip_boxes_to_image(boxes, (height, width))
         size = boxes[..., 2:] - boxes[..., :2]
-        keep = (heat > threshold) & (size.amin(-1) > 1)  # (B, K)
+        keep = (heat > threshold) & (size.amin(-1) > LEAST_SIDE)  # (B, K)
         image = torch.arange(len(images), device=boxes.device)[:, None].expand_as(keep)
         group = image[keep] * len(self.config.classes) + classes[keep]
         single = batched_nms(boxes[keep].float(), heat[keep], group, NMS_IOU)  # by heat, best first
         boxes, heat, classes, index = (part[keep][single] for part in (boxes, heat, classes, image))
         rois = Rois(index, boxes, classes, P[index].to(boxes), boxes.new_full((len(index),), height))
-        found = (boxes_3d or self.boxes_3d)(features, rois)
-        excess = torch.exp(found.log_sigma) - math.exp(MIN_LOG_SIGMA)
-        scores = torch.sqrt(heat * torch.exp(-excess.clamp(min=0) / SCORE_SCALE))
+        found = self._detections(features, rois, heat, boxes_3d)
         result = []
         for b in range(len(images)):
             at = (index == b).nonzero()[:, 0]
-            at = at[scores[at].argsort(descending=True)]
-            result.append(Detections(rois.boxes[at], scores[at], rois.classes[at], select(found, at)))
+            result.append(found[at[found.scores[at].argsort(descending=True)]])
         return result
+
+    @torch.no_grad()
+    def place(
+        self, images: Tensor, P: Tensor, index: Tensor, boxes: Tensor, classes: Tensor, scores: Tensor
+    ) -> Detections:
+        """The 3D head on 2D boxes from outside: one answer for each, in their order; no NMS, no limit.
+
+        Args:
+            images: shape (B, 3, H, W), 0..255.
+            P: shape (B, 3, 4), cameras at this size.
+            index: shape (N,), long, the image of each box.
+            boxes: shape (N, 4), pixels of these images, inside of them, with sides above ``LEAST_SIDE``.
+            classes: shape (N,), long.
+            scores: shape (N,), of the 2D boxes, in [0, 1]; they stand where ``detect`` has the heat.
+        """
+        rois = Rois(index, boxes, classes, P[index].to(boxes), boxes.new_full((len(index),), images.shape[-2]))
+        return self._detections(self.features(images), rois, scores)
+
+    def _detections(
+        self,
+        features: Tensor,
+        rois: Rois,
+        scores: Tensor,
+        boxes_3d: Callable[[Tensor, Rois], Prediction3D] | None = None,
+    ) -> Detections:
+        """F_G, RoIs and their 2D scores -> detections in the order of the RoIs."""
+        found = (boxes_3d or self.boxes_3d)(features, rois)
+        return Detections(rois.boxes, joint_score(scores, found.log_sigma), rois.classes, found)
+
+
+def joint_score(score_2d: Tensor, log_sigma: Tensor) -> Tensor:
+    """shape (N,), in [0, 1]: geometric mean of a 2D score and of certainty exp((.03 - sigma_z) / .1) [ours].
+
+    Args:
+        score_2d: shape (N,), in [0, 1], the heat of own boxes or the score of boxes from outside.
+        log_sigma: shape (N,), log of the depth's relative standard deviation.
+    """
+    excess = torch.exp(log_sigma) - math.exp(MIN_LOG_SIGMA)
+    return torch.sqrt(score_2d * torch.exp(-excess.clamp(min=0) / SCORE_SCALE))
 
 
 def select(boxes: Prediction3D, index: Tensor | slice) -> Prediction3D:

@@ -35,7 +35,7 @@ class NullDetector:
 
     def __init__(self) -> None:
         self.device, self.precision, self.classes = torch.device("cpu"), "fp32", ("Car",)
-        self.metadata = {"focal": [720.0, 720.0]}
+        self.metadata, self.threshold = {"focal": [720.0, 720.0]}, 0.0
         self.student = SimpleNamespace(config=SimpleNamespace(input_size=(1242, 375)))
         center = torch.stack([torch.linspace(-9, 9, BOXES), torch.ones(BOXES), torch.linspace(5, 50, BOXES)], 1)
         size = torch.tensor([4.0, 1.7, 1.5]).expand(BOXES, 3)

@@ -54,7 +54,7 @@ class FakeDetector:
     def __init__(self, found=None, device="cpu", act=lambda: None, classes=CLASSES):
         self.found = found if found is not None else [("Car", 0.9, 2.0, 10.0), ("Pedestrian", 0.5, -3.0, 20.0)]
         self.device, self.precision, self.classes, self.act = torch.device(device), "fp32", classes, act
-        self.metadata = {"focal": [180.0, 181.0]}
+        self.metadata, self.threshold = {"focal": [180.0, 181.0]}, 0.4
         self.student = SimpleNamespace(config=SimpleNamespace(input_size=(WIDTH, HEIGHT)))
 
     def warmup(self):
@@ -452,6 +452,24 @@ def test_label_info_follows_the_threshold(rig, start):
     assert rig.set(score_threshold=0.75, max_range=50.0).successful
     rig.spin_until(lambda: len(told) > 1, "label_info with the new threshold")
     assert [info.threshold for info in told] == pytest.approx([0.3, 0.75])
+    rig.node.destroy_subscription(subscription)
+
+
+def test_the_weights_own_threshold_holds_until_told_otherwise(rig, start):
+    fake = FakeDetector()
+    fake.threshold = 0.6
+    start(fake)
+    told = []
+    subscription = rig.node.create_subscription(LabelInfo, "/detector/label_info", told.append, latched_qos())
+    rig.spin_until(lambda: told, "label_info")
+    assert labels(ask(rig)) == ["car"]
+    assert rig.set(score_threshold=0.3).successful
+    rig.spin_until(lambda: len(told) > 1, "label_info with the parameter's threshold")
+    assert labels(ask(rig)) == ["car", "pedestrian"]
+    assert rig.set(score_threshold=-1.0).successful
+    rig.spin_until(lambda: len(told) > 2, "label_info with the weights' threshold again")
+    assert labels(ask(rig)) == ["car"]
+    assert [info.threshold for info in told] == pytest.approx([0.6, 0.3, 0.6])
     rig.node.destroy_subscription(subscription)
 
 

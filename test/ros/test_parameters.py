@@ -37,7 +37,7 @@ def test_numbers_without_a_decimal_point(declared):
     parameters.declare_class_thresholds(node, CLASSES)
     assert node.get_parameter("max_range").value == 40.0
     assert isinstance(node.get_parameter("max_range").value, float)
-    assert parameters.thresholds(node, CLASSES)["Car"] == 1.0
+    assert parameters.thresholds(node, CLASSES, 0.3) == {"Car": 1.0, "Pedestrian": 0.3, "Cyclist": 0.3}
 
 
 @pytest.mark.parametrize("value", ["2", "high"])

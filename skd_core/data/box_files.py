@@ -1,0 +1,41 @@
+"""2D boxes that another detector, a tracker or a person has put into files, one a frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skd_core.boxes import Boxes2D
+from skd_core.data.folder import natural_order
+from skd_core.data.kitti import read_given_boxes2d
+from skd_core.errors import UserError
+
+
+class BoxFolder:
+    """A folder of KITTI label or result files, ``NAME.txt``.
+
+    Attributes:
+        folder: the folder.
+        names: of the files without suffix, in their natural order (2 before 10).
+
+    Raises:
+        UserError: no such folder, or no ``.txt`` file in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of 2D boxes")
+        self.folder = folder
+        self.names = [path.stem for path in sorted(folder.glob("*.txt"), key=natural_order)]
+        if not self.names:
+            raise UserError(f"{folder}: no 2D boxes (NAME.txt in KITTI's format)")
+
+    def read(self, name: str) -> Boxes2D:
+        """The boxes of a frame, see :func:`skd_core.data.kitti.read_given_boxes2d`.
+
+        Raises:
+            UserError: no such file, or a malformed one.
+        """
+        path = self.folder / f"{name}.txt"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; a frame without boxes needs an empty one")
+        return read_given_boxes2d(path)

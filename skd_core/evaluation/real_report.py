@@ -1,0 +1,265 @@
+"""``skd_core eval real``: frames with 3D labels in, a table for each kind out; and the threshold that weights store."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from skd_core.boxes import Boxes2D, Boxes3D
+from skd_core.camera import Camera
+from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
+from skd_core.data.sample import read_image
+from skd_core.errors import UserError
+from skd_core.evaluation.real import PARTS, Tally, join, tally_frame
+from skd_core.evaluation.report import plain_table
+from skd_core.files import finite, write_atomic
+from skd_core.inference.detector import Detector
+from skd_core.inference.outside import open_source
+from skd_core.inference.weights import store_threshold
+from skd_core.visualize import RGB
+
+KINDS = ("Car", "Pedestrian", "Cyclist")
+MOST_ON_NOTHING = 0.3
+"""Detections on nothing a frame that a stored threshold may allow."""
+LEAST = 0.05
+"""Lowest threshold that is considered."""
+HEADS = ("labels", "recall\n.5", "recall\n.7", "BEV\n> .5", "3D\n> .5", "depth\nerror", "depth\nbias", "yaw\nmod pi")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a labelled tree: its name, image, camera and the lines of its label file."""
+
+    name: str
+    image: RGB
+    camera: Camera
+    objects: KittiObjects
+
+
+Find = Callable[[Frame], Boxes3D]
+Tallies = dict[str, Tally]
+"""Kind -> what became of it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to measure.
+
+    Attributes:
+        weights: a file, or the name of bundled weights.
+        boxes: "own", "labels", a folder of KITTI files by the frames' names, or a 2D detector's ``FILE.onnx``.
+        threshold: least score; None or "stored": that of the weights for own boxes, 0 for boxes from elsewhere. Of the
+            labels' boxes all count.
+        kinds: what to look at; none: those of KINDS that the weights know.
+        device: where the network runs.
+    """
+
+    weights: str = "default"
+    boxes: str = "own"
+    threshold: str | None = None
+    kinds: tuple[str, ...] = ()
+    device: str = "auto"
+
+
+def report_real(
+    trees: Sequence[str],
+    split: str | None,
+    question: Question,
+    json_file: Path | None = None,
+    choose: bool = False,
+    store: bool = False,
+) -> None:
+    """Measure, print a table for each set and kind, and for all sets together where there are several.
+
+    Args:
+        trees: roots of KITTI trees, each with ``:SPLIT`` or without.
+        split: of the trees that name none; None takes all frames.
+        json_file: gets all numbers.
+        choose: take the threshold from :func:`choose_threshold` on these frames; store: write it into the weights.
+
+    Raises:
+        UserError: a tree, weights or boxes that cannot be used, or options that do not go together.
+    """
+    if store and not choose:
+        raise UserError("eval real: --store goes with --choose-threshold")
+    if choose and (question.boxes != "own" or question.threshold is not None):
+        raise UserError("eval real: --choose-threshold is for own boxes, and without --threshold")
+    detector = Detector.load(question.weights, question.device)
+    kinds = _kinds(question.kinds, detector)
+    threshold = LEAST if choose else _threshold(question, detector)
+    find = _finder(question, detector, kinds, threshold)
+    sets: dict[str, Tallies] = {}
+    for tree in trees:
+        root, own = split_of(tree, split)
+        sets[f"{root}:{own}" if own else root] = measure(labelled_frames(root, own), find, kinds)
+    if choose:
+        threshold = choose_threshold(_together(sets))
+        sets = {tree: {kind: t.at(threshold) for kind, t in by_kind.items()} for tree, by_kind in sets.items()}
+    together = _together(sets)
+    console = Console(highlight=False)
+    for tree, by_kind in [*sets.items(), *([("together", together)] if len(sets) > 1 else [])]:
+        for kind, tally in by_kind.items():
+            console.print(real_table(tally, f"{Path(tree).name} {kind}"))
+    console.print(f"boxes: {question.boxes}; least score {threshold:g}", soft_wrap=True)
+    if json_file is not None:
+        about = {**vars(question), "threshold": threshold}
+        numbers = {"sets": {tree: _numbers(by_kind) for tree, by_kind in sets.items()}, "together": _numbers(together)}
+        write_atomic(json_file, json.dumps(about | finite(numbers), indent=1, allow_nan=False) + "\n")
+    if store:
+        console.print(
+            f"wrote threshold {threshold:g} into {store_threshold(question.weights, threshold)}", soft_wrap=True
+        )
+
+
+def split_of(tree: str, split: str | None = None) -> tuple[str, str | None]:
+    """Root and split of "ROOT" or "ROOT:SPLIT"; split: that of a root without one."""
+    root, colon, own = tree.rpartition(":")
+    return (tree, split) if not colon or Path(tree).is_dir() else (root, own)
+
+
+def labelled_frames(root: str, split: str | None) -> Iterator[Frame]:
+    """The frames of a KITTI tree, read one at a time.
+
+    Raises:
+        UserError: see :class:`skd_core.data.kitti.KittiDataset`.
+    """
+    dataset = KittiDataset(root, split)
+    for index, name in enumerate(tqdm(dataset.names, desc=Path(root).name, unit="frame", disable=None, leave=False)):
+        files = dataset.files(index)
+        image = read_image(files["image"]).permute(1, 2, 0).numpy()
+        camera = Camera.from_kitti(files["calib"], image.shape[1], image.shape[0])
+        yield Frame(name, image, camera, read_objects(files["label"]))
+
+
+def measure(frames: Iterator[Frame], find: Find, kinds: Sequence[str]) -> Tallies:
+    """What became of the labels and detections of each kind."""
+    tallies: dict[str, list[Tally]] = {kind: [] for kind in kinds}
+    for frame in frames:
+        found = find(frame)
+        for kind, parts in tallies.items():
+            parts.append(tally_frame(found, frame.objects, kind, frame.camera.width, frame.camera.height))
+    return {kind: join(parts) for kind, parts in tallies.items()}
+
+
+def choose_threshold(tallies: Mapping[str, Tally], most: float = MOST_ON_NOTHING) -> float:
+    """The lowest least score, in steps of .001, with at most ``most`` detections on nothing a frame (all kinds).
+
+    Args:
+        tallies: kind -> all frames, measured at LEAST, below which it does not go.
+    """
+    frames = max(tally.frames for tally in tallies.values())
+    scores = np.sort(np.concatenate([tally.nothing for tally in tallies.values()]))[::-1]
+    allowed = math.floor(most * frames + 1e-9)
+    if len(scores) <= allowed:
+        return LEAST
+    return max(LEAST, (math.floor(1000 * float(scores[allowed])) + 1) / 1000)
+
+
+def real_table(tally: Tally, title: str) -> Table:
+    """The parts of a kind that have labels, row by row."""
+    alone = f"on nothing {tally.on_nothing:.2f}, ill-fitting {tally.ill_fitting:.2f} a frame"
+    table = plain_table(f"{title} ({tally.frames} frames): {alone}")
+    table.add_column("")
+    heads = (
+        "labels",
+        "recall\n.5",
+        "recall\n.7",
+        "BEV\n> .5",
+        "3D\n> .5",
+        "depth\nerror",
+        "depth\nbias",
+        "yaw\nmod pi",
+    )
+    for head in heads:
+        table.add_column(head, justify="right")
+    for part in PARTS:
+        of = tally.part(part).statistics()
+        if not of["labels"] and part != "all":
+            continue
+        shares = (_text(of[name], "{:.3f}") for name in ("recall_50", "recall_70", "bev_50", "iou_3d_50"))
+        depth = (_text(100 * of["depth_error"], "{:.1f} %"), _text(100 * of["depth_bias"], "{:+.1f} %"))
+        table.add_row(part, f"{of['labels']:.0f}", *shares, *depth, _text(of["yaw_error"], "{:.0f} deg"))
+    return table
+
+
+def _together(sets: Mapping[str, Tallies]) -> Tallies:
+    kinds = next(iter(sets.values()))
+    return {kind: join([by_kind[kind] for by_kind in sets.values()]) for kind in kinds}
+
+
+def _kinds(wanted: Sequence[str], detector: Detector) -> tuple[str, ...]:
+    """The kinds to look at, which the weights must know."""
+    known = {name.lower() for name in detector.classes}
+    unknown = [kind for kind in wanted if kind.lower() not in known]
+    if unknown:
+        raise UserError(f"--kind {unknown[0]}: unknown; the weights know {', '.join(detector.classes)}")
+    kinds = tuple(wanted) or tuple(kind for kind in KINDS if kind.lower() in known)
+    if not kinds:
+        raise UserError(f"the weights know none of {', '.join(KINDS)}; name what to look at with --kind")
+    return kinds
+
+
+def _threshold(question: Question, detector: Detector) -> float:
+    """See :class:`Question`."""
+    text = question.threshold
+    if question.boxes == "labels" or (text is None and question.boxes != "own"):
+        return 0.0
+    if text is None or text == "stored":
+        return detector.threshold
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UserError(f"--threshold {text}: use 'stored' or a number from 0 to 1")
+    return value
+
+
+def _finder(question: Question, detector: Detector, kinds: Sequence[str], threshold: float) -> Find:
+    """What detects in a frame."""
+    if question.boxes == "own":
+        return lambda frame: detector.predict(frame.image, frame.camera, threshold)
+    given = _given(question)
+    wanted = {kind.lower() for kind in kinds}
+
+    def find(frame: Frame) -> Boxes3D:
+        boxes = given(frame)
+        boxes = boxes[[label.lower() in wanted for label in boxes.labels]]
+        return detector.predict(frame.image, frame.camera, threshold, boxes2d=boxes)
+
+    return find
+
+
+def _given(question: Question) -> Callable[[Frame], Boxes2D]:
+    """The 2D boxes of a frame that come from elsewhere."""
+    if question.boxes == "labels":
+        return lambda frame: frame.objects.boxes2d().to(torch.float32)
+    source = open_source(Path(question.boxes))
+    return lambda frame: source(frame.name, frame.image)
+
+
+def _numbers(tallies: Tallies) -> dict[str, Any]:
+    """Everything that is known of each kind, for JSON."""
+    return {
+        kind: {
+            "frames": tally.frames,
+            "on_nothing": tally.on_nothing,
+            "ill_fitting": tally.ill_fitting,
+            "parts": {part: tally.part(part).statistics() for part in PARTS},
+        }
+        for kind, tally in tallies.items()
+    }
+
+
+def _text(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else form.format(value)
