@@ -91,13 +91,15 @@ def test_launch_file(monkeypatch, no_profile):
     entities = module.generate_launch_description().entities
     arguments = {e.name: e for e in entities if isinstance(e, DeclareLaunchArgument)}
     declared = {spec.name: spec for spec in parameters.PARAMETERS}
-    own = {*module.TEXTS, *module.FLAGS}
+    own = {*module.TEXTS, *module.FLAGS, *module.OTHERS}
     assert own - set(declared) == {"use_sim_time"}  # every node's
-    others = {"namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "respawn", "rviz"}
+    others = {"namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "detections_2d_topic"}
+    others |= {"respawn", "rviz"}
     assert set(arguments) == own | others
     assert all(argument.description for argument in arguments.values())
     for name in own & set(declared):
         assert isinstance(declared[name].default, bool) == (name in module.FLAGS), name
+        assert isinstance(declared[name].default, str) == (name in module.TEXTS), name
         if declared[name].choices:
             assert tuple(arguments[name].choices)[1:] == declared[name].choices
     assert sum(isinstance(e, SetEnvironmentVariable) for e in entities) == 2
