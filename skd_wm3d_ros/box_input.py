@@ -141,8 +141,8 @@ class BoxInput:
     def frame(self, image: ImageMessage, info: CameraInfo) -> None:
         """Take a frame of the camera, which waits for its boxes."""
         stamp = stamp_nanoseconds(image.header)
-        self._given_up.pop(stamp, None)
         self._hold(FRAMES, stamp)
+        self._given_up.pop(stamp, None)
         if self._timer.is_canceled():
             self._timer.reset()
         self._inputs[FRAMES].signalMessage(Frame(image, info))
