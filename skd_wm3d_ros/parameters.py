@@ -235,7 +235,8 @@ _SPECS = {spec.name: spec for spec in PARAMETERS}
 def declare(node: Node, spec: Spec) -> None:
     """Declare one parameter on a node; its range and read-only flag are then enforced by rclpy.
 
-    A number without a decimal point, as in ``max_range: 40``, is taken where the parameter is a float.
+    A number without a decimal point, as in ``max_range: 40``, is taken where the parameter is a float; an empty list,
+    as in ``class_map: []``, is the default.
     """
     constraint = f"one of {', '.join(spec.choices)}" if spec.choices else spec.pattern[1] if spec.pattern else ""
     descriptor = ParameterDescriptor(
@@ -248,7 +249,9 @@ def declare(node: Node, spec: Spec) -> None:
         low, high = spec.limits
         descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
     given = node._parameter_overrides.get(spec.name)
-    if isinstance(spec.default, float) and given is not None and given.type_ == Parameter.Type.INTEGER:
+    if given is not None and given.type_ == Parameter.Type.NOT_SET:
+        node.declare_parameter(spec.name, spec.default, descriptor, ignore_override=True)
+    elif isinstance(spec.default, float) and given is not None and given.type_ == Parameter.Type.INTEGER:
         node.declare_parameter(spec.name, float(given.value), descriptor, ignore_override=True)
     else:
         node.declare_parameter(spec.name, spec.default, descriptor)

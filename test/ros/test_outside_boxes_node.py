@@ -17,10 +17,8 @@ from ros_harness import (
     CONFIGURE,
     DEACTIVATE,
     FRAME_ID,
-    HEIGHT,
     RELIABLE,
     TIMEOUT,
-    WIDTH,
     Nodes,
     Rig,
     boxes_2d,
@@ -456,8 +454,14 @@ def test_class_map_of_a_2d_network(rig, start, detector, network):
     assert labels(rig.ask(image_message(picture(1)))) == ["pedestrian"]
 
 
-def test_a_picture_too_small_for_the_tiles_is_told(rig, start, network):
+def test_tiles_of_a_2d_network(rig, start, detector, network):
     start(boxes_from="onnx", detector_2d=str(network), detector_2d_tiles=2)
     found = load_detector_2d(network, tiles=2).detect(picture(1))
-    assert len(rig.ask(image_message(picture(1))).detections) == len(found)
-    assert (WIDTH, HEIGHT) == (320, 96)
+    assert len(found) > len(load_detector_2d(network).detect(picture(1)))
+    expected = detector.predict(picture(1), camera(), 0.0, boxes2d=found)
+    assert_same(rig.ask(image_message(picture(1))), expected, detector.classes)
+
+
+def test_more_tiles_than_the_image_has_pixels_for_are_told(rig, start, network):
+    start(boxes_from="onnx", detector_2d=str(network), detector_2d_tiles=13)
+    assert "13 windows of a 320x96 image" in until_told(rig, "frames rejected: inference").message
