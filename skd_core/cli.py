@@ -101,7 +101,7 @@ def autolabel(
     json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
 ) -> None:
     """Label images with a 2D detector: a KITTI tree to train on, doubtful boxes as DontCare; hand corrections stay."""
-    from skd_core.inference.detector import pick_device
+    from skd_core.devices import pick_device
     from skd_core.supervision.autolabel_command import Options, run_autolabel
 
     options = Options(

@@ -116,8 +116,8 @@ def autolabel(
         else:
             found = rules.apply(detector.detect(frame.read()[0] if image is None else image, dont_care=True))
             found = beside_given(found, lines, known)
-            text = "".join([*lines, *map(_line, found.labels, found.xyxy.tolist())])
-            scores = [*[1.0] * len(lines), *found.scores.tolist()]
+            text = "".join([*(lines or []), *map(_line, found.labels, found.xyxy.tolist())])
+            scores = [*[1.0] * len(lines or []), *found.scores.tolist()]
             log.add(frame.name, state, text_hash(text), scores)  # first: a file that no line tells of was made by hand
             write_atomic(labels, text)
             tally.made += 1
@@ -142,21 +142,21 @@ def check_out(out: Path, source: Path, given: Path | None = None) -> None:
         raise UserError(f"{out}: holds labels that autolabel did not write; choose another folder for --out")
 
 
-def beside_given(found: Boxes2D, lines: list[str], known: set[str]) -> Boxes2D:
+def beside_given(found: Boxes2D, lines: list[str] | None, known: set[str]) -> Boxes2D:
     """What a detector adds to labels that are there already.
 
     Args:
         found: labels and DontCare.
-        lines: of the label file.
+        lines: of the label file; None where there is none: then all that is found stays.
         known: classes that the label files name. What is found of these and not in the file is doubtful: DontCare.
 
     Returns:
         What no line's box explains: overlaps it by an IoU of .5, or lies in it by 90 %.
     """
-    if not lines:
+    if lines is None:
         return found
     columns = [line.split() for line in lines]
-    boxes = found.xyxy.new_tensor([[float(value) for value in words[4:8]] for words in columns])
+    boxes = found.xyxy.new_tensor([[float(value) for value in words[4:8]] for words in columns]).reshape(-1, 4)
     there = Boxes2D(boxes, tuple(words[0] for words in columns))
     names = tuple(DONT_CARE if label in known else label for label in found.labels)
     found = Boxes2D(found.xyxy, names, found.scores)
@@ -246,10 +246,10 @@ def _line(label: str, xyxy: list[float]) -> str:
     return f"{label} -1 -1 -10 {' '.join(f'{value:.2f}' for value in xyxy)} {UNKNOWN_3D}\n"
 
 
-def _given_lines(given: Path | None, name: str) -> list[str]:
+def _given_lines(given: Path | None, name: str) -> list[str] | None:
     path = None if given is None else given / f"{name}.txt"
     if path is None or not path.is_file():
-        return []
+        return None
     read_boxes2d(path)  # names what is malformed
     return [line.strip() + "\n" for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 

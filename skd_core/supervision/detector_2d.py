@@ -12,7 +12,7 @@ gives shape (1, N, 5 + classes): centre, size, objectness, class probabilities; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,7 @@ from skd_core.supervision.class_map import (
     parse_class_map,
 )
 from skd_core.supervision.tiles import NMS_IOU, merge, windows
-
-Network = Callable[[Tensor, float], tuple[Tensor, Tensor, Tensor]]
-"""(3, H, W) uint8 RGB, least score -> boxes (N, 4) pixels of that image, scores (N,), class ids (N,)."""
+from skd_core.supervision.torchvision_2d import Network, load_torchvision
 
 DEFAULT_SCORE = 0.3
 """Least score of a box. [ours]"""
@@ -51,7 +49,7 @@ class Detector2D:
     """A 2D network with its class map, looking at the whole image and at windows of it.
 
     Attributes:
-        network: see :data:`Network`.
+        network: see :data:`skd_core.supervision.torchvision_2d.Network`.
         names: of its classes, in the order of their ids.
         mapping: from them to the project's classes, see :func:`skd_core.supervision.class_map.parse_class_map`.
         tiles: windows besides the whole image; 0 for the whole image alone.
@@ -133,8 +131,6 @@ def load_detector_2d(
     if not 0 <= score <= 1:
         raise UserError(f"2D detector: least score must be in [0, 1], got {score:g}")
     if str(model).startswith(TORCHVISION):
-        from skd_core.supervision.torchvision_2d import load_torchvision
-
         network, names = load_torchvision(str(model).removeprefix(TORCHVISION), device)
         aspect = 1.0
     else:
@@ -187,7 +183,7 @@ class YoloxNetwork:
         self._decoded = bool(as_pixels < centers.abs().median())
 
     def __call__(self, image: Tensor, score: float) -> tuple[Tensor, Tensor, Tensor]:
-        """See :data:`Network`; a cell gives a box for each class above the least score."""
+        """See :data:`~skd_core.supervision.torchvision_2d.Network`; a box for each cell and class above the score."""
         letterboxed, scale = letterbox(image, self.width, self.height)
         raw = self._run(letterboxed.flip(0)[None].float().numpy())[0]
         scores = raw[:, 4:5] * raw[:, 5:]

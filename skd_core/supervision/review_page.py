@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,10 @@ FRAMES = 200
 _STYLE = (
     "body{margin:6px;background:#181a1e;color:#ddd;font:15px sans-serif}a{color:#7bf}"
     "main{display:flex;flex-wrap:wrap;gap:4px}"
-    "figure{margin:0;content-visibility:auto;contain-intrinsic-size:112px 130px}figcaption{font-size:11px;color:#999}img{display:block;max-width:100%}figure.bad img{outline:4px solid #f33;"
-    "opacity:.4}nav{position:sticky;top:0;background:#181a1e;padding:6px 0;z-index:1}button{font:inherit;padding:6px}"
+    "figure{margin:0;content-visibility:auto;contain-intrinsic-size:112px 130px}"
+    "figcaption{font-size:11px;color:#999}img{display:block;max-width:100%;height:auto}"
+    "figure.bad img{outline:4px solid #f33;opacity:.4}"
+    "nav{position:sticky;top:0;background:#181a1e;padding:6px 0;z-index:1}button{font:inherit;padding:6px}"
 )
 _SCRIPT = """
 const key = 'rejected ' + TREE, marked = new Set(JSON.parse(localStorage.getItem(key) || '[]'));
@@ -118,10 +121,11 @@ def write_review(tree: Path, names: Sequence[str], scores: Callable[[str], Seque
     pages["frames"] = _split(frames, 50)
     links = []
     for label, parts in pages.items():
+        there = "frames" if label == "frames" else f"{len(by_class[label])} {label}"
+        stem = re.sub(r"\W", "_", label.lower())
         for number, part in enumerate(parts, 1):
-            there = "frames" if label == "frames" else f"{len(by_class[label])} {label}"
-            name = f"{label.lower()}-{number}.html"
-            after = f"{label.lower()}-{number + 1}.html" if number < len(parts) else "index.html"
+            name = f"{stem}-{number}.html"
+            after = f"{stem}-{number + 1}.html" if number < len(parts) else "index.html"
             write_atomic(folder / name, _page(tree, f"{there}, page {number} of {len(parts)}", part, after))
             links.append(f'<p><a href="{html.escape(name)}">{html.escape(there)}, page {number}</a></p>')
     write_atomic(folder / "index.html", _page(tree, f"{len(names)} frames of {tree.name}", links, None))

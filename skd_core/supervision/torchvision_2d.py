@@ -13,6 +13,8 @@ from torch import Tensor
 from skd_core.errors import UserError
 
 Network = Callable[[Tensor, float], tuple[Tensor, Tensor, Tensor]]
+"""A 2D network: (3, H, W) uint8 RGB, least score -> boxes (N, 4) in its pixels, scores (N,), class ids (N,)."""
+
 COCO_CLASSES = 91
 """Of torchvision's COCO models, background and gaps in COCO's ids among them."""
 
@@ -27,7 +29,7 @@ def load_torchvision(model: str, device: str = "cpu") -> tuple[Network, tuple[st
         device: "cpu" or "cuda".
 
     Returns:
-        The network, see :data:`skd_core.supervision.detector_2d.Network`, and its class names.
+        The network, see :data:`Network`, and its class names.
 
     Raises:
         UserError: not of that form, no such model or file, or weights of another model.
