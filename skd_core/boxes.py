@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from skd_core.camera import Camera, project
+from skd_core.errors import UserError
 
 CORNER_SIGNS = torch.tensor(
     [[1, 1, -1], [1, -1, -1], [-1, -1, -1], [-1, 1, -1], [1, 1, 1], [1, -1, 1], [-1, -1, 1], [-1, 1, 1]],
@@ -58,6 +59,23 @@ TILT_STD = 0.05
 """Standard deviation of roll and pitch, radians: boxes are upright by assumption, roads and mounts are not. [ours]"""
 
 _ROTATION_VARIANCES = np.square([TILT_STD, YAW_STD, TILT_STD])
+
+
+BORDER = 3.0
+"""Pixels from the image border within which an edge of a 2D box counts as cut off."""
+
+
+def at_border(xyxy: Tensor, width: Tensor | float, height: Tensor | float) -> Tensor:
+    """Which edges of 2D boxes the image border cuts.
+
+    Args:
+        xyxy: shape (N, 4), pixels; width, height: of the image, or shape (N,), of each box's image.
+
+    Returns:
+        shape (N, 4), bool: left, top, right, bottom.
+    """
+    x1, y1, x2, y2 = xyxy.unbind(-1)
+    return torch.stack([x1 < BORDER, y1 < BORDER, x2 > width - BORDER, y2 > height - BORDER], -1)
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
@@ -168,6 +186,22 @@ class Boxes2D:
         """Clipped to the image."""
         limit = self.xyxy.new_tensor([width, height, width, height])
         return replace(self, xyxy=torch.minimum(self.xyxy.clamp(min=0), limit))
+
+    def check(self) -> None:
+        """Refuse what no detector may say.
+
+        Raises:
+            UserError: a box that is not finite or has x2 < x1 or y2 < y1, a score outside [0, 1]; with its number.
+        """
+        good = self.xyxy.isfinite().all(-1) & (self.xyxy[:, 2:] >= self.xyxy[:, :2]).all(-1)
+        if not bool(good.all()):
+            index = int((~good).nonzero()[0])
+            values = " ".join(f"{value:g}" for value in self.xyxy[index].tolist())
+            raise UserError(f"2D boxes: box {index} needs finite x1 <= x2 and y1 <= y2, got {values}")
+        good = (self.scores >= 0) & (self.scores <= 1)
+        if not bool(good.all()):
+            index = int((~good).nonzero()[0])
+            raise UserError(f"2D boxes: score {float(self.scores[index]):g} of box {index} is not in [0, 1]")
 
     def to(self, *args: object, **kwargs: object) -> Boxes2D:
         """As :meth:`torch.Tensor.to`, for every tensor."""

@@ -181,13 +181,47 @@ def predict(
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least score, if not the weights' own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     draw: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
+    boxes: Annotated[Path | None, typer.Option(help="Place these 2D boxes: folder of KITTI files, NAME.txt.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Or those of a 2D detector: FILE.onnx in YOLOX's format.")
+    ] = None,
+    tiles: Annotated[int, typer.Option(min=0, help="Windows it looks at besides the whole image.")] = 4,
 ) -> None:
     """Detect 3D boxes in rectified images."""
     from skd_core.inference.detector import Detector
+    from skd_core.inference.outside import open_source
     from skd_core.inference.predict import predict_images
 
-    count = predict_images(images, camera, Detector.load(weights, device), out, threshold, draw)
+    network = Detector.load(weights, device)
+    source = open_source(boxes, detector, tiles, network.classes)
+    count = predict_images(images, camera, network, out, threshold, draw, source)
     print(f"{out}: {count} detections")
+
+
+@app.command()
+def lift(
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders of images; or one KITTI tree.")],
+    out: Annotated[Path, typer.Option(help="Gets results/NAME.txt (KITTI format).")],
+    camera: Annotated[
+        Path | None, typer.Option(help="Of images: calibration, or folder of NAME.txt or NAME.yaml.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a KITTI tree: a name in ImageSets/; all without.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="The 2D boxes: folder of KITTI files, NAME.txt.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Or those of a 2D detector: FILE.onnx in YOLOX's format.")
+    ] = None,
+    tiles: Annotated[int, typer.Option(min=0, help="Windows it looks at besides the whole image.")] = 4,
+    draw: Annotated[bool, typer.Option(help="Write pictures/NAME.png too.")] = False,
+) -> None:
+    """Place 2D boxes in space without training, by class sizes alone: the baseline that trained weights must beat."""
+    from skd_core.inference.outside import open_source
+    from skd_core.inference.predict import lift_images
+
+    source = open_source(boxes, detector, tiles)
+    if source is None:
+        raise UserError("lift: give 2D boxes with --boxes DIR or --detector FILE.onnx")
+    count = lift_images(images, camera, source, out, split, draw)
+    print(f"{out}: {count} objects")
 
 
 @app.command()
@@ -262,13 +296,23 @@ def bag_eval(
     camera_info_topic: Annotated[str | None, typer.Option(help="If it is not beside the image.")] = None,
     raw_images: Annotated[bool, typer.Option("--raw-images", help="Undistort the images first, with K and D.")] = False,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score; AP wants a low one.")] = 0.2,
+    boxes: Annotated[
+        Path | None, typer.Option(help="Place these 2D boxes: folder of KITTI files, one for each image.")
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Or those of a 2D detector: FILE.onnx in YOLOX's format.")
+    ] = None,
+    tiles: Annotated[int, typer.Option(min=0, help="Windows it looks at besides the whole image.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write all numbers there too.")] = None,
 ) -> None:
     """Detect in every frame of a recording and score it: AP, recall and depth error by range, jitter, latency."""
     from skd_core.evaluation.bag_eval import bag_eval as run
 
-    run(bag, weights, out, truth, labels, image_topic, camera_info_topic, threshold, device, json, not raw_images)
+    run(
+        bag, weights, out, truth, labels, image_topic, camera_info_topic, threshold, device, json, not raw_images,
+        boxes, detector, tiles,
+    )  # fmt: skip
 
 
 @app.command()
@@ -340,18 +384,22 @@ def eval_real(
     threshold: Annotated[
         str | None, typer.Option(help="Least score or 'stored', the weights' own: default for own boxes; 0 for others.")
     ] = None,
+    lift: Annotated[
+        bool, typer.Option("--lift", help="Place the 2D boxes without a network, as `skd_core lift`.")
+    ] = False,
     kind: Annotated[list[str] | None, typer.Option(help="Car, Pedestrian or Cyclist; all, if left out.")] = None,
     choose_threshold: Annotated[
         bool, typer.Option("--choose-threshold", help="Take the lowest with at most .3 boxes on nothing a frame.")
     ] = False,
     store: Annotated[bool, typer.Option("--store", help="Write the chosen threshold into the weights file.")] = False,
+    tiles: Annotated[int, typer.Option(min=0, help="Windows a 2D detector looks at besides the whole image.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
 ) -> None:
     """What is found and how well it is placed, object by object, on frames with 3D labels."""
     from skd_core.evaluation.real_report import Question, report_real
 
-    question = Question(weights, boxes, threshold, tuple(kind or ()), device)
+    question = Question(weights, boxes, threshold, lift, tuple(kind or ()), tiles, device)
     report_real(trees, split, question, json, choose_threshold, store)
 
 

@@ -226,7 +226,7 @@ def test_labels_by_stamp_and_labels_that_do_not_fit(bag: Path, tmp_path: Path) -
     assert len(truth.at(stamp, camera) or ()) == 1
     assert truth.at(stamp + 100_000_000, camera) is None
     (tmp_path / "other.txt").touch()
-    with pytest.raises(UserError, match="2 label files for 5 frames"):
+    with pytest.raises(UserError, match="2 files for 5 frames"):
         find_truth(bag, topics, None, tmp_path, ("Car",), tmp_path / "copies")
     with pytest.raises(UserError, match="not both"):
         find_truth(bag, topics, "/x", tmp_path, ("Car",), tmp_path / "copies")

@@ -17,9 +17,9 @@ from skd_core.supervision.pseudo import (
     POINTS,
     PseudoTargets,
     back_project,
+    box_depth,
     fit_ground,
     fuse,
-    geometric_depth,
     nearest_mode,
     pseudo_targets,
     scale_factor,
@@ -315,11 +315,11 @@ def test_fuse_by_hand() -> None:
 def test_geometric_depth_by_hand() -> None:
     """f H / h2d + e: 100 px of a car's 1.53 m."""
     box = np.array([300.0, 50, 360, 150])
-    assert geometric_depth(box, CAR, P, 1.0) == pytest.approx(P[1, 1] * 1.53 / 100 + 1)
+    assert box_depth(box, CAR, P, 1.0) == pytest.approx(P[1, 1] * 1.53 / 100 + 1)
     # without e: its mean over all yaws, (l + w) / pi
     yaws = np.linspace(0, math.pi, 20001)
     mean = np.mean(0.5 * (3.88 * np.abs(np.sin(yaws)) + 1.63 * np.abs(np.cos(yaws))))
-    assert geometric_depth(box, CAR, P) == pytest.approx(P[1, 1] * 1.53 / 100 + mean, rel=1e-4)
+    assert box_depth(box, CAR, P) == pytest.approx(P[1, 1] * 1.53 / 100 + mean, rel=1e-4)
 
 
 def test_touching_the_border() -> None:

@@ -22,6 +22,7 @@ ROOMS = (
     "skd_core.files",
     "skd_core.camera",
     "skd_core.boxes",
+    "skd_core.geometry",
     "skd_core.iou",
     "skd_core.devices",
     "skd_core.priors",

@@ -25,6 +25,7 @@ from skd_core.boxes import Boxes3D
 from skd_core.data.bag import BagWriter, Frame, find_camera, read_frames
 from skd_core.data.kitti import KittiObjects, write_results
 from skd_core.errors import UserError
+from skd_core.evaluation.bag_boxes import frame_boxes
 from skd_core.evaluation.bag_scores import Evaluation
 from skd_core.evaluation.bag_truth import Truth, find_truth
 from skd_core.evaluation.errors import match
@@ -120,19 +121,31 @@ def bag_eval(
     device: str,
     json_file: Path | None,
     rectified: bool = True,
+    boxes: Path | None = None,
+    detector_2d: str | None = None,
+    tiles: int = 0,
 ) -> None:
-    """The command: run a detector over a recording, print what matters of its scores."""
+    """The command: run a detector over a recording, print what matters of its scores.
+
+    With ``boxes`` or ``detector_2d`` 2D boxes from outside are placed, see
+    :func:`skd_core.evaluation.bag_boxes.frame_boxes`; latency then includes them.
+    """
     detector = Detector.load(weights, device)
+    camera = find_camera(bag, image_topic, camera_info_topic)
+    given = frame_boxes(bag, camera, boxes, detector_2d, tiles, detector.classes)
     warm: set[tuple[int, int]] = set()
+
+    def find(frame: Frame) -> Boxes3D:
+        return detector.predict(frame.image, frame.camera, threshold, boxes2d=None if given is None else given(frame))
 
     def predict(frame: Frame) -> tuple[Boxes3D, float]:
         size = (frame.camera.width, frame.camera.height)
         if size not in warm:  # the first run of a size is slow and says nothing of the others
-            detector.predict(frame.image, frame.camera, threshold)
+            find(frame)
             warm.add(size)
         start = time.perf_counter()
-        boxes = detector.predict(frame.image, frame.camera, threshold)
-        return boxes, time.perf_counter() - start
+        found = find(frame)
+        return found, time.perf_counter() - start
 
     scores = evaluate_bag(
         bag, predict, detector.classes, out, truth_topic, labels, image_topic, camera_info_topic, json_file, rectified,

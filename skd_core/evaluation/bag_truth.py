@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -124,21 +125,36 @@ def labels_from_boxes(boxes: Boxes3D, camera: Camera) -> KittiObjects:
 def _from_folder(bag: Path, camera: CameraTopics, labels: Path) -> Truth:
     if not labels.is_dir():
         raise UserError(f"{labels}: no such folder of labels")
-    files = {path.stem: path for path in sorted(labels.glob("*.txt"))}
-    stamps = _stamps(bag, camera.image)
-    if files and all(name.isdecimal() and int(name) in stamps for name in files):
-        names = {int(name): name for name in files}
-    elif len(files) == len(stamps):
-        names = dict(zip(stamps, files, strict=True))
-    else:
-        raise UserError(
-            f"{labels}: {len(files)} label files for {len(stamps)} frames on {camera.image}; there must be as many, in "
-            "the order of their names, or they must be named by the frames' stamps in nanoseconds"
-        )
     truth = Truth(str(labels))
-    for stamp, name in names.items():
-        truth.add_file(stamp, files[name])
+    for stamp, name in names_by_stamp(
+        bag, camera, labels, [path.stem for path in sorted(labels.glob("*.txt"))]
+    ).items():
+        truth.add_file(stamp, labels / f"{name}.txt")
     return truth
+
+
+def names_by_stamp(bag: Path, camera: CameraTopics, folder: Path, names: Sequence[str]) -> dict[int, str]:
+    """Which file of a folder belongs to which image of a recording.
+
+    Args:
+        names: of the files: each the stamp of an image in nanoseconds, or as many as there are images, in the order of
+            recording.
+
+    Returns:
+        stamp -> name.
+
+    Raises:
+        UserError: neither.
+    """
+    stamps = _stamps(bag, camera.image)
+    if names and all(name.isdecimal() and int(name) in stamps for name in names):
+        return {int(name): name for name in names}
+    if len(names) == len(stamps):
+        return dict(zip(stamps, names, strict=True))
+    raise UserError(
+        f"{folder}: {len(names)} files for {len(stamps)} frames on {camera.image}; there must be as many, in the order "
+        "of their names, or they must be named by the frames' stamps in nanoseconds"
+    )
 
 
 def _stamps(bag: Path, topic: str) -> list[int]:

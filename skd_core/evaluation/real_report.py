@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
+from skd_core.data.box_files import BoxFolder
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
@@ -24,8 +25,9 @@ from skd_core.evaluation.real import PARTS, Tally, join, tally_frame
 from skd_core.evaluation.report import plain_table
 from skd_core.files import finite, write_atomic
 from skd_core.inference.detector import Detector
-from skd_core.inference.outside import open_source
+from skd_core.inference.outside import detector_source
 from skd_core.inference.weights import store_threshold
+from skd_core.supervision.lift import lift
 from skd_core.visualize import RGB
 
 KINDS = ("Car", "Pedestrian", "Cyclist")
@@ -60,14 +62,18 @@ class Question:
         boxes: "own", "labels", a folder of KITTI files by the frames' names, or a 2D detector's ``FILE.onnx``.
         threshold: least score; None or "stored": that of the weights for own boxes, 0 for boxes from elsewhere. Of the
             labels' boxes all count.
+        lift: place the 2D boxes without a network, see :mod:`skd_core.supervision.lift`.
         kinds: what to look at; none: those of KINDS that the weights know.
+        tiles: windows that a 2D detector looks at besides the whole image.
         device: where the network runs.
     """
 
     weights: str = "default"
     boxes: str = "own"
     threshold: str | None = None
+    lift: bool = False
     kinds: tuple[str, ...] = ()
+    tiles: int = 4
     device: str = "auto"
 
 
@@ -92,8 +98,8 @@ def report_real(
     """
     if store and not choose:
         raise UserError("eval real: --store goes with --choose-threshold")
-    if choose and (question.boxes != "own" or question.threshold is not None):
-        raise UserError("eval real: --choose-threshold is for own boxes, and without --threshold")
+    if choose and (question.boxes != "own" or question.lift or question.threshold is not None):
+        raise UserError("eval real: --choose-threshold is for own boxes, without --lift and --threshold")
     detector = Detector.load(question.weights, question.device)
     kinds = _kinds(question.kinds, detector)
     threshold = LEAST if choose else _threshold(question, detector)
@@ -110,7 +116,8 @@ def report_real(
     for tree, by_kind in [*sets.items(), *([("together", together)] if len(sets) > 1 else [])]:
         for kind, tally in by_kind.items():
             console.print(real_table(tally, f"{Path(tree).name} {kind}"))
-    console.print(f"boxes: {question.boxes}; least score {threshold:g}", soft_wrap=True)
+    placed = "lifted" if question.lift else f"placed by {question.weights}"
+    console.print(f"2D boxes: {question.boxes}, {placed}; least score {threshold:g}", soft_wrap=True)
     if json_file is not None:
         about = {**vars(question), "threshold": threshold}
         numbers = {"sets": {tree: _numbers(by_kind) for tree, by_kind in sets.items()}, "together": _numbers(together)}
@@ -227,25 +234,39 @@ def _threshold(question: Question, detector: Detector) -> float:
 
 def _finder(question: Question, detector: Detector, kinds: Sequence[str], threshold: float) -> Find:
     """What detects in a frame."""
-    if question.boxes == "own":
+    if question.boxes == "own" and not question.lift:
         return lambda frame: detector.predict(frame.image, frame.camera, threshold)
-    given = _given(question)
+    given = _given(question, detector, threshold)
     wanted = {kind.lower() for kind in kinds}
 
     def find(frame: Frame) -> Boxes3D:
         boxes = given(frame)
         boxes = boxes[[label.lower() in wanted for label in boxes.labels]]
+        if question.lift:
+            found = lift(boxes, frame.camera)
+            return found[found.scores >= threshold]
         return detector.predict(frame.image, frame.camera, threshold, boxes2d=boxes)
 
     return find
 
 
-def _given(question: Question) -> Callable[[Frame], Boxes2D]:
-    """The 2D boxes of a frame that come from elsewhere."""
+def _given(question: Question, detector: Detector, threshold: float) -> Callable[[Frame], Boxes2D]:
+    """The 2D boxes of a frame."""
+    if question.boxes == "own":
+
+        def own(frame: Frame) -> Boxes2D:
+            found = detector.predict(frame.image, frame.camera, threshold)
+            return Boxes2D(found.xyxy, found.labels, found.scores)
+
+        return own
     if question.boxes == "labels":
         return lambda frame: frame.objects.boxes2d().to(torch.float32)
-    source = open_source(Path(question.boxes))
-    return lambda frame: source(frame.name, frame.image)
+    path = Path(question.boxes)
+    if path.is_dir():
+        folder = BoxFolder(path)
+        return lambda frame: folder.read(frame.name)
+    network = detector_source(question.boxes, question.tiles)
+    return lambda frame: network(frame.image)
 
 
 def _numbers(tallies: Tallies) -> dict[str, Any]:

@@ -178,16 +178,8 @@ class Detector:
         numbers = {name.lower(): number for number, name in enumerate(self.classes)}
         unknown = [name for name in dict.fromkeys(boxes.labels) if name.lower() not in numbers]
         if unknown:
-            raise UserError(f"boxes2d: unknown class '{unknown[0]}'; the weights know {', '.join(self.classes)}")
-        good = boxes.xyxy.isfinite().all(-1) & (boxes.xyxy[:, 2:] >= boxes.xyxy[:, :2]).all(-1)
-        if not bool(good.all()):
-            index = int((~good).nonzero()[0])
-            values = " ".join(f"{value:g}" for value in boxes.xyxy[index].tolist())
-            raise UserError(f"boxes2d: box {index} needs finite x1 <= x2 and y1 <= y2, got {values}")
-        good = (boxes.scores >= 0) & (boxes.scores <= 1)
-        if not bool(good.all()):
-            index = int((~good).nonzero()[0])
-            raise UserError(f"boxes2d: score {float(boxes.scores[index]):g} of box {index} is not in [0, 1]")
+            raise UserError(f"2D boxes: unknown class '{unknown[0]}'; the weights know {', '.join(self.classes)}")
+        boxes.check()
         return torch.tensor([numbers[name.lower()] for name in boxes.labels], dtype=torch.long)
 
     def _input(self, image: NDArray[np.uint8], camera: Camera) -> tuple[Tensor, Camera, Tensor]:

@@ -1,8 +1,8 @@
-"""Where 2D boxes from outside come from, on the command line."""
+"""Where 2D boxes from outside come from: files of a folder, or a 2D detector that runs in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +10,47 @@ from numpy.typing import NDArray
 
 from skd_core.boxes import Boxes2D
 from skd_core.data.box_files import BoxFolder
+from skd_core.errors import UserError
 
 Source = Callable[[str, NDArray[np.uint8]], Boxes2D]
 """A frame's name and its image, (H, W, 3) uint8 RGB -> 2D boxes in its pixels."""
 
 
-def open_source(boxes: Path) -> Source:
-    """A source of 2D boxes.
+def open_source(
+    boxes: Path | None = None, detector: str | None = None, tiles: int = 0, classes: Sequence[str] = ()
+) -> Source | None:
+    """A source of 2D boxes; None where neither is given.
 
     Args:
-        boxes: a folder of KITTI label or result files, one for each frame's name.
+        boxes: folder of KITTI label or result files, one for each frame's name.
+        detector: file of a 2D detector, see :func:`skd_core.supervision.detector_2d.load_detector_2d`.
+        tiles: windows that it looks at besides the whole image.
+        classes: what is wanted of its boxes, names without case; all of them without.
 
     Raises:
-        UserError: no such folder.
+        UserError: both are given; no such folder; an unsuitable file.
     """
-    folder = BoxFolder(boxes)
-    return lambda name, image: folder.read(name)
+    if boxes is not None and detector is not None:
+        raise UserError("give --boxes or --detector, not both")
+    if boxes is not None:
+        folder = BoxFolder(boxes)
+        return lambda name, image: folder.read(name)
+    if detector is None:
+        return None
+    network = detector_source(detector, tiles, classes)
+    return lambda name, image: network(image)
+
+
+def detector_source(
+    detector: str, tiles: int = 0, classes: Sequence[str] = ()
+) -> Callable[[NDArray[np.uint8]], Boxes2D]:
+    """An image -> 2D boxes of a 2D detector; arguments as of :func:`open_source`."""
+    from skd_core.supervision.detector_2d import load_detector_2d
+
+    network, wanted = load_detector_2d(detector, tiles=tiles), {name.lower() for name in classes}
+
+    def detect(image: NDArray[np.uint8]) -> Boxes2D:
+        found = network.detect(image)
+        return found[[not wanted or label.lower() in wanted for label in found.labels]]
+
+    return detect

@@ -1,21 +1,35 @@
-"""`skd_core predict`: images in, KITTI result files and annotated pictures out."""
+"""`skd_core predict` and `skd_core lift`: images in, KITTI result files and annotated pictures out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from skd_core.boxes import Boxes3D
 from skd_core.data.folder import ImageFolder
-from skd_core.data.kitti import write_results
+from skd_core.data.kitti import KittiDataset, write_results
+from skd_core.data.sample import Sample
+from skd_core.errors import UserError
 from skd_core.files import make_folder
 from skd_core.inference.detector import Detector
+from skd_core.inference.outside import Source
+from skd_core.supervision.lift import lift
 from skd_core.visualize import draw_bev, draw_boxes3d, stack, write_image
 
 
 def predict_images(
-    images: Sequence[Path], camera: Path, detector: Detector, out: Path, threshold: float | None, draw: bool = True
+    images: Sequence[Path],
+    camera: Path,
+    detector: Detector,
+    out: Path,
+    threshold: float | None,
+    draw: bool = True,
+    source: Source | None = None,
 ) -> int:
     """Detect in images of one camera.
 
@@ -23,21 +37,60 @@ def predict_images(
         images: files and folders; camera: calibration file or folder, see :class:`skd_core.data.folder.ImageFolder`.
         out: gets ``results/NAME.txt`` (KITTI format, full precision) and ``pictures/NAME.png``.
         threshold: least score, None for the weights' own; draw: whether to write pictures.
+        source: of 2D boxes to place, in the place of the network's own.
 
     Returns:
         the number of detections.
 
     Raises:
-        UserError: unreadable image or camera file, or ``out`` is not a folder.
+        UserError: unreadable image or camera file, ``out`` is not a folder, or 2D boxes that cannot be placed.
     """
-    folder = ImageFolder(images, camera)
-    folder[0]  # before anything is written: does the camera fit?
+
+    def find(sample: Sample, pixels: NDArray[np.uint8]) -> Boxes3D:
+        given = None if source is None else source(sample.name, pixels)
+        return detector.predict(pixels, sample.camera, threshold, boxes2d=given)
+
+    return _write(ImageFolder(images, camera), find, out, draw)
+
+
+def lift_images(
+    images: Sequence[Path], camera: Path | None, source: Source, out: Path, split: str | None = None, draw: bool = False
+) -> int:
+    """Place 2D boxes in space without a network, see :mod:`skd_core.supervision.lift`.
+
+    Args:
+        images: files and folders with a camera, or one KITTI tree without; split: of the tree.
+        source: of the 2D boxes; out, draw: as of :func:`predict_images`.
+
+    Returns:
+        the number of objects.
+
+    Raises:
+        UserError: as :func:`predict_images`; a tree with a camera, or images without one.
+    """
+    tree = len(images) == 1 and (images[0] / "training").is_dir()
+    if tree and camera is not None:
+        raise UserError(f"{images[0]}: a KITTI tree has its own calibrations; leave out --camera, or name its image_2")
+    if not tree and (camera is None or split is not None):
+        raise UserError("lift: images need --camera and have no --split; a KITTI tree (with training/) has both itself")
+    samples = KittiDataset(images[0], split) if camera is None else ImageFolder(images, camera)
+    return _write(samples, lambda sample, pixels: lift(source(sample.name, pixels), sample.camera), out, draw)
+
+
+def _write(
+    samples: ImageFolder | KittiDataset,
+    find: Callable[[Sample, NDArray[np.uint8]], Boxes3D],
+    out: Path,
+    draw: bool,
+) -> int:
+    """Result files and pictures of what is found in each sample; how many boxes."""
+    samples[0]  # before anything is written: does the camera fit?
     for name in ("results", *(["pictures"] if draw else [])):
         make_folder(out / name)
     count = 0
-    for sample in tqdm(folder, total=len(folder), unit="image", disable=len(folder) < 10):
+    for sample in tqdm(_each(samples), total=len(samples), unit="image", disable=len(samples) < 10):
         pixels = sample.image.permute(1, 2, 0).numpy()
-        boxes = detector.predict(pixels, sample.camera, threshold)
+        boxes = find(sample, pixels)
         write_results(out / "results" / f"{sample.name}.txt", boxes)
         if draw:
             bev = draw_bev(boxes, camera=sample.camera, size=(sample.camera.height, sample.camera.height))
@@ -45,3 +98,7 @@ def predict_images(
             write_image(out / "pictures" / f"{sample.name}.png", picture)
         count += len(boxes)
     return count
+
+
+def _each(samples: Dataset[Sample]) -> Iterator[Sample]:
+    return (samples[index] for index in range(len(samples)))  # type: ignore[arg-type]

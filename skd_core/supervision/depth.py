@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import io
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from skd_core.data.sample import NOTE, Sample, read_image
 from skd_core.devices import pick_device
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
+from skd_core.geometry import geometric_depth, mean_half_extent
 from skd_core.priors import prior_of
 
 Floats = NDArray[np.float64]
@@ -306,8 +306,8 @@ def _object_rows(d: Floats, sample: Sample) -> list[tuple[float, float, float]]:
                 seen[max(b - top, 0) : max(f - top, 0), max(a - left, 0) : max(e - left, 0)] = False
         if seen.sum() < 30 or y1 < 3 or y2 > H - 3:
             continue
-        h, w, l = prior_of(label).size  # noqa: E741
-        z = fy * h / (y2 - y1) + 0.2 * (l + w) / math.pi
+        size = prior_of(label).size[::-1]
+        z = geometric_depth(fy, size[2], y2 - y1, 0.2 * mean_half_extent(size))
         rows.append((float(np.percentile(d[top:bottom, left:right][seen], 75)), 1 / z, 1.0))
     return rows
 

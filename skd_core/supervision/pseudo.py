@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skd_core.data.sample import Sample
+from skd_core.geometry import geometric_depth, half_extent, mean_half_extent
 from skd_core.priors import ClassPrior, prior_of
 
 Floats = NDArray[np.float64]
@@ -93,7 +94,7 @@ class _Object:
 
     def geometric(self, P: Floats) -> float:
         """z_geo = f H / h2d + e, metres."""
-        return geometric_depth(self.box, self.prior, P, self.e)
+        return box_depth(self.box, self.prior, P, self.e)
 
     def surface_depth(self, factor: float = 1.0) -> float | None:
         """z* (METHOD 5.2) with the surface scaled by ``factor``; None where the border hides how much is not seen."""
@@ -152,7 +153,8 @@ def _objects(sample: Sample, P: Floats) -> list[_Object]:
         seen = None if surface is None else surface[:, [0, 2]]
         alpha, weight = fit_alpha(seen, prior, box, P, whole=not (cut or side))
         yaw = alpha + ray_angle(box, P)
-        e = 0.5 * (prior.size[2] * abs(math.sin(yaw)) + prior.size[1] * abs(math.cos(yaw)))
+        size = torch.tensor(prior.size[::-1], dtype=torch.float64)
+        e = float(half_extent(size, torch.tensor(yaw, dtype=torch.float64)))
         objects.append(_Object(box, prior, cut, side, surface, alpha, weight, e))
     return objects
 
@@ -249,10 +251,10 @@ def touches(low: float, high: float, size: int, border: float = 3.0) -> bool:
     return bool(low < border or high > size - border)
 
 
-def geometric_depth(box: Floats, prior: ClassPrior, P: Floats, e: float | None = None) -> float:
-    """``f_y H / h2d + e``, metres; without ``e`` its average over all yaws."""
-    h, w, l = prior.size  # noqa: E741 (the field's name)
-    return float(P[1, 1] * h / max(box[3] - box[1], 1.0) + ((l + w) / math.pi if e is None else e))
+def box_depth(box: Floats, prior: ClassPrior, P: Floats, e: float | None = None) -> float:
+    """z_geo of a 2D box, metres; without ``e`` its average over all yaws."""
+    extent = mean_half_extent(prior.size[::-1]) if e is None else e
+    return geometric_depth(float(P[1, 1]), prior.size[0], max(float(box[3] - box[1]), 1.0), extent)
 
 
 def ray_angle(box: Floats, P: Floats) -> float:
@@ -307,7 +309,7 @@ def fit_alpha(points: Floats | None, prior: ClassPrior, box: Floats, P: Floats, 
 def width_cost(prior: ClassPrior, box: Floats, P: Floats, error: float = 0.15) -> Floats:
     """shape (YAWS,): how far the width of an average box at z_geo is from the 2D box's, in units of half a variance."""
     l, w = prior.size[2], prior.size[1]  # noqa: E741
-    z = geometric_depth(box, prior, P)
+    z = box_depth(box, prior, P)
     x = z * math.tan(ray_angle(box, P))
     forward, left = 0.5 * np.array([[l, l, -l, -l], [w, -w, -w, w]])[..., None]
     corner_z = np.maximum(z - forward * np.sin(YAWS) + left * np.cos(YAWS), 0.5)

@@ -26,7 +26,7 @@ from skd_core.errors import UserError
 from skd_core.files import finite, write_atomic
 from skd_core.priors import prior_of
 from skd_core.supervision.depth import check_kind
-from skd_core.supervision.pseudo import PseudoTargets, geometric_depth, pseudo_targets
+from skd_core.supervision.pseudo import PseudoTargets, box_depth, pseudo_targets
 from skd_core.supervision.targets import TargetMaker
 
 Floats = NDArray[np.float64]
@@ -105,7 +105,7 @@ def measure(made: Iterable[tuple[Sample, PseudoTargets]]) -> TargetTable:
         P = sample.camera.P.numpy()
         for i, label in enumerate(sample.boxes2d.labels):
             z, alpha, weight = float(target.z[i]), float(target.alpha[i]), float(target.alpha_weight[i])
-            distance = geometric_depth(sample.boxes2d.xyxy[i].double().numpy(), prior_of(label), P)
+            distance = box_depth(sample.boxes2d.xyxy[i].double().numpy(), prior_of(label), P)
             depth_error = yaw_error = folded = math.nan
             if sample.boxes3d is not None and bool((sample.boxes3d.size[i] > 0).all()):
                 distance, true_alpha = _truth(sample.boxes3d, i)

@@ -22,7 +22,6 @@ from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, Frame, find_c
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import DETECTIONS_TOPIC, evaluate_bag, print_scores
 from skd_core.inference.detector import Detector
-from skd_core.inference.weights import load_weights
 from skd_wm3d_ros.tools.demo import run
 
 SAME = 1e-4
@@ -71,7 +70,8 @@ def evaluate_live(
         UserError: see :func:`skd_wm3d_ros.tools.demo.run` and ``evaluate_bag``.
     """
     camera = find_camera(bag, more.get("image_topic"), more.get("camera_info_topic"))
-    classes = load_weights(weights)[0].config.classes
+    detector = Detector.load(weights, "cpu")  # what the weights say of themselves
+    classes = detector.classes
     answers = run(bag, weights, out, device, threshold, camera, rate, parameter_file, rectified)
     with BagWriter(out / "live", overwrite=True) as writer:
         for answer in answers:
@@ -86,7 +86,7 @@ def evaluate_live(
         labels = tuple(spelling.get(label, label) for label in answer.boxes.labels)
         return replace(answer.boxes, labels=labels), answer.latency
 
-    return evaluate_bag(bag, answered, classes, out, rectified=rectified, **more)
+    return evaluate_bag(bag, answered, classes, out, rectified=rectified, sure=detector.threshold, **more)
 
 
 def compare(
