@@ -460,8 +460,3 @@ def test_tiles_of_a_2d_network(rig, start, detector, network):
     assert len(found) > len(load_detector_2d(network).detect(picture(1)))
     expected = detector.predict(picture(1), camera(), 0.0, boxes2d=found)
     assert_same(rig.ask(image_message(picture(1))), expected, detector.classes)
-
-
-def test_more_tiles_than_the_image_has_pixels_for_are_told(rig, start, network):
-    start(boxes_from="onnx", detector_2d=str(network), detector_2d_tiles=13)
-    assert "13 windows of a 320x96 image" in until_told(rig, "frames rejected: inference").message
