@@ -108,6 +108,28 @@ def test_launch_file(monkeypatch, no_profile):
     assert not any(isinstance(e, SetEnvironmentVariable) for e in entities)
 
 
+@needs_launch
+def test_launch_arguments_of_2d_boxes(monkeypatch, no_profile):
+    module, made = launch_file("detector"), []
+    monkeypatch.setattr(module, "Node", lambda **options: made.append(options))
+    given = {"boxes_from": "topic", "class_map": "2:car,traffic light:dontcare", "detections_2d_size": "640,384"}
+    context = launch_context(module, **given, detector_2d_tiles="4", detections_2d_topic="/yolo/boxes")
+    module.start_nodes(context, str(ROOT))
+    assert made[0]["parameters"][1] == {
+        "boxes_from": "topic",
+        "class_map": ["2:car", "traffic light:dontcare"],
+        "detections_2d_size": [640, 384],
+        "detector_2d_tiles": 4,
+    }
+    topic = dict(made[0]["remappings"])["detections_2d"]
+    assert topic.perform(context) == "/yolo/boxes"
+
+
+@pytest.mark.parametrize("text", ["2:car,0:person", "[2:car, 0:person]", "['2:car', \"0:person\"]"])
+def test_launch_arguments_that_are_lists(text):
+    assert launching.listed(text) == ["2:car", "0:person"]
+
+
 def launch_context(module, **given):
     """With the arguments of a launch file, at their defaults where they are not given."""
     from launch import LaunchContext
