@@ -185,8 +185,8 @@ class TopicBoxes:
 
     def feed(self, image: ImageMessage, info: CameraInfo) -> None:
         """Let the frame wait for its boxes."""
-        if self._input is not None:
-            self._input.frame(image, info)
+        if (boxes := self._input) is not None:
+            boxes.frame(image, info)
 
     def find(self, frame: Frame, picture: NDArray[np.uint8]) -> Boxes2D | None:
         """The message's boxes. Until the class map has known a class for the first time, a message with classes that it

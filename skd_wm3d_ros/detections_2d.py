@@ -81,14 +81,13 @@ def message_type(package: str) -> tuple[type, ToRows]:
     if package == "vision_msgs":
         return Detection2DArray, vision_rows
     try:
-        from importlib import import_module
-
-        return import_module("yolo_msgs.msg").DetectionArray, yolo_rows
+        from yolo_msgs.msg import DetectionArray
     except ImportError:
         raise UserError(
             "detections_2d_type 'yolo_msgs' needs the package yolo_msgs (of yolo_ros) in the sourced workspace; "
             "without it, convert to vision_msgs/Detection2DArray (docs/deployment.md)"
         ) from None
+    return DetectionArray, yolo_rows
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class DetectorNode(LifecycleNode):
         self._decode: Decoder | None = None
         self._lookup: FrameLookup | None = None
         self._tracker, self._tracking = Tracker(), False
-        self._boxes: BoxSource | None = None
+        self._boxes: BoxSource | None = None  # while configured
         self._worker: LatestWorker[Frame] | None = None
         self._order, self._statistics = FrameOrder(), Statistics()
         self._failure = self._unlike = ""
@@ -153,8 +153,8 @@ class DetectorNode(LifecycleNode):
         assert self.detector is not None
         assert self._outputs is not None
         assert self._boxes is not None
-        target = self._value("target_frame")
         try:
+            target = self._value("target_frame")
             self._lookup = FrameLookup(self, target, self._tf_buffer) if target else None
             self._boxes.activate(self, self._take, self._reject)
         except UserError as error:
@@ -221,8 +221,8 @@ class DetectorNode(LifecycleNode):
             self._publish_label_info()
 
     def _take(self, frame: Frame) -> None:
-        assert self._worker is not None
-        self._worker.put(frame)
+        if (worker := self._worker) is not None:  # else it has just been stopped
+            worker.put(frame)
 
     # -- frames (worker thread) -------------------------------------------------------------------------------------
     def _process(self, frame: Frame) -> None:
@@ -237,7 +237,7 @@ class DetectorNode(LifecycleNode):
         assert self.detector is not None
         assert self._boxes is not None
         assert self._decode is not None
-        image = frame.image
+        image, detector = frame.image, self.detector.detector
         if self._order.admit(stamp_nanoseconds(image.header)) and self._lookup is not None:
             self._lookup.forget()
         self._check_age(image)
@@ -245,7 +245,6 @@ class DetectorNode(LifecycleNode):
         picture, camera = self._decode(image, frame.info)
         self._judge(camera)
         times.append(time.perf_counter())
-        detector = self.detector.detector
         thresholds = parameters.thresholds(self, detector.classes, detector.threshold)
         boxes2d = self._boxes.find(frame, picture)
         boxes = self.detector.predict(picture, camera, min(thresholds.values()), boxes2d)
@@ -360,12 +359,10 @@ class DetectorNode(LifecycleNode):
             yield ERROR, f"inference is stuck: one frame has taken {busy:.0f} s; restart the node, check the GPU"
         if self._input is None:
             return
-        if (problem := self._input.problem()) is not None:
-            self.get_logger().warning(problem, throttle_duration_sec=WARNING_PERIOD, skip_first=True)
-            yield WARN, problem
-        if self._boxes is not None and (problem := self._boxes.problem()) is not None:
-            self.get_logger().warning(problem, throttle_duration_sec=WARNING_PERIOD, skip_first=True)
-            yield WARN, problem
+        for source in (self._input, self._boxes):
+            if source is not None and (problem := source.problem()) is not None:
+                self.get_logger().warning(problem, throttle_duration_sec=WARNING_PERIOD, skip_first=True)
+                yield WARN, problem
         if (problems := self._statistics.problem()) is not None:
             yield problems
         if self._ahead > MOST_AHEAD:
