@@ -88,11 +88,6 @@ def yaw_to_alpha(yaw: Tensor, center: Tensor) -> Tensor:
     return wrap_angle(yaw - torch.atan2(center[..., 0], center[..., 2]))
 
 
-def alpha_to_yaw(alpha: Tensor, center: Tensor) -> Tensor:
-    """Inverse of :func:`yaw_to_alpha`."""
-    return wrap_angle(alpha + torch.atan2(center[..., 0], center[..., 2]))
-
-
 def rotation_matrix(yaw: Tensor) -> Tensor:
     """Rotations from the box's own axes to the camera frame: shape (N,) -> (N, 3, 3), columns forward, left, up."""
     c, s, zero, one = torch.cos(yaw), torch.sin(yaw), torch.zeros_like(yaw), torch.ones_like(yaw)

@@ -70,7 +70,9 @@ def depth(
     """Fill a cache of depth maps with an off-the-shelf estimator."""
     from skd_core.supervision.depth import depth_command
 
-    made, there = depth_command(images, model, out, kind, camera, model_focal, download, device)
+    made, there = depth_command(
+        images, model, out, kind=kind, camera=camera, model_focal=model_focal, download=download, device=device
+    )
     print(f"{out}: {made} maps made, {there} were there")
 
 
@@ -169,7 +171,8 @@ def ablate(
     from skd_core.training.ablation import ROWS, run_ablation, table
 
     chosen = list(ROWS) if rows == "all" else [row.strip() for row in rows.split(",")]
-    print(table(run_ablation(load_config(config, set_), out, chosen, seeds, jobs, stop_after, device)))
+    base = load_config(config, set_)
+    print(table(run_ablation(base, out, chosen, seeds, jobs, stop_after=stop_after, device=device)))
 
 
 @app.command()
@@ -194,7 +197,7 @@ def predict(
 
     network = Detector.load(weights, device)
     source = open_source(boxes, detector, tiles, network.classes)
-    count = predict_images(images, camera, network, out, threshold, draw, source)
+    count = predict_images(images, camera, network, out, threshold, draw=draw, source=source)
     print(f"{out}: {count} detections")
 
 
@@ -279,9 +282,9 @@ def bag_make(
     overwrite: Annotated[bool, typer.Option(help="Replace a bag.")] = False,
 ) -> None:
     """Write a data set as a rosbag2 bag, with ground truth where there is any."""
-    from skd_core.data.bag_make import make_bag
+    from skd_core.data.bag_make import BagOptions, make_bag
 
-    count = make_bag(kind, source, out, split, camera, rate, storage, version, overwrite)
+    count = make_bag(kind, source, out, BagOptions(split, camera, rate, storage, version, overwrite))
     print(f"{out}: {count} images")
 
 

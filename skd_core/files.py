@@ -1,9 +1,10 @@
-"""Files and folders: written whole or not at all."""
+"""Files and folders: written whole or not at all, and in which order they are read."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,8 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def natural_order(path: Path) -> list[tuple[int, str]]:
+    """Sorting key of a file's name that compares digits as numbers: bag_2 before bag_10."""
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", path.name)]

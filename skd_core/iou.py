@@ -15,6 +15,9 @@ ends). The sum is continuous in all ten numbers, so identical, touching, contain
 ordinary input, and all coordinates are relative to one of the two boxes, so distance from the origin costs no digits.
 Gradients are exact where the IoU has one and finite everywhere. Everything runs in the dtype and on the device of its
 input, for float32 and float64.
+
+Nothing here trains with GIoU: it is offered to those who have 3D labels, as torchvision's is for upright boxes only and
+other oriented ones need CUDA or take the box around both for the hull.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.time import Time
+from scipy.spatial.transform import Rotation
 
 from skd_core.errors import UserError
 from skd_wm3d_ros.rejection import Rejection
@@ -47,14 +48,7 @@ class Transform:
     @property
     def rotation(self) -> Array:
         """shape (3, 3), R."""
-        x, y, z, w = self.quaternion
-        return np.array(
-            [
-                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-            ]
-        )
+        return Rotation.from_quat(self.quaternion).as_matrix()
 
     def points(self, xyz: Array) -> Array:
         """Points, shape (..., 3), in the new frame."""
@@ -64,19 +58,9 @@ class Transform:
 
     def orientations(self, xyzw: Array) -> Array:
         """Orientations as quaternions, shape (N, 4), in the new frame: the product of both rotations."""
-        if self is IDENTITY:
+        if self is IDENTITY or not len(xyzw):
             return xyzw
-        x1, y1, z1, w1 = self.quaternion
-        x2, y2, z2, w2 = xyzw.reshape(-1, 4).T
-        return np.stack(
-            [
-                w1 * x2 + x1 * w2 + y1 * z2 - z1 * y2,
-                w1 * y2 - x1 * z2 + y1 * w2 + z1 * x2,
-                w1 * z2 + x1 * y2 - y1 * x2 + z1 * w2,
-                w1 * w2 - x1 * x2 - y1 * y2 - z1 * z2,
-            ],
-            -1,
-        )
+        return (Rotation.from_quat(self.quaternion) * Rotation.from_quat(xyzw)).as_quat()
 
     def covariances(self, covariance: Array) -> Array:
         """Covariances of (x, y, z, rotX, rotY, rotZ), shape (N, 6, 6), about the new frame's axes: ``B C B^T`` with

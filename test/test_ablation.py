@@ -124,10 +124,10 @@ def test_the_result_file_alone_is_enough_to_go_on(
             _finish(config, out, row, seed, student=10.0 + seed, teacher=5)
 
     monkeypatch.setattr(ablation, "_run_all", run_all)
-    first = run_ablation(_base(config), out, ["full"], 2, 1, None, "cpu")
+    first = run_ablation(_base(config), out, ["full"], 2, 1, device="cpu")
     for folder in (p for p in out.iterdir() if p.is_dir()):
         shutil.rmtree(folder)
-    second = run_ablation(_base(config), out, ["full", "dsn"], 3, 1, None, "cpu")
+    second = run_ablation(_base(config), out, ["full", "dsn"], 3, 1, device="cpu")
     assert asked == [[("full", 0), ("full", 1)], [("dsn", 0), ("dsn", 1), ("full", 2), ("dsn", 2)]]
     assert second["rows"]["full"]["ap3d_50_moderate"]["seeds"] == [10, 11, 12]
     assert first["rows"]["full"]["depth_median"]["seeds"] == second["rows"]["full"]["depth_median"]["seeds"][:2]
@@ -154,7 +154,7 @@ def test_a_config_that_is_not_the_full_method_is_refused(
     for section, values in change.items():
         raw[section].update(values)
     with pytest.raises(UserError, match=message):
-        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["full"], 1, 1, None, "cpu")
+        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["full"], 1, 1, device="cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -163,7 +163,7 @@ def test_a_row_named_twice_runs_once_and_what_is_missing_is_said(
 ) -> None:
     asked = []
     monkeypatch.setattr(ablation, "_run_all", lambda out, pending, *rest: asked.append(pending))
-    run_ablation(_base(config), tmp_path, ["full", "dsn", "full"], 2, 2, 0, "cpu")
+    run_ablation(_base(config), tmp_path, ["full", "dsn", "full"], 2, 2, stop_after=0, device="cpu")
     assert asked == [[("full", 0), ("dsn", 0), ("full", 1), ("dsn", 1)]]
     assert "4 of 4 runs are missing; the same command goes on" in capsys.readouterr().out
 
@@ -196,17 +196,17 @@ def test_without_a_validation_set_it_says_so(root: Path, tmp_path: Path) -> None
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tiny.make_config(root).model_dump(mode="json")))
     with pytest.raises(UserError, match=r"data\.val"):
-        run_ablation(_base(path), tmp_path / "out", ["full"], 1, 1, None, "cpu")
+        run_ablation(_base(path), tmp_path / "out", ["full"], 1, 1, device="cpu")
 
 
 def test_a_place_that_cannot_be_written_is_named(config: Path) -> None:
     with pytest.raises(UserError, match=r"/proc/nowhere.*cannot make this folder"):
-        run_ablation(_base(config), Path("/proc/nowhere"), ["full"], 1, 1, None, "cpu")
+        run_ablation(_base(config), Path("/proc/nowhere"), ["full"], 1, 1, device="cpu")
 
 
 def test_two_rows_are_trained_for_real(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = run_ablation(_base(config), out, ["mdn_proj", "full"], 1, 2, None, "cpu")
+    result = run_ablation(_base(config), out, ["mdn_proj", "full"], 1, 2, device="cpu")
     for row in ("mdn_proj", "full"):
         assert (out / row / "0" / "student.safetensors").exists()
         assert result["rows"][row]["seeds"] == [0]
@@ -230,7 +230,7 @@ def test_whoever_stops_it_stops_its_runs(config: Path, tmp_path: Path, monkeypat
     thread = threading.Thread(target=stop)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run_ablation(_base(config), tmp_path / "out", ["full"], 1, 1, None, "cpu")
+        run_ablation(_base(config), tmp_path / "out", ["full"], 1, 1, device="cpu")
     thread.join()
     assert (tmp_path / "stopped").exists()
     assert signal.getsignal(signal.SIGTERM) != signal.default_int_handler
@@ -242,13 +242,13 @@ def test_a_run_that_fails_names_its_log(config: Path, tmp_path: Path) -> None:
     raw["schedule"]["batch_size"] = 64
     config.write_text(yaml.safe_dump(raw))
     with pytest.raises(UserError, match=r"log\.txt"):
-        run_ablation(_base(config), tmp_path / "out", ["full"], 1, 1, None, "cpu")
+        run_ablation(_base(config), tmp_path / "out", ["full"], 1, 1, device="cpu")
     assert "batch_size" in (tmp_path / "out" / "full" / "0" / "log.txt").read_text()
 
 
 def test_the_command_takes_values_over_the_files(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(ablation, "run_ablation", lambda *arguments: asked.append(arguments) or {"rows": {}})
+    monkeypatch.setattr(ablation, "run_ablation", lambda *arguments, **options: asked.append(arguments) or {"rows": {}})
     words = ["ablate", str(config), "--out", str(tmp_path / "out"), "--rows", "full, dsn", "--seeds", "2"]
     assert CliRunner().invoke(cli.app, [*words, "--set", "method.mode=paper"]).exit_code == 0
     ((base, out, rows, seeds, *_),) = asked

@@ -23,7 +23,7 @@ from matplotlib.backend_bases import KeyEvent
 from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.bag import BagWriter, CameraTopics, Frame, find_cameras, read_detections, read_frames, read_texts
-from skd_core.data.bag_make import make_bag
+from skd_core.data.bag_make import BagOptions, make_bag
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.errors import UserError
@@ -51,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 def test_a_data_set_survives_as_a_bag(root: Path, tmp_path: Path, storage: str) -> None:
-    assert make_bag("kitti", root, tmp_path / "bag", rate=20, storage=storage) == 5
+    assert make_bag("kitti", root, tmp_path / "bag", BagOptions(rate=20, storage=storage)) == 5
     dataset = KittiDataset(root)
     frames = list(read_frames(tmp_path / "bag"))
     truth = list(read_detections(tmp_path / "bag", classes=CLASSES))
@@ -71,7 +71,7 @@ def test_a_data_set_survives_as_a_bag(root: Path, tmp_path: Path, storage: str) 
 
 def test_a_folder_of_images_as_a_bag(root: Path, tmp_path: Path) -> None:
     images, calib = root / "training" / "image_2", root / "training" / "calib" / "000000.txt"
-    assert make_bag("folder", images, tmp_path / "bag", camera=calib) == 5
+    assert make_bag("folder", images, tmp_path / "bag", BagOptions(camera=calib)) == 5
     assert [c.image for c in find_cameras(tmp_path / "bag")] == ["/camera/image"]
     with pytest.raises(UserError, match="no Detection3DArray"):
         list(read_detections(tmp_path / "bag"))
@@ -80,7 +80,7 @@ def test_a_folder_of_images_as_a_bag(root: Path, tmp_path: Path) -> None:
 def test_nuscenes_as_a_bag_of_six_cameras(tmp_path: Path) -> None:
     pytest.importorskip("nuscenes", reason="needs the extra [nuscenes]")
     root = nuscenes_tree.write_tree(tmp_path / "mini", nuscenes_tree.miniature(1))
-    assert make_bag("nuscenes", root, tmp_path / "bag", split="mini_val") == 6
+    assert make_bag("nuscenes", root, tmp_path / "bag", BagOptions(split="mini_val")) == 6
     cameras = find_cameras(tmp_path / "bag")
     assert [c.image for c in cameras][:2] == ["/cam_back/image", "/cam_back_left/image"]
     assert len(cameras) == 6
@@ -102,9 +102,9 @@ def test_wrong_options_of_bag_make_are_named(root: Path, tmp_path: Path) -> None
     for arguments, message in [
         (("kitty", root, tmp_path / "x"), "must be kitti, folder or nuscenes"),
         (("folder", root, tmp_path / "x"), "--camera FILE goes with folder"),
-        (("kitti", root, tmp_path / "x", None, root / "calib.txt"), "--camera FILE goes with folder"),
-        (("kitti", root, tmp_path / "x", None, None, 0.0), "--rate 0"),
-        (("kitti", root, tmp_path / "x", None, None, 10.0, "hdf5"), "--storage hdf5"),
+        (("kitti", root, tmp_path / "x", BagOptions(camera=root / "calib.txt")), "--camera FILE goes with folder"),
+        (("kitti", root, tmp_path / "x", BagOptions(rate=0.0)), "--rate 0"),
+        (("kitti", root, tmp_path / "x", BagOptions(storage="hdf5")), "--storage hdf5"),
     ]:
         with pytest.raises(UserError, match=message):
             make_bag(*arguments)
@@ -204,7 +204,8 @@ def test_dropped_frames_and_the_truth_of_a_detections_topic(root: Path, bag: Pat
 
 
 def test_without_truth_there_are_detections_jitter_and_latency(root: Path, tmp_path: Path) -> None:
-    make_bag("folder", root / "training/image_2", tmp_path / "bag", camera=root / "training/calib/000000.txt")
+    calib = root / "training/calib/000000.txt"
+    make_bag("folder", root / "training/image_2", tmp_path / "bag", BagOptions(camera=calib))
     scores = evaluate_bag(tmp_path / "bag", Cheat(root), CAR_AND_PEDESTRIAN, tmp_path / "out")
     assert "kitti" not in scores
     assert scores["truth"] is None
@@ -256,7 +257,7 @@ def test_labels_from_boxes_by_hand() -> None:
 
 
 def test_a_cut_recording_is_scored_as_far_as_it_goes(root: Path, tmp_path: Path) -> None:
-    make_bag("kitti", root, tmp_path / "bag", storage="sqlite3")
+    make_bag("kitti", root, tmp_path / "bag", BagOptions(storage="sqlite3"))
     with BagWriter(tmp_path / "long", storage="sqlite3") as writer:
         for frame in read_frames(tmp_path / "bag"):
             for k in range(8):

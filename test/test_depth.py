@@ -249,7 +249,7 @@ def test_metric_depth_is_scaled_by_each_images_focal_length(images: Path, tmp_pa
     for number, focal in enumerate((700, 1400, 350)):
         (calibs / f"{number:06d}.txt").write_text(f"P2: {focal} 0 30 0 0 {focal} 20 0 0 0 1 0\n")
     estimate: Callable[[Tensor], Tensor] = lambda image: torch.full(image.shape[1:], 8.0)  # noqa: E731
-    fill_cache([images], tmp_path / "out", estimate, "metric", "m", calibs, 700)
+    fill_cache([images], tmp_path / "out", estimate, "metric", "m", camera=calibs, model_focal=700)
     means = [float(read_depth(tmp_path / "out" / f"{n:06d}.png").mean()) for n in range(3)]
     assert means == pytest.approx([8, 16, 4])
 

@@ -358,7 +358,8 @@ def test_wrong_input_is_one_line(tree: Path, weights: Path, run: Run, tmp_path: 
         ((*good, "--threshold", "1.5"), r"1\.5.*0 to 1"),
         ((*good, "--store"), "--choose-threshold"),
         ((*good, "--choose-threshold", "--boxes", "labels"), "own boxes"),
-        ((*good, "--choose-threshold", "--threshold", "0.3"), "without --threshold"),
+        ((*good, "--choose-threshold", "--threshold", "0.3"), "without --lift and --threshold"),
+        ((*good, "--choose-threshold", "--lift"), "own boxes"),
     ]
     for arguments, said in cases:
         code, _, message = run(*arguments)

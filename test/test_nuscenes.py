@@ -36,7 +36,6 @@ from skd_core.data.kitti import read_objects, write_results
 from skd_core.data.nuscenes import (
     CAMERAS,
     CLASSES,
-    TABLES,
     Annotations,
     Frame,
     NuScenesDataset,
@@ -44,6 +43,7 @@ from skd_core.data.nuscenes import (
     nearest_yaw,
     rotation_matrices,
 )
+from skd_core.data.nuscenes_tables import TABLES
 from skd_core.data.sample import read_image
 from skd_core.data.sets import open_set
 from skd_core.errors import UserError

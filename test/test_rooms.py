@@ -36,6 +36,7 @@ ROOMS = (
     "skd_core.evaluation",
     "skd_core.training",
     "skd_core.synthetic",
+    "skd_core.benchmark_report",
     "skd_core.benchmark",
     "skd_core",  # the package's own __init__.py, which offers the detector under a short name
     "skd_core.cli",

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from skd_core.data.bag import Frame, write_frames
+from skd_core.data.bag_make import FIRST_STAMP
 from skd_core.synthetic import FRAME_RATE, parse_config, render_frame
-from skd_wm3d_ros.tools.demo import DEMO_BAG, FIRST_STAMP
+from skd_wm3d_ros.tools.demo import DEMO_BAG
 
 FRAME_ID = "camera_optical_frame"
 

@@ -1,30 +1,32 @@
 """Camera frames and detections in rosbag2 bags (sqlite3 and MCAP), without ROS.
 
-Bags are read one message at a time; only numbers are kept (a camera's calibrations, never its images). They are written
-in a temporary folder and renamed, so that an interrupted run leaves none behind.
+Bags are read one message at a time; only numbers are kept (a camera's calibrations, never its images). What others need
+of bag_reader, bag_types and bag_writer is offered here too.
 """
 
 from __future__ import annotations
 
-import functools
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-from rosbags.typesys.store import Typestore
 
-from skd_core.boxes import Boxes3D, pose_covariance
+from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.bag_reader import BagReader, first_line, open_bag
+from skd_core.data.bag_types import (
+    CAMERA_INFO,
+    COMPRESSED_IMAGE,
+    DETECTIONS,
+    IMAGE,
+    STRING,
+    CameraTopics,
+    Frame,
+    typestore,
+)
+from skd_core.data.bag_writer import BagWriter, write_frames
 from skd_core.data.ros_messages import (
     Maps,
     boxes_from_detections,
@@ -37,68 +39,12 @@ from skd_core.data.ros_messages import (
     undistortion_maps,
 )
 from skd_core.errors import UserError
-from skd_core.files import make_folder
 
 __all__ = [
     "CAMERA_INFO", "COMPRESSED_IMAGE", "DETECTIONS", "IMAGE", "STRING", "BagReader", "BagWriter", "CameraTopics",
     "Frame", "find_camera", "find_cameras", "find_topic", "open_bag", "read_detections", "read_frames", "read_texts",
     "typestore", "write_frames",
 ]  # fmt: skip
-
-IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
-CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-DETECTIONS = "vision_msgs/msg/Detection3DArray"
-STRING = "std_msgs/msg/String"
-
-VISION_MSGS = {
-    "vision_msgs/msg/ObjectHypothesis": "string class_id\nfloat64 score\n",
-    "vision_msgs/msg/ObjectHypothesisWithPose": (
-        "vision_msgs/ObjectHypothesis hypothesis\ngeometry_msgs/PoseWithCovariance pose\n"
-    ),
-    "vision_msgs/msg/BoundingBox3D": "geometry_msgs/Pose center\ngeometry_msgs/Vector3 size\n",
-    "vision_msgs/msg/Detection3D": (
-        "std_msgs/Header header\nvision_msgs/ObjectHypothesisWithPose[] results\n"
-        "vision_msgs/BoundingBox3D bbox\nstring id\n"
-    ),
-    DETECTIONS: "std_msgs/Header header\nvision_msgs/Detection3D[] detections\n",
-}
-"""vision_msgs is not among rosbags' built-in types; its fields as in the ROS 2 package (a test holds the type hash)."""
-
-
-@functools.cache
-def typestore() -> Typestore:
-    """The message types of ROS 2 Jazzy and vision_msgs."""
-    store = get_typestore(Stores.ROS2_JAZZY)
-    for name, text in VISION_MSGS.items():
-        store.register(get_types_from_msg(text, name))
-    return store
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One camera frame.
-
-    Attributes:
-        image: shape (H, W, 3), uint8, RGB.
-        camera: the camera that took it.
-        stamp: time of exposure, nanoseconds.
-        frame_id: name of the camera's optical frame.
-    """
-
-    image: NDArray[np.uint8]
-    camera: Camera
-    stamp: int
-    frame_id: str = "camera"
-
-
-@dataclass(frozen=True)
-class CameraTopics:
-    """The two topics of one camera in a bag."""
-
-    image: str
-    camera_info: str
-    compressed: bool = False
 
 
 def find_topic(path: str | Path, kinds: Sequence[str], wanted: str | None, option: str) -> tuple[str, str]:
@@ -234,85 +180,6 @@ def read_texts(path: str | Path, topic: str) -> Iterator[tuple[int, str]]:
             yield timestamp, typestore().deserialize_cdr(data, connection.msgtype).data  # type: ignore[attr-defined]
 
 
-class BagWriter:
-    """Write a bag: a context manager; the folder appears, complete, when it is left without an error.
-
-    Args:
-        path: the folder to make.
-        storage: "mcap" (compressed with zstd) or "sqlite3".
-        overwrite: replace an existing folder, if it is a bag.
-
-    Raises:
-        UserError: the folder exists.
-    """
-
-    def __init__(self, path: str | Path, storage: str = "mcap", overwrite: bool = False) -> None:
-        self.path = Path(path)
-        if self.path.exists() and not (overwrite and (self.path / "metadata.yaml").is_file()):
-            raise UserError(f"{self.path}: exists already; choose another name or remove it")
-        make_folder(self.path.parent)
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
-        plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
-        self._writer = Writer(self._folder / self.path.name, version=9, storage_plugin=plugin)
-        if plugin is StoragePlugin.MCAP:
-            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-        self._connections: dict[str, Any] = {}
-
-    def __enter__(self) -> BagWriter:
-        self._writer.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)
-        if kind is None:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            (self._folder / self.path.name).rename(self.path)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def write(self, topic: str, msgtype: str, message: Any, stamp: int) -> None:
-        """Write one message, an object of :func:`typestore` or serialized (CDR) bytes, at ``stamp`` nanoseconds."""
-        if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=typestore())
-        data = message if isinstance(message, bytes) else typestore().serialize_cdr(message, msgtype)
-        self._writer.write(self._connections[topic], stamp, data)
-
-    def write_frame(self, frame: Frame, image_topic: str, camera_info_topic: str) -> None:
-        """Write the camera_info, then the image (rgb8), both with the frame's stamp."""
-        types = typestore().types
-        height, width = frame.image.shape[:2]
-        header = _header(frame.stamp, frame.frame_id)
-        P = frame.camera.P.numpy()
-        info = types[CAMERA_INFO](
-            header=header, height=height, width=width, distortion_model="plumb_bob", d=np.zeros(5),
-            k=P[:, :3].flatten(), r=np.eye(3).flatten(), p=P.flatten(), binning_x=0, binning_y=0,
-            roi=types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
-        )  # fmt: skip
-        image = types[IMAGE](
-            header=header, height=height, width=width, encoding="rgb8", is_bigendian=0, step=3 * width,
-            data=np.ascontiguousarray(frame.image).reshape(-1),
-        )  # fmt: skip
-        self.write(camera_info_topic, CAMERA_INFO, info, frame.stamp)
-        self.write(image_topic, IMAGE, image, frame.stamp)
-
-    def write_detections(self, topic: str, boxes: Boxes3D, stamp: int, frame_id: str) -> None:
-        """Write boxes in the frame ``frame_id`` as a Detection3DArray."""
-        self.write(topic, DETECTIONS, _detections(boxes, _header(stamp, frame_id)), stamp)
-
-    def write_text(self, topic: str, text: str, stamp: int) -> None:
-        """Write a std_msgs/String."""
-        self.write(topic, STRING, typestore().types[STRING](text), stamp)
-
-
-def write_frames(path: str | Path, frames: Iterable[Frame], namespace: str = "/camera", **options: Any) -> None:
-    """Write frames as a bag with the topics ``<namespace>/image`` and ``<namespace>/camera_info``."""
-    with BagWriter(path, **options) as bag:
-        for frame in frames:
-            bag.write_frame(frame, f"{namespace}/image", f"{namespace}/camera_info")
-
-
 @dataclass
 class _Calibration:
     """A camera, and from when to when its camera_info said so, nanoseconds."""
@@ -357,30 +224,6 @@ def _image_topics(types: dict[str, str]) -> list[str]:
 def _beside(image: str, types: dict[str, str]) -> str:
     base = image.removesuffix("/compressed") if types.get(image) == COMPRESSED_IMAGE else image
     return base.rsplit("/", 1)[0] + "/camera_info"
-
-
-def _detections(boxes: Boxes3D, header: Any) -> Any:
-    """A Detection3DArray such as the node publishes: every detection has the array's header."""
-    types = {name.rsplit("/", 1)[1]: kind for name, kind in typestore().types.items()}
-    boxes = boxes.to("cpu", torch.float64)
-    rows = zip(
-        boxes.center.tolist(), boxes.size.tolist(), boxes.quaternion.tolist(), boxes.labels,
-        boxes.scores.clamp(0, 1).tolist(), pose_covariance(boxes).numpy().reshape(-1, 36), strict=True,
-    )  # fmt: skip
-    detections = []
-    for center, size, quaternion, label, score, covariance in rows:
-        pose = types["Pose"](types["Point"](*center), types["Quaternion"](*quaternion))
-        hypothesis = types["ObjectHypothesis"](label.lower(), score)
-        result = types["ObjectHypothesisWithPose"](hypothesis, types["PoseWithCovariance"](pose, covariance))
-        bbox = types["BoundingBox3D"](pose, types["Vector3"](*size))
-        detections.append(types["Detection3D"](header, [result], bbox, ""))
-    return types["Detection3DArray"](header, detections)
-
-
-def _header(stamp: int, frame_id: str) -> Any:
-    types = typestore().types
-    time = types["builtin_interfaces/msg/Time"](stamp // 1_000_000_000, stamp % 1_000_000_000)
-    return types["std_msgs/msg/Header"](time, frame_id)
 
 
 def _messages(reader: BagReader, topic: str, problems: list[str] | None = None) -> Iterator[Any]:

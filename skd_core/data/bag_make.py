@@ -43,28 +43,33 @@ class _Entry:
     truth_text: str | None = None
 
 
-def make_bag(
-    kind: str,
-    source: Path,
-    out: Path,
-    split: str | None = None,
-    camera: Path | None = None,
-    rate: float = 10.0,
-    storage: str = "mcap",
-    version: str | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Write a data set as a bag.
+@dataclass(frozen=True)
+class BagOptions:
+    """What :func:`make_bag` may be told.
 
-    Args:
-        kind: "kitti", "folder" or "nuscenes".
-        source: its root, or the folder of images.
+    Attributes:
         split: of KITTI or nuScenes; all frames without.
         camera: calibration file of a folder's images, see :meth:`skd_core.camera.Camera.from_file`.
         rate: frames per second of sets without times.
         storage: "mcap" or "sqlite3".
         version: nuScenes' version, if there is more than one.
         overwrite: replace a bag.
+    """
+
+    split: str | None = None
+    camera: Path | None = None
+    rate: float = 10.0
+    storage: str = "mcap"
+    version: str | None = None
+    overwrite: bool = False
+
+
+def make_bag(kind: str, source: Path, out: Path, options: BagOptions | None = None) -> int:
+    """Write a data set as a bag.
+
+    Args:
+        kind: "kitti", "folder" or "nuscenes".
+        source: its root, or the folder of images.
 
     Returns:
         number of images.
@@ -72,6 +77,8 @@ def make_bag(
     Raises:
         UserError: wrong source (see the data sets), or an option that is missing or does not fit.
     """
+    options = options or BagOptions()
+    split, camera, rate, storage = options.split, options.camera, options.rate, options.storage
     if storage not in ("mcap", "sqlite3"):
         raise UserError(f"--storage {storage}: must be mcap or sqlite3")
     if not rate > 0:
@@ -83,13 +90,13 @@ def make_bag(
         count, entries = len(kitti), _kitti(kitti, rate)
     elif kind == "folder" and camera is not None:
         folder = ImageFolder(source, camera)
-        count, entries = len(folder), _folder(folder, rate)
+        count, entries = len(folder), (_Entry("/camera", frame) for frame in folder_frames(folder, rate))
     elif kind == "nuscenes":
-        nuscenes = NuScenesDataset(source, split, with_3d=True, version=version)
+        nuscenes = NuScenesDataset(source, split, with_3d=True, version=options.version)
         count, entries = len(nuscenes), _nuscenes(nuscenes)
     else:
         raise UserError(f"'{kind}': must be kitti, folder or nuscenes")
-    with BagWriter(out, storage, overwrite) as bag:
+    with BagWriter(out, storage, options.overwrite) as bag:
         for entry in tqdm(entries, total=count, unit="image", disable=count < 10):
             frame, namespace = entry.frame, entry.namespace
             bag.write_frame(frame, f"{namespace}/image", f"{namespace}/camera_info")
@@ -98,6 +105,12 @@ def make_bag(
             if entry.truth_text is not None:
                 bag.write_text(f"{namespace}/{GROUND_TRUTH_KITTI}", entry.truth_text, frame.stamp)
     return count
+
+
+def folder_frames(dataset: ImageFolder, rate: float) -> Iterator[Frame]:
+    """Images of a folder as frames of one camera, ``rate`` a second."""
+    for index in range(len(dataset)):
+        yield _frame(dataset[index], FIRST_STAMP + round(index * 1e9 / rate))
 
 
 def _frame(sample: Sample, stamp: int, frame_id: str = "camera_optical_frame") -> Frame:
@@ -109,11 +122,6 @@ def _kitti(dataset: KittiDataset, rate: float) -> Iterator[_Entry]:
         label = dataset.files(index)["label"]
         frame = _frame(dataset[index], FIRST_STAMP + round(index * 1e9 / rate))
         yield _Entry("/camera", frame, read_objects(label).boxes3d(), label.read_text(encoding="utf-8-sig"))
-
-
-def _folder(dataset: ImageFolder, rate: float) -> Iterator[_Entry]:
-    for index in range(len(dataset)):
-        yield _Entry("/camera", _frame(dataset[index], FIRST_STAMP + round(index * 1e9 / rate)))
 
 
 def _nuscenes(dataset: NuScenesDataset) -> Iterator[_Entry]:

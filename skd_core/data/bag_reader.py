@@ -3,13 +3,15 @@
 A recorder that was killed leaves no ``metadata.yaml`` and a file without its end. Then the storage files are opened one
 by one: MCAP record by record, sqlite3 row by row, each up to where it breaks. So is the rest of a whole bag in which
 something turns out to be damaged. What was lost is logged and collected.
+
+Why not a library throughout: ``rosbags.highlevel.AnyReader`` is the reader that is used here for whole bags, and reads
+none without its end; ``mcap`` could stream a cut file (30 lines less here), for two more packages on the robot.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sqlite3
 import struct
 from collections import Counter
@@ -23,6 +25,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.rosbag2.storage_mcap import decompress
 
 from skd_core.errors import UserError
+from skd_core.files import natural_order
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +256,7 @@ def first_line(error: BaseException) -> str:
 
 def _storage_files(path: Path) -> list[Path]:
     """The storage files of a bag's folder, in their natural order; or the one file."""
-    files = sorted(path.iterdir(), key=_natural_order) if path.is_dir() else [path]
+    files = sorted(path.iterdir(), key=natural_order) if path.is_dir() else [path]
     return [file for file in files if file.suffix in _SALVAGE]
 
 
@@ -285,8 +288,3 @@ def _uint(stream: BinaryIO, size: int) -> int:
 
 def _string(stream: BinaryIO) -> str:
     return stream.read(_uint(stream, 4)).decode()
-
-
-def _natural_order(path: Path) -> list[tuple[int, str]]:
-    """Sorting key that compares digits as numbers: bag_2 before bag_10."""
-    return [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", path.name)]

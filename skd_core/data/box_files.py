@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from skd_core.boxes import Boxes2D
-from skd_core.data.folder import natural_order
 from skd_core.data.kitti import read_given_boxes2d
 from skd_core.errors import UserError
+from skd_core.files import natural_order
 
 
 class BoxFolder:
@@ -25,7 +25,8 @@ class BoxFolder:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of 2D boxes")
         self.folder = folder
-        self.names = [path.stem for path in sorted(folder.glob("*.txt"), key=natural_order)]
+        files = sorted(folder.glob("*.txt"), key=lambda path: (natural_order(path), path.name))
+        self.names = [path.stem for path in files]
         if not self.names:
             raise UserError(f"{folder}: no 2D boxes (NAME.txt in KITTI's format)")
 

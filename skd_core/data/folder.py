@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from skd_core.boxes import Boxes2D
 from skd_core.camera import Camera
 from skd_core.data.sample import Sample, read_image
 from skd_core.errors import UserError
+from skd_core.files import natural_order
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -60,7 +60,8 @@ def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
         UserError: a path is missing, there is no image, or two images have the same name.
     """
     given = [Path(images)] if isinstance(images, (str, Path)) else [Path(path) for path in images]
-    paths = sorted((path for entry in given for path in _images_at(entry)), key=natural_order)
+    found = (path for entry in given for path in _images_at(entry))
+    paths = sorted(found, key=lambda path: (natural_order(path), str(path)))
     if not paths:
         raise UserError(f"{' '.join(map(str, given)) or 'images'}: no images ({' '.join(IMAGE_SUFFIXES)})")
     by_name: dict[str, Path] = {}
@@ -89,9 +90,3 @@ def _images_at(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path}: no such image or folder")
     return [path]
-
-
-def natural_order(path: Path) -> list[tuple[int, str]]:
-    """Sorting key that compares digits as numbers; the whole path last, so that no two are equal."""
-    words = re.split(r"(\d+)", path.name)
-    return [(int(word), "") if word.isdecimal() else (-1, word) for word in words] + [(-1, str(path))]

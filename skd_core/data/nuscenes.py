@@ -21,20 +21,19 @@ global, size is (w, l, h), rotation a quaternion (w, x, y, z) from the box's own
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from skd_core.boxes import CORNER_SIGNS, Boxes2D, Boxes3D
 from skd_core.camera import Camera, project
+from skd_core.data.nuscenes_tables import find_version, load_tables, samples_of, tables_fit
 from skd_core.data.sample import Sample, read_depth, read_image
 from skd_core.errors import UserError
 
@@ -45,11 +44,6 @@ CLASSES = (
 """The ten classes of the detection task."""
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
-
-TABLES = (
-    "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample", "sample_annotation",
-    "sample_data", "scene", "sensor", "visibility",
-)  # fmt: skip
 
 UNKNOWN_VISIBILITY = 4
 """Of the few annotations without one: taken as visible."""
@@ -135,6 +129,7 @@ class NuScenesDataset(Dataset[Sample]):
         root: str | Path,
         split: str | None = None,
         classes: Sequence[str] = CLASSES,
+        *,
         depth_dir: str | None = None,
         with_3d: bool = False,
         version: str | None = None,
@@ -236,93 +231,6 @@ class NuScenesDataset(Dataset[Sample]):
         return Sample(frame.name, image, frame.camera, boxes2d[seen & wanted], boxes2d[seen & ~wanted], depth, learnt)
 
 
-def find_version(root: Path) -> str:
-    """The one version under root.
-
-    Raises:
-        UserError: there is none, or more than one.
-    """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the one that holds nuScenes' 'samples' and 'v1.0-*'")
-    there = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir())
-    if not there:
-        raise UserError(f"{root}: no folder 'v1.0-*' in it; unpack nuScenes' metadata there")
-    if len(there) > 1:
-        raise UserError(f"{root}: holds {', '.join(there)}; say which version")
-    return there[0]
-
-
-def load_tables(root: Path, version: str) -> Any:
-    """The devkit's ``NuScenes`` object. All tables are read: v1.0-trainval takes about a minute and 10 GB of memory.
-
-    Raises:
-        UserError: the devkit is not installed, or the folder, a table or a map is missing or damaged.
-    """
-    try:
-        from nuscenes.nuscenes import NuScenes
-    except ImportError as error:
-        raise UserError(
-            f"nuScenes data are read through its devkit, of which {error.name or 'a part'} is missing here: "
-            "pip install 'nuscenes-devkit>=1.2' (it needs numpy below 2)"
-        ) from None
-    folder = root / version
-    if not folder.is_dir():
-        there = ", ".join(sorted(path.name for path in root.glob("v1.0-*"))) or "none"
-        raise UserError(f"{folder}: no such folder of tables; there are: {there}")
-    missing = [name for name in TABLES if not (folder / f"{name}.json").is_file()]
-    if missing:
-        raise UserError(f"{folder / missing[0]}.json: no such table; unpack nuScenes' metadata again")
-    try:
-        with tables_fit(folder):
-            return NuScenes(version, str(root), verbose=False)
-    except AssertionError as error:  # a map
-        raise UserError(f"{root}: {error}; unpack nuScenes' metadata again") from None
-    except json.JSONDecodeError:
-        raise _damaged_table(folder) from None
-
-
-@contextmanager
-def tables_fit(folder: Path) -> Iterator[None]:
-    """A reference to a record or field that is not there becomes a :class:`UserError`."""
-    try:
-        yield
-    except KeyError as error:
-        raise UserError(f"{folder}: the tables do not fit together: nothing there is called {error}") from None
-
-
-def _damaged_table(folder: Path) -> UserError:
-    """The error for the first table that is not JSON: found again, since the devkit does not name it."""
-    for name in TABLES:
-        try:
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            return UserError(f"{folder / name}.json: not valid JSON: {error}")
-    return UserError(f"{folder}: damaged tables")
-
-
-def samples_of(tables: Any, split: str | None) -> list[dict[str, Any]]:
-    """The key frames of a split, by scene and time; of all scenes where split is None.
-
-    Raises:
-        UserError: no such split, or none of its scenes is in these tables.
-    """
-    from nuscenes.utils.splits import create_splits_scenes, get_scenes_of_split
-
-    scenes = {scene["token"]: scene["name"] for scene in tables.scene}
-    chosen = set(scenes.values())
-    if split is not None:
-        try:
-            of_split = set(get_scenes_of_split(split, tables))
-        except ValueError:
-            names = ", ".join(create_splits_scenes())
-            raise UserError(f"no split '{split}'; there are {names}, and those of a splits.json") from None
-        chosen &= of_split
-        if not chosen:
-            raise UserError(f"{tables.table_root}: has no scene of split '{split}'; is it of another version?")
-    samples = [sample for sample in tables.sample if scenes[sample["scene_token"]] in chosen]
-    return sorted(samples, key=lambda sample: (scenes[sample["scene_token"]], sample["timestamp"]))
-
-
 def _collect_annotations(tables: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Annotations]:
     """By sample token."""
     from nuscenes.eval.detection.utils import category_to_detection_name
@@ -364,30 +272,17 @@ def image_boxes(corners: Tensor, camera: Camera) -> Tensor:
 
 
 def rotation_matrices(quaternions: Tensor) -> Tensor:
-    """shape (..., 4), (w, x, y, z), of any length -> (..., 3, 3)."""
-    w, x, y, z = F.normalize(quaternions, dim=-1).unbind(-1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+    """Of quaternions (w, x, y, z) of any length: shape (4,) -> (3, 3), or (N, 4) -> (N, 3, 3); float64."""
+    return torch.from_numpy(_rotation(quaternions).as_matrix())
 
 
 def multiply(p: Tensor, q: Tensor) -> Tensor:
-    """Quaternion product, shapes (..., 4), (w, x, y, z), which broadcast: the rotation q, then p; of unit length."""
-    a, b, c, d = p.unbind(-1)
-    w, x, y, z = q.unbind(-1)
-    product = torch.stack(
-        [
-            a * w - b * x - c * y - d * z,
-            a * x + b * w + c * z - d * y,
-            a * y - b * z + c * w + d * x,
-            a * z + b * y - c * x + d * w,
-        ],
-        -1,
-    )
-    return F.normalize(product, dim=-1)
+    """Quaternion product, shapes (4,) or (N, 4), (w, x, y, z): the rotation q, then p; of unit length, float64."""
+    return torch.from_numpy((_rotation(p) * _rotation(q)).as_quat()).roll(1, -1)
+
+
+def _rotation(quaternions: Tensor) -> Rotation:
+    return Rotation.from_quat(quaternions.detach().roll(-1, -1).numpy())  # scipy's are (x, y, z, w)
 
 
 def nearest_yaw(rotation: Tensor) -> Tensor:

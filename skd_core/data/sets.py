@@ -19,5 +19,7 @@ def open_set(
         UserError: see the two data sets.
     """
     if config.kind == "nuscenes":
-        return NuScenesDataset(config.root, config.split, classes, depth_dir, with_3d, config.version)
+        return NuScenesDataset(
+            config.root, config.split, classes, depth_dir=depth_dir, with_3d=with_3d, version=config.version
+        )
     return KittiDataset(config.root, config.split, classes, depth_dir, with_3d)

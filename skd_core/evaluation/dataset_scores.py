@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-
 from skd_core.boxes import Boxes3D
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.evaluation import nuscenes
 from skd_core.evaluation.errors import pair_errors
-from skd_core.evaluation.kitti import CLASSES, evaluate
-
-
-def detections_to_kitti(boxes: Boxes3D) -> KittiObjects:
-    """Detections as the lines of a result file, in memory."""
-    exact = boxes.to("cpu", torch.float64)
-    n = len(boxes)
-    return KittiObjects(
-        list(boxes.labels), -np.ones(n), -np.ones(n), exact.alpha.numpy(), exact.xyxy.numpy(),
-        exact.dimensions_hwl.numpy(), exact.bottom.numpy(), exact.yaw.numpy(), exact.scores.numpy(),
-    )  # fmt: skip
+from skd_core.evaluation.kitti import CLASSES, evaluate, objects_from_boxes
 
 
 def score_dataset(dataset: KittiDataset | NuScenesDataset, boxes: list[Boxes3D]) -> dict[str, Any]:
@@ -43,6 +30,6 @@ def score(labels: list[KittiObjects], boxes: list[Boxes3D]) -> dict[str, Any]:
     Returns:
         {"ap": as :func:`skd_core.evaluation.kitti.evaluate`, "errors": {class: as ``PairErrors.statistics``}}.
     """
-    results = [detections_to_kitti(b) for b in boxes]
+    results = [objects_from_boxes(b) for b in boxes]
     pairs = pair_errors(labels, results)
     return {"ap": evaluate(labels, results), "errors": {name: pairs.statistics(name) for name in CLASSES}}

@@ -26,12 +26,10 @@ from skd_core.data.nuscenes import (
     CLASSES,
     Frame,
     NuScenesDataset,
-    find_version,
-    load_tables,
     multiply,
     rotation_matrices,
-    samples_of,
 )
+from skd_core.data.nuscenes_tables import find_version, load_tables, samples_of
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
 from skd_core.files import finite, make_folder, write_atomic
@@ -79,6 +77,8 @@ def to_records(boxes: Boxes3D, frame: Frame) -> list[Record]:
     Raises:
         UserError: a class is none of the task's, or a value is not finite.
     """
+    if not len(boxes):
+        return []
     exact = boxes.to("cpu", torch.float64)
     translation = exact.center @ rotation_matrices(frame.rotation).T + frame.translation
     rotation = multiply(frame.rotation, exact.quaternion.roll(1, -1))  # ours is (x, y, z, w)

@@ -137,7 +137,7 @@ def tally_frame(found: Boxes3D, objects: KittiObjects, kind: str, width: int, he
     hidden = covered(found.xyxy.numpy(), objects.xyxy[regions]) > 0.5
     scores = found.scores.numpy()
     rows = [
-        _row(objects, label, found, taken.get(label), overlap, width, height)
+        _row(objects, label, found, taken.get(label), overlap, (width, height))
         for label in np.flatnonzero(same & countable(objects)).tolist()
     ]
     return Tally(
@@ -185,9 +185,10 @@ def covered(boxes: Floats, regions: Floats) -> Floats:
 
 
 def _row(
-    objects: KittiObjects, label: int, found: Boxes3D, detection: int | None, overlap: Floats, width: int, height: int
+    objects: KittiObjects, label: int, found: Boxes3D, detection: int | None, overlap: Floats, image: tuple[int, int]
 ) -> list[float]:
-    """The columns of a counted label."""
+    """The columns of a counted label; image: its width and height, pixels."""
+    width, height = image
     x1, y1, x2, y2 = objects.xyxy[label]
     cut = x1 < BORDER or y1 < BORDER or x2 > width - BORDER or y2 > height - BORDER
     truth = objects[[label]].boxes3d([objects.type[label]])

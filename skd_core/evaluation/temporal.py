@@ -1,5 +1,8 @@
 """How much boxes tremble from frame to frame, without labels. [ours]
 
+The links are not the node's tracks (:mod:`skd_wm3d_ros.tracking`), on purpose: those follow the detector's own estimate
+of its depth error, and a measure must not depend on what it measures.
+
 Detections of consecutive frames are linked where their class is the same and their 2D boxes overlap most (IoU >= .3).
 Along a track the second difference ``c[t-1] - 2 c[t] + c[t+1]`` is free of place and of constant velocity, the camera's
 included; independent noise of standard deviation s makes it sqrt(6) s. Jitter is s, estimated from the median of its

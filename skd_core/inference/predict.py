@@ -29,6 +29,7 @@ def predict_images(
     out: Path,
     threshold: float | None,
     draw: bool = True,
+    *,
     source: Source | None = None,
 ) -> int:
     """Detect in images of one camera.

@@ -143,6 +143,7 @@ def depth_command(
     images: Sequence[Path],
     model: str,
     out: Path,
+    *,
     kind: str | None,
     camera: Path | None,
     model_focal: float | None,
@@ -162,7 +163,7 @@ def depth_command(
     estimate, found = load_estimator(model, kind, str(pick_device(device)), download)  # type: ignore[arg-type]
     if found == "relative" and model_focal is not None:
         raise UserError("--model-focal is for metric models: relative depth gets its scale when it is used")
-    return fill_cache(paths, out, estimate, found, _identity(model), camera, model_focal)
+    return fill_cache(paths, out, estimate, found, _identity(model), camera=camera, model_focal=model_focal)
 
 
 def _identity(model: str) -> str:
@@ -186,6 +187,7 @@ def fill_cache(
     estimate: Estimate,
     kind: Kind,
     source: str,
+    *,
     camera: Path | None = None,
     model_focal: float | None = None,
 ) -> tuple[int, int]:

@@ -196,7 +196,7 @@ def fit_ground(depth: Floats, xyxy: Floats, P: Floats) -> Floats | None:
 
 
 def surface_points(
-    depth: Floats, xyxy: Floats, index: int, prior: ClassPrior, P: Floats, ground: Floats | None, least: int = LEAST
+    depth: Floats, xyxy: Floats, index: int, prior: ClassPrior, P: Floats, ground: Floats | None, *, least: int = LEAST
 ) -> Floats | None:
     """METHOD 5.1: (n, 3) points of the object's visible surface, ``least`` <= n <= 500, or None.
 

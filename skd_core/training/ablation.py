@@ -97,7 +97,14 @@ def row_config(base: TrainConfig, row: str, seed: int) -> TrainConfig:
 
 
 def run_ablation(
-    base: TrainConfig, out: Path, rows: Sequence[str], seeds: int, jobs: int, stop_after: float | None, device: str
+    base: TrainConfig,
+    out: Path,
+    rows: Sequence[str],
+    seeds: int,
+    jobs: int,
+    *,
+    stop_after: float | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Run what is missing, then write ``out/ablation.json`` and ``out/ablation.md``: all rows and seeds there are.
 

@@ -22,7 +22,7 @@ from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, Frame, find_c
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import DETECTIONS_TOPIC, evaluate_bag, print_scores
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.tools.demo import run
+from skd_wm3d_ros.tools.demo import NodeOptions, run
 
 SAME = 1e-4
 """Greatest difference that counts as none: metres, radians, scores; the network's values are float32."""
@@ -43,23 +43,11 @@ class Parity:
     largest: float
 
 
-def evaluate_live(
-    bag: Path,
-    weights: str,
-    out: Path,
-    rate: float | None = None,
-    device: str = "auto",
-    threshold: float = 0.2,
-    parameter_file: Path | None = None,
-    rectified: bool = True,
-    **more: Any,
-) -> dict[str, Any]:
+def evaluate_live(bag: Path, out: Path, options: NodeOptions, rate: float | None = None, **more: Any) -> dict[str, Any]:
     """Score what the live node answers.
 
     Args:
         rate: times real time; None waits for the answer to each image and drops none.
-        parameter_file: for the node.
-        rectified: whether the images are; the node undistorts others.
         more: image_topic, camera_info_topic, truth_topic, labels, json_file: see
             :func:`skd_core.evaluation.bag_eval.evaluate_bag`.
 
@@ -70,9 +58,9 @@ def evaluate_live(
         UserError: see :func:`skd_wm3d_ros.tools.demo.run` and ``evaluate_bag``.
     """
     camera = find_camera(bag, more.get("image_topic"), more.get("camera_info_topic"))
-    detector = Detector.load(weights, "cpu")  # what the weights say of themselves
+    detector = Detector.load(options.weights, "cpu")  # what the weights say of themselves
     classes = detector.classes
-    answers = run(bag, weights, out, device, threshold, camera, rate, parameter_file, rectified)
+    answers = run(bag, out, options, camera, rate)
     with BagWriter(out / "live", overwrite=True) as writer:
         for answer in answers:
             writer.write(DETECTIONS_TOPIC, DETECTIONS, answer.cdr, answer.stamp)
@@ -86,31 +74,25 @@ def evaluate_live(
         labels = tuple(spelling.get(label, label) for label in answer.boxes.labels)
         return replace(answer.boxes, labels=labels), answer.latency
 
-    return evaluate_bag(bag, answered, classes, out, rectified=rectified, sure=detector.threshold, **more)
+    return evaluate_bag(bag, answered, classes, out, rectified=options.rectified, sure=detector.threshold, **more)
 
 
-def compare(
-    bag: Path,
-    live: Path,
-    weights: str,
-    threshold: float,
-    camera: CameraTopics,
-    device: str = "auto",
-    rectified: bool = True,
-) -> Parity:
+def compare(bag: Path, live: Path, options: NodeOptions, camera: CameraTopics) -> Parity:
     """Detect offline in the frames that the node answered, and compare.
 
     Args:
-        live: bag of the node's answers; others as of :func:`evaluate_live`.
+        live: bag of the node's answers.
     """
-    detector = Detector.load(weights, device)
+    detector = Detector.load(options.weights, options.device)
     answers = {stamp: boxes for stamp, _, boxes in read_detections(live, DETECTIONS_TOPIC, detector.classes)}
     frames, different, largest = 0, 0, 0.0
-    for frame in read_frames(bag, camera.image, camera.camera_info, [], rectified):
+    for frame in read_frames(bag, camera.image, camera.camera_info, [], options.rectified):
         if frame.stamp not in answers:
             continue
         frames += 1
-        difference = largest_difference(answers[frame.stamp], detector.predict(frame.image, frame.camera, threshold))
+        difference = largest_difference(
+            answers[frame.stamp], detector.predict(frame.image, frame.camera, options.threshold)
+        )
         different += difference > SAME
         largest = max(largest, difference)
     return Parity(frames, different, largest)
@@ -147,21 +129,20 @@ def main(args: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(args)
     if parsed.rate <= 0:
         parser.error("--rate must be positive")
+    options = NodeOptions(
+        parsed.weights, parsed.device, parsed.threshold, parsed.params_file, rectified=not parsed.raw_images
+    )
     try:
         camera = find_camera(parsed.bag, parsed.image_topic, parsed.camera_info_topic)
         scores = evaluate_live(
-            parsed.bag, parsed.weights, parsed.out, None if parsed.lossless else parsed.rate, parsed.device,
-            parsed.threshold, parsed.params_file, not parsed.raw_images, image_topic=parsed.image_topic,
+            parsed.bag, parsed.out, options, None if parsed.lossless else parsed.rate, image_topic=parsed.image_topic,
             camera_info_topic=parsed.camera_info_topic, truth_topic=parsed.truth, labels=parsed.labels,
             json_file=parsed.json,
         )  # fmt: skip
         print_scores(scores)
         print(f"wrote {parsed.out}/report.html, scores.json, results, detections, live")
         if parsed.check:
-            found = compare(
-                parsed.bag, parsed.out / "live", parsed.weights, parsed.threshold, camera, parsed.device,
-                not parsed.raw_images,
-            )  # fmt: skip
+            found = compare(parsed.bag, parsed.out / "live", options, camera)
             verdict = "identical" if not found.different else f"{found.different} DIFFER"
             print(f"live and offline: {found.frames} frames, {verdict} (largest difference {found.largest:.1e})")
             return int(found.different > 0)

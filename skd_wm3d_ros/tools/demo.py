@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,10 +33,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from vision_msgs.msg import Detection3DArray
 
 from skd_core.boxes import Boxes3D
-from skd_core.camera import Camera
-from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, Frame, find_camera, read_frames, write_frames
+from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, find_camera, read_frames, write_frames
+from skd_core.data.bag_make import folder_frames
+from skd_core.data.folder import ImageFolder
 from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
-from skd_core.data.sample import read_image
 from skd_core.errors import UserError
 from skd_core.files import make_folder
 from skd_core.visualize import draw_bev, draw_boxes3d, stack, strip, write_image
@@ -45,9 +45,7 @@ from skd_wm3d_ros.tools.bag_player import read_stamp
 from skd_wm3d_ros.tools.processes import running
 
 DEMO_BAG = Path(__file__).resolve().parents[1] / "data" / "demo_bag"
-PICTURES = {".png", ".jpg", ".jpeg"}
-FRAME_PERIOD = 100_000_000  # nanoseconds between the pictures of a folder
-FIRST_STAMP = 1_000_000_000_000_000_000
+FRAME_RATE = 10.0  # of the pictures of a folder, per second
 ROWS_PER_FRAME = 5  # of the table
 STRIP_FRAMES = 6
 START_TIMEOUT, FRAME_TIMEOUT = 120.0, 60.0  # seconds
@@ -110,40 +108,33 @@ class Collector:
             answer.latency = 1e-9 * (answer.published - self._published[answer.stamp])
 
 
-def folder_frames(folder: Path, camera_file: Path) -> Iterator[Frame]:
-    """Pictures of a folder, by name, as frames 0.1 s apart.
+@dataclass(frozen=True)
+class NodeOptions:
+    """How the detector node is started.
 
-    Raises:
-        UserError: no pictures, or a camera file that does not fit them.
+    Attributes:
+        weights, device: see :meth:`skd_core.inference.detector.Detector.load`.
+        threshold: least score, 0 to 1; None leaves it to the node.
+        parameter_file: for the node; the others here go before it.
+        rectified: whether the images are; the node undistorts others.
     """
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICTURES)
-    if not paths:
-        raise UserError(f"{folder}: no pictures ({', '.join(sorted(PICTURES))}) there")
-    for index, path in enumerate(paths):
-        image = read_image(path).permute(1, 2, 0).numpy()
-        camera = Camera.from_file(camera_file, image.shape[1], image.shape[0])
-        yield Frame(image, camera, FIRST_STAMP + index * FRAME_PERIOD, "camera_optical_frame")
+
+    weights: str = "default"
+    device: str = "auto"
+    threshold: float | None = None
+    parameter_file: Path | None = None
+    rectified: bool = True
 
 
 def run(
-    bag: Path,
-    weights: str,
-    out: Path,
-    device: str = "auto",
-    threshold: float | None = None,
-    topics: CameraTopics | None = None,
-    rate: float | None = None,
-    parameter_file: Path | None = None,
-    rectified: bool = True,
+    bag: Path, out: Path, options: NodeOptions, topics: CameraTopics | None = None, rate: float | None = None
 ) -> list[Answer]:
     """Play a bag to the detector node and collect its answers.
 
     Args:
-        bag: what to play; weights, device, threshold: for the node; out: gets the logs.
+        bag: what to play; out: gets the logs.
         topics: of the bag's camera; found without.
         rate: times real time, and the node drops what it cannot keep up with; None waits for each answer.
-        parameter_file: for the node; the other arguments go before it.
-        rectified: whether the images are; the node undistorts others.
 
     Returns:
         one answer for each image of the bag that was not dropped.
@@ -161,11 +152,11 @@ def run(
     image = topics.image.removesuffix("/compressed") if topics.compressed else topics.image
     remaps = {"image": image, "camera_info": topics.camera_info, "__node": "detector"}
     parameters = {
-        "model": weights,
-        "device": device,
+        "model": options.weights,
+        "device": options.device,
         "autostart": "false",
         "image_transport": "compressed" if topics.compressed else "raw",
-        "image_is_rectified": "true" if rectified else "false",
+        "image_is_rectified": "true" if options.rectified else "false",
     }
     reliable = {
         f"qos_overrides.{topics.image}.subscription.reliability": "reliable",
@@ -174,11 +165,11 @@ def run(
     }
     if rate is None:
         parameters |= reliable
-    if threshold is not None:
-        parameters["score_threshold"] = f"{threshold:f}"  # a decimal point makes it a double
+    if options.threshold is not None:
+        parameters["score_threshold"] = f"{options.threshold:f}"  # a decimal point makes it a double
     arguments = ["--ros-args", "--disable-external-lib-logs"]
-    if parameter_file is not None:
-        arguments += ["--params-file", str(parameter_file)]
+    if options.parameter_file is not None:
+        arguments += ["--params-file", str(options.parameter_file)]
     arguments += [part for key, value in remaps.items() for part in ("-r", f"{key}:={value}")]
     arguments += [part for key, value in parameters.items() for part in ("-p", f"{key}:={value}")]
     rclpy.init(args=[])
@@ -281,8 +272,8 @@ def main(args: Sequence[str] | None = None) -> int:
             if parsed.images:
                 folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="demo_bag_"))
                 bag = Path(folder) / "bag"
-                write_frames(bag, folder_frames(parsed.images, parsed.camera))
-            answers = run(bag, parsed.weights, parsed.out, parsed.device, parsed.threshold)
+                write_frames(bag, folder_frames(ImageFolder(parsed.images, parsed.camera), FRAME_RATE))
+            answers = run(bag, parsed.out, NodeOptions(parsed.weights, parsed.device, parsed.threshold))
             if not answers:
                 raise UserError(f"{bag}: holds no image")
             report(bag, answers, parsed.out)

@@ -129,18 +129,19 @@ class Result:
         return "\n".join(["| soak | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
-def soak(frames: int, share: float, width: int, height: int, weights: str, device: str, log: Path) -> Result:
+def soak(frames: int, share: float, size: tuple[int, int], weights: str, device: str, log: Path) -> Result:
     """Feed a node process.
 
     Args:
         frames: how many; share: of them malformed, 0 to 1.
-        width, height: of the images.
+        size: (width, height) of the images.
         weights, device: of the node.
         log: file for the node's output.
 
     Raises:
         UserError: the node does not start, or dies.
     """
+    width, height = size
     parameters = ["-p", f"model:={weights}", "-p", f"device:={device}", "-p", "score_threshold:=0.0"]
     images, info = [good_image(width, height, seed) for seed in range(4)], good_info(width, height)
     bad, memory, stamp, index = 0, [], STEP, 0
@@ -220,7 +221,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if not parsed.weights:
                 Detector.random().save(weights)
             log = folder / "detector.log"
-            result = soak(parsed.frames, parsed.malformed, width, height, weights, parsed.device, log)
+            result = soak(parsed.frames, parsed.malformed, (width, height), weights, parsed.device, log)
     except UserError as error:
         print(f"soak: error: {error}", file=sys.stderr)
         return 2

@@ -28,6 +28,7 @@ from skd_core.data.bag import (
 from skd_core.inference.detector import Detector
 from skd_wm3d_ros.tools import demo
 from skd_wm3d_ros.tools.bag_evaluation import compare, largest_difference, main
+from skd_wm3d_ros.tools.demo import NodeOptions
 
 TOPICS = CameraTopics("/camera/image", "/camera/camera_info")
 
@@ -84,7 +85,8 @@ def test_raw_compressed_images_are_the_same_live_and_offline(tmp_path):
     assert "live and offline: 3 frames, identical" in done.stdout
     topics = CameraTopics("/front/image_raw/compressed", "/front/camera_info", compressed=True)
     for rectified, different in ((False, 0), (True, 3)):
-        found = compare(tmp_path / "bag", tmp_path / "out" / "live", "default", 0.1, topics, "cpu", rectified)
+        options = NodeOptions("default", "cpu", 0.1, rectified=rectified)
+        found = compare(tmp_path / "bag", tmp_path / "out" / "live", options, topics)
         assert (found.frames, found.different) == (3, different)
     assert sum(len(boxes) for _, _, boxes in read_detections(tmp_path / "out" / "live")) > 3
 

@@ -104,7 +104,7 @@ def test_wrong_input_ends_with_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == f"demo: error: {tmp_path / 'nothing'}: no such bag folder\n"
     (tmp_path / "empty").mkdir()
     assert main(["--images", str(tmp_path / "empty"), "--camera", "none.txt", "--out", str(tmp_path / "out")]) == 2
-    assert "no pictures" in capsys.readouterr().err
+    assert "no images" in capsys.readouterr().err
     cv2.imwrite(str(tmp_path / "empty" / "0.png"), picture(0))
     assert main(["--images", str(tmp_path / "empty"), "--camera", "none.txt", "--out", str(tmp_path / "out")]) == 2
-    assert "none.txt: cannot read camera file" in capsys.readouterr().err
+    assert "none.txt: no such camera file" in capsys.readouterr().err
