@@ -9,10 +9,26 @@ from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from skd_wm3d_ros.launching import BOOLEAN, PACKAGE, dds_profile, parameter_file, respawn_argument, respawning
+from skd_wm3d_ros.launching import BOOLEAN, PACKAGE, dds_profile, listed, parameter_file, respawn_argument, respawning
 
-TEXTS = ("model", "device", "precision", "image_transport", "target_frame")
+TEXTS = (
+    "model",
+    "device",
+    "precision",
+    "boxes_from",
+    "detector_2d",
+    "detections_2d_type",
+    "detections_2d_fit",
+    "image_transport",
+    "target_frame",
+)
 FLAGS = ("autostart", "use_sim_time", "image_is_rectified", "tracking")
+OTHERS = {
+    "detector_2d_tiles": int,
+    "class_map": listed,
+    "detections_2d_size": lambda text: [int(item) for item in listed(text)],
+}
+"""Parameters of other types, and how their arguments are read."""
 
 
 def start_nodes(context, share):
@@ -23,9 +39,14 @@ def start_nodes(context, share):
         value = LaunchConfiguration(name).perform(context)
         if value:
             parameters[name] = BOOLEAN[value]
+    for name, read in OTHERS.items():
+        value = LaunchConfiguration(name).perform(context)
+        if value:
+            parameters[name] = read(value)
     remappings = [
         ("image", LaunchConfiguration("image_topic")),
         ("camera_info", LaunchConfiguration("camera_info_topic")),
+        ("detections_2d", LaunchConfiguration("detections_2d_topic")),
     ]
     detector = Node(
         package=PACKAGE,
@@ -98,6 +119,47 @@ def generate_launch_description():
         ),
         DeclareLaunchArgument("image_topic", default_value="image", description="Image of the camera."),
         DeclareLaunchArgument("camera_info_topic", default_value="camera_info", description="Its calibration."),
+        DeclareLaunchArgument(
+            "boxes_from",
+            default_value="",
+            choices=["", "own", "topic", "onnx"],
+            description=f"2D boxes: the weights' own, those on detections_2d_topic, detector_2d's; {as_in_file}.",
+        ),
+        DeclareLaunchArgument(
+            "detector_2d",
+            default_value="",
+            description=f"ONNX file of a 2D network, for boxes_from:=onnx; {as_in_file}.",
+        ),
+        DeclareLaunchArgument(
+            "detector_2d_tiles",
+            default_value="",
+            description=f"Parts of the image that the 2D network looks at besides the whole; {as_in_file}.",
+        ),
+        DeclareLaunchArgument(
+            "class_map",
+            default_value="",
+            description=f"Classes of the 2D boxes, as in class_map:=2:car,0:pedestrian,1:cycle; {as_in_file}.",
+        ),
+        DeclareLaunchArgument(
+            "detections_2d_topic", default_value="detections_2d", description="2D boxes, for boxes_from:=topic."
+        ),
+        DeclareLaunchArgument(
+            "detections_2d_type",
+            default_value="",
+            choices=["", "vision_msgs", "yolo_msgs"],
+            description=f"Package of the messages there; {as_in_file}.",
+        ),
+        DeclareLaunchArgument(
+            "detections_2d_size",
+            default_value="",
+            description=f"Picture in whose pixels they are, as in detections_2d_size:=640,640; {as_in_file}.",
+        ),
+        DeclareLaunchArgument(
+            "detections_2d_fit",
+            default_value="",
+            choices=["", "stretch", "letterbox"],
+            description=f"How that picture holds the image; {as_in_file}.",
+        ),
         DeclareLaunchArgument(
             "image_transport",
             default_value="",

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-KEYS = ("name", "image_topic", "camera_info_topic", "parameters", "params_file")
+KEYS = ("name", "image_topic", "camera_info_topic", "detections_2d_topic", "parameters", "params_file")
 
 
 class CameraFileError(ValueError):
@@ -28,6 +28,7 @@ class CameraEntry:
         name: namespace of its node: the detections are on /<name>/detector/detections.
         image_topic: without "/compressed", as image_transport has it.
         camera_info_topic: of the same camera.
+        detections_2d_topic: 2D boxes of another node, where boxes_from is topic; "" = detections_2d in the namespace.
         parameters: of its node, over what ``params_file`` says; nested names are one, with dots.
         params_file: parameter file, which exists; "" = the defaults.
     """
@@ -35,12 +36,18 @@ class CameraEntry:
     name: str
     image_topic: str
     camera_info_topic: str
+    detections_2d_topic: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     params_file: str = ""
 
     @property
     def remappings(self) -> list[tuple[str, str]]:
-        return [("image", self.image_topic), ("camera_info", self.camera_info_topic)]
+        topics = {
+            "image": self.image_topic,
+            "camera_info": self.camera_info_topic,
+            "detections_2d": self.detections_2d_topic,
+        }
+        return [(name, topic) for name, topic in topics.items() if topic]
 
     def ros_arguments(self) -> list[str]:
         """For a node of this camera in one process with others."""
@@ -65,10 +72,17 @@ def _flat(parameters: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _flat(value, f"{name}.")
-        elif isinstance(value, bool | int | float | str):
+        elif isinstance(value, bool | int | float | str) or _is_list_of_one_kind(value):
             yield name, value
         else:
-            raise ValueError(f"parameter {name} must be true, false, a number or text, got {value!r}")
+            raise ValueError(
+                f"parameter {name} must be true, false, a number, text, or a list of one of these, got {value!r}"
+            )
+
+
+def _is_list_of_one_kind(value: Any) -> bool:
+    kinds = {type(item) for item in value} if isinstance(value, list) else set()
+    return len(kinds) == 1 and kinds <= {bool, int, float, str}
 
 
 def read_cameras(path: str | Path) -> list[CameraEntry]:
@@ -76,7 +90,7 @@ def read_cameras(path: str | Path) -> list[CameraEntry]:
 
     Raises:
         CameraFileError: no such file, no YAML, an unknown key, a missing topic, a name twice, a params_file that is not
-            there, or a parameter whose value is neither true, false, a number nor text.
+            there, or a parameter whose value is neither true, false, a number, text nor a list of one of these.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -96,6 +110,8 @@ def read_cameras(path: str | Path) -> list[CameraEntry]:
         missing = [key for key in KEYS[:3] if not isinstance(row.get(key), str) or not row[key]]
         if missing:
             raise CameraFileError(f"{where}: {', '.join(missing)} must be given as text")
+        if not isinstance(row.get("detections_2d_topic") or "", str):
+            raise CameraFileError(f"{where}: detections_2d_topic must be text")
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", row["name"]):
             raise CameraFileError(f"{where}: name '{row['name']}' must be letters, digits and _, a letter first")
         if not isinstance(row.get("parameters") or {}, dict):

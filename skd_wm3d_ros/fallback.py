@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skd_core.boxes import Boxes3D
+from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
 from skd_core.inference.detector import Detector
 
@@ -49,15 +49,17 @@ class RobustDetector:
                 raise
             self._fall_back(error)
 
-    def predict(self, image: NDArray[np.uint8], camera: Camera, threshold: float) -> Boxes3D:
+    def predict(
+        self, image: NDArray[np.uint8], camera: Camera, threshold: float, boxes2d: Boxes2D | None = None
+    ) -> Boxes3D:
         """As :meth:`Detector.predict`; once more on the CPU where the device fails."""
         try:
-            return self.detector.predict(image, camera, threshold)
+            return self.detector.predict(image, camera, threshold, boxes2d=boxes2d)
         except RuntimeError as error:
             if not self._may_fall_back(error, self.detector.device.type):
                 raise
             self._fall_back(error)
-        return self.detector.predict(image, camera, threshold)
+        return self.detector.predict(image, camera, threshold, boxes2d=boxes2d)
 
     def _may_fall_back(self, error: RuntimeError, device: str) -> bool:
         return self._cpu_fallback and not self.fallen_back and device != "cpu" and is_device_failure(error)

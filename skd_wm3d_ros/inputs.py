@@ -11,7 +11,7 @@ import message_filters
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from skd_core.data.ros_messages import stamp_nanoseconds
@@ -26,6 +26,18 @@ MUCH_LOSS = 0.1  # share of lost images that is worth a warning
 
 ImageMessage = Image | CompressedImage
 Arrival = tuple[CameraInfo, float]  # and when it came, monotonic seconds
+
+
+def subscribe(node: Node, kind: type, topic: str, profile: QoSProfile) -> message_filters.Subscriber:
+    """A subscription whose QoS parameters can override; misfits are looked for by ``qos.misfit_of_subscription``."""
+    return message_filters.Subscriber(
+        node,
+        kind,
+        topic,
+        qos_profile=profile,
+        qos_overriding_options=qos.overridable(),
+        event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
+    )
 
 
 @dataclass
@@ -79,8 +91,8 @@ class CameraInput:
         self.camera_info_topic = node.resolve_topic_name("camera_info")
         image_type = CompressedImage if transport == "compressed" else Image
         self._sources = (
-            self._subscribe(image_type, self.image_topic),
-            self._subscribe(CameraInfo, self.camera_info_topic),
+            subscribe(node, image_type, self.image_topic, qos.sensor_qos()),
+            subscribe(node, CameraInfo, self.camera_info_topic, qos.sensor_qos()),
         )
         self._subscriptions = [source.sub for source in self._sources]
         images, infos = (self._with_good_stamps(source) for source in self._sources)
@@ -174,16 +186,6 @@ class CameraInput:
         )
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
-    def _subscribe(self, kind: type, topic: str) -> message_filters.Subscriber:
-        return message_filters.Subscriber(
-            self._node,
-            kind,
-            topic,
-            qos_profile=qos.sensor_qos(),
-            qos_overriding_options=qos.overridable(),
-            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
-        )
-
     def _with_good_stamps(self, source: message_filters.Subscriber) -> message_filters.SimpleFilter:
         """What a synchronizer can take: rclpy's Time raises on negative seconds, whatever the nanoseconds."""
         good, topic = message_filters.SimpleFilter(), source.getTopic()

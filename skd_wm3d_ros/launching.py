@@ -37,6 +37,11 @@ def parameter_file(context: Any) -> str:
     return path
 
 
+def listed(text: str) -> list[str]:
+    """Items of a launch argument that is a list, with commas between, with or without brackets around."""
+    return [item.strip().strip("'\"") for item in text.strip().strip("[]").split(",")]
+
+
 def respawn_argument() -> Any:
     """Launch argument ``respawn``, which :func:`respawning` reads."""
     from launch.actions import DeclareLaunchArgument

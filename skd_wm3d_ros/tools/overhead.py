@@ -44,7 +44,7 @@ class NullDetector:
     def warmup(self) -> None:
         pass
 
-    def predict(self, image: Any, camera: Any, threshold: float) -> Boxes3D:
+    def predict(self, image: Any, camera: Any, threshold: float, boxes2d: Any = None) -> Boxes3D:
         return self._boxes
 
 

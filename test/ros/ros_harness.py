@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,14 +22,16 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParametersAtomically
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
-from vision_msgs.msg import Detection3DArray
+from vision_msgs.msg import Detection2D, Detection2DArray, Detection3DArray, ObjectHypothesisWithPose
 
 from skd_core.camera import Camera
+from skd_wm3d_ros.node import DetectorNode, LoadDetector
 
 WIDTH, HEIGHT = 320, 96
 FRAME_ID = "front_camera_optical_frame"
@@ -86,6 +89,20 @@ def compressed(pixels: np.ndarray, suffix: str) -> CompressedImage:
     """An RGB picture as ".jpg" or ".png"."""
     data = cv2.imencode(suffix, pixels[..., ::-1])[1].tobytes()
     return CompressedImage(format=f"bgr8; {suffix[1:]} compressed bgr8", data=array.array("B", data))
+
+
+def boxes_2d(*rows: tuple[str, float, float, float, float, float]) -> Detection2DArray:
+    """Boxes of a 2D detector: (class, score, x1, y1, x2, y2) each."""
+    message = Detection2DArray()
+    for name, score, x1, y1, x2, y2 in rows:
+        detection, result = Detection2D(), ObjectHypothesisWithPose()
+        result.hypothesis.class_id, result.hypothesis.score = name, score
+        center = detection.bbox.center.position
+        center.x, center.y = (x1 + x2) / 2, (y1 + y2) / 2
+        detection.bbox.size_x, detection.bbox.size_y = float(x2 - x1), float(y2 - y1)
+        detection.results = [result]
+        message.detections.append(detection)
+    return message
 
 
 def changed(message: Any, **fields: object) -> Any:
@@ -268,3 +285,44 @@ class Rig:
     def _answer(self, message: Detection3DArray) -> None:
         stamp = message.header.stamp
         self.answers[stamp.sec * 1_000_000_000 + stamp.nanosec] = message
+
+
+class Nodes:
+    """Detector nodes in this process, spun by one thread."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig, self._nodes, self._stop = rig, [], threading.Event()
+        self._executor = SingleThreadedExecutor()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+
+    def start(
+        self,
+        load: LoadDetector,
+        tf_buffer: Any = None,
+        activate: bool = True,
+        options: dict[str, Any] | None = None,
+        **values: object,
+    ) -> DetectorNode:
+        """A node with these parameters, configured and active unless told otherwise."""
+        overrides = [Parameter(name, value=value) for name, value in values.items()]
+        node = DetectorNode(load, tf_buffer, parameter_overrides=overrides, **(options or {}))
+        self._nodes.append(node)
+        if activate:
+            assert node.autostart()
+        self._executor.add_node(node)
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._rig.diagnostics.clear()
+        self._rig.answers.clear()
+        return node
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(30)
+        for node in self._nodes:
+            assert node.close()
+
+    def _spin(self) -> None:
+        while not self._stop.is_set():
+            self._executor.spin_once(timeout_sec=0.05)

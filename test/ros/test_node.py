@@ -13,8 +13,6 @@ import pytest
 import rclpy
 import torch
 from geometry_msgs.msg import Transform as TransformMessage
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from ros_harness import (
     ACTIVATE,
@@ -26,6 +24,7 @@ from ros_harness import (
     HEIGHT,
     RELIABLE,
     WIDTH,
+    Nodes,
     Rig,
     camera,
     camera_info,
@@ -40,7 +39,6 @@ from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
 from skd_core.visualize import draw_bev
 from skd_wm3d_ros.cameras import CameraFileError, read_cameras
-from skd_wm3d_ros.node import DetectorNode
 from skd_wm3d_ros.qos import latched_qos
 
 pytestmark = pytest.mark.usefixtures("ros")
@@ -60,7 +58,7 @@ class FakeDetector:
     def warmup(self):
         pass
 
-    def predict(self, image, camera, threshold):
+    def predict(self, image, camera, threshold, boxes2d=None):
         self.act()
         rows = [row for row in self.found if row[1] >= threshold]
         center = torch.tensor([[x, 1.0, z] for _, _, x, z in rows]).reshape(-1, 3)
@@ -80,34 +78,13 @@ def rig(ros):
 @pytest.fixture
 def start(rig):
     """Start nodes that are configured and active, spun by a thread; closed after the test."""
-    executor, nodes, stop = SingleThreadedExecutor(), [], threading.Event()
+    nodes = Nodes(rig)
 
-    def spin():
-        while not stop.is_set():
-            executor.spin_once(timeout_sec=0.05)
-
-    thread = threading.Thread(target=spin, daemon=True)
-
-    def make(detector=None, load=None, tf_buffer=None, activate=True, options=None, **values):
-        overrides = [Parameter(name, value=value) for name, value in values.items()]
-        load = load or (lambda path, device, precision: detector or FakeDetector())
-        node = DetectorNode(load, tf_buffer, parameter_overrides=overrides, **(options or {}))
-        nodes.append(node)
-        if activate:
-            assert node.autostart()
-        executor.add_node(node)
-        if not thread.is_alive():
-            thread.start()
-        rig.diagnostics.clear()
-        rig.answers.clear()
-        return node
+    def make(detector=None, load=None, **options):
+        return nodes.start(load or (lambda path, device, precision: detector or FakeDetector()), **options)
 
     yield make
-    stop.set()
-    if thread.is_alive():
-        thread.join(30)
-    for node in nodes:
-        assert node.close()
+    nodes.close()
 
 
 def ask(rig):

@@ -91,19 +91,43 @@ def test_launch_file(monkeypatch, no_profile):
     entities = module.generate_launch_description().entities
     arguments = {e.name: e for e in entities if isinstance(e, DeclareLaunchArgument)}
     declared = {spec.name: spec for spec in parameters.PARAMETERS}
-    own = {*module.TEXTS, *module.FLAGS}
+    own = {*module.TEXTS, *module.FLAGS, *module.OTHERS}
     assert own - set(declared) == {"use_sim_time"}  # every node's
-    others = {"namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "respawn", "rviz"}
+    others = {"namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "detections_2d_topic"}
+    others |= {"respawn", "rviz"}
     assert set(arguments) == own | others
     assert all(argument.description for argument in arguments.values())
     for name in own & set(declared):
         assert isinstance(declared[name].default, bool) == (name in module.FLAGS), name
+        assert isinstance(declared[name].default, str) == (name in module.TEXTS), name
         if declared[name].choices:
             assert tuple(arguments[name].choices)[1:] == declared[name].choices
     assert sum(isinstance(e, SetEnvironmentVariable) for e in entities) == 2
     monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/mine.xml")
     entities = module.generate_launch_description().entities
     assert not any(isinstance(e, SetEnvironmentVariable) for e in entities)
+
+
+@needs_launch
+def test_launch_arguments_of_2d_boxes(monkeypatch, no_profile):
+    module, made = launch_file("detector"), []
+    monkeypatch.setattr(module, "Node", lambda **options: made.append(options))
+    given = {"boxes_from": "topic", "class_map": "2:car,traffic light:dontcare", "detections_2d_size": "640,384"}
+    context = launch_context(module, **given, detector_2d_tiles="4", detections_2d_topic="/yolo/boxes")
+    module.start_nodes(context, str(ROOT))
+    assert made[0]["parameters"][1] == {
+        "boxes_from": "topic",
+        "class_map": ["2:car", "traffic light:dontcare"],
+        "detections_2d_size": [640, 384],
+        "detector_2d_tiles": 4,
+    }
+    topic = dict(made[0]["remappings"])["detections_2d"]
+    assert topic.perform(context) == "/yolo/boxes"
+
+
+@pytest.mark.parametrize("text", ["2:car,0:person", "[2:car, 0:person]", "['2:car', \"0:person\"]"])
+def test_launch_arguments_that_are_lists(text):
+    assert launching.listed(text) == ["2:car", "0:person"]
 
 
 def launch_context(module, **given):

@@ -40,6 +40,17 @@ def test_numbers_without_a_decimal_point(declared):
     assert parameters.thresholds(node, CLASSES, 0.3) == {"Car": 1.0, "Pedestrian": 0.3, "Cyclist": 0.3}
 
 
+@pytest.mark.parametrize("written", ["class_map: []", "class_map: ['']"])
+def test_an_empty_list_is_the_default(tmp_path, written):
+    (tmp_path / "p.yaml").write_text(f"/**:\n  ros__parameters:\n    {written}\n    detections_2d_size: [640, 640]\n")
+    node = rclpy.create_node("detector", cli_args=["--ros-args", "--params-file", str(tmp_path / "p.yaml")])
+    for spec in parameters.PARAMETERS:
+        parameters.declare(node, spec)
+    assert list(node.get_parameter("class_map").value) == [""]
+    assert list(node.get_parameter("detections_2d_size").value) == [640, 640]
+    node.destroy_node()
+
+
 @pytest.mark.parametrize("value", ["2", "high"])
 def test_class_threshold_that_cannot_be(declared, value):
     with pytest.raises(UserError, match=r"class_thresholds\.car"):
@@ -92,6 +103,9 @@ def test_camera_without_parameters(tmp_path, given):
     [
         ("params_file: /nowhere/x.yaml", "camera 1: params_file '/nowhere/x.yaml': no such file"),
         ("params_file: 3", "camera 1: params_file '3': no such file"),
+        ("parameters: {class_map: [[a]]}", r"camera 1: parameter class_map must be .*, got \[\['a'\]\]"),
+        ("parameters: {class_map: []}", r"camera 1: parameter class_map must be .*, got \[\]"),
+        ("detections_2d_topic: 3", "camera 1: detections_2d_topic must be text"),
         ("parameters: {class_thresholds: {car: }}", r"camera 1: parameter class_thresholds\.car must be .*, got None"),
         ("parameters: {max_range: [1, a]}", r"camera 1: parameter max_range must be .*, got \[1, 'a'\]"),
     ],

@@ -188,7 +188,7 @@ class Failing:
     def __init__(self, device, error=None, after=1):
         self.device, self.precision, self._error, self._left = torch.device(device), "fp16", error, after
 
-    def predict(self, image, camera, threshold):
+    def predict(self, image, camera, threshold, boxes2d=None):
         self._left -= 1
         if self._error is not None and self._left < 0:
             raise self._error

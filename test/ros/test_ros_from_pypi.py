@@ -23,6 +23,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import (
     BoundingBox3D,
+    Detection2D,
+    Detection2DArray,
     Detection3D,
     Detection3DArray,
     LabelInfo,
@@ -70,12 +72,19 @@ def spin_until(executor, done, seconds=20.0):
 # --- vision_msgs ---------------------------------------------------------------------------------------------------
 
 
-def test_detections_are_the_very_type_of_the_released_vision_msgs(executor):
+@pytest.mark.parametrize(
+    ("kind", "type_hash"),
+    [
+        (Detection3DArray, "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"),
+        (Detection2DArray, "RIHS01_214274120007f4a683866481336b70310268cfa107aebe9d594a6acf75bda968"),
+    ],
+)
+def test_detections_are_the_very_type_of_the_released_vision_msgs(executor, kind, type_hash):
     node = executor.new_node("type_hash")
-    node.create_publisher(Detection3DArray, "detections", 1)
+    node.create_publisher(kind, "detections", 1)
     spin_until(executor, lambda: node.get_publishers_info_by_topic("detections"))
     (info,) = node.get_publishers_info_by_topic("detections")
-    assert str(info.topic_type_hash) == "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"
+    assert str(info.topic_type_hash) == type_hash
 
 
 def test_detections_and_labels_arrive_with_every_field(executor):
@@ -87,17 +96,20 @@ def test_detections_and_labels_arrive_with_every_field(executor):
     detection.results[0].pose.covariance[35] = 0.25
     sent = Detection3DArray(header=Header(frame_id="camera"), detections=[detection, Detection3D()])
     labels = LabelInfo(class_map=[VisionClass(class_id=2, class_name="cyclist")], threshold=0.25)
+    flat = Detection2D(id="8", results=[ObjectHypothesisWithPose()])
+    flat.bbox.center.position.x, flat.bbox.center.theta, flat.bbox.size_y = 3.5, 0.25, 7.0
+    boxes = Detection2DArray(header=Header(frame_id="camera"), detections=[flat, Detection2D()])
 
     node, received = executor.new_node("round_trip"), {}
     publishers = []
-    for name, message in (("detections", sent), ("labels", labels)):
+    for name, message in (("detections", sent), ("labels", labels), ("boxes", boxes)):
         node.create_subscription(type(message), name, lambda m, name=name: received.__setitem__(name, m), 1)
         publishers.append((node.create_publisher(type(message), name, 1), message))
     spin_until(executor, lambda: all(p.get_subscription_count() for p, _ in publishers))
     for publisher, message in publishers:
         publisher.publish(message)
-    spin_until(executor, lambda: len(received) == 2)
-    assert received == {"detections": sent, "labels": labels}
+    spin_until(executor, lambda: len(received) == 3)
+    assert received == {"detections": sent, "labels": labels, "boxes": boxes}
 
 
 # --- cv_bridge -----------------------------------------------------------------------------------------------------
