@@ -11,7 +11,6 @@ A run's folder::
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ import torch
 import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
@@ -109,7 +109,7 @@ class Trainer:
         freeze(model.student.backbone, config.initial.freeze)
         if config.schedule.freeze_norm:
             freeze_batch_norm(model)
-        self.ema = copy.deepcopy(model)
+        self.average = ModelEmaV3(model)
         optimizer = torch.optim.Adam(
             [p for p in model.parameters() if p.requires_grad],
             config.schedule.learning_rate,
@@ -117,7 +117,7 @@ class Trainer:
         )
         self.raw = model
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
-        self.ema.to(self.fabric.device)
+        self.average.to(self.fabric.device)
         self.step, self.seconds = 0, 0.0
         self.means = _Means()  # of the epoch under way
         self.stop_requested = False
@@ -132,6 +132,12 @@ class Trainer:
             if not self.step:  # of a run that is begun anew
                 (out / "student.safetensors").unlink(missing_ok=True)
             self._trim_metrics()
+
+    @property
+    def ema(self) -> TeacherStudent:
+        """Running mean of the weights: what is measured and exported."""
+        mean: TeacherStudent = self.average.module
+        return mean
 
     # -- state --------------------------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -310,13 +316,8 @@ class Trainer:
 
     @torch.no_grad()
     def _update_ema(self) -> None:
-        decay = min(self.config.schedule.ema, (1 + self.step) / (10 + self.step))
-        current = self.raw.state_dict()
-        for name, mean in self.ema.state_dict().items():
-            if mean.is_floating_point():
-                mean.lerp_(current[name].to(mean), 1 - decay)
-            else:
-                mean.copy_(current[name])
+        self.average.decay = min(self.config.schedule.ema, (1 + self.step) / (10 + self.step))
+        self.average.update(self.raw)
 
     def _rate(self) -> float:
         return learning_rate(self.config.schedule, self.step, len(self.sampler))
