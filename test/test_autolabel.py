@@ -22,7 +22,7 @@ from yolox_like import square_finder, street
 
 from skd_core.boxes import Boxes2D
 from skd_core.cli import app, main
-from skd_core.data.bag_make import make_bag
+from skd_core.data.bag_make import BagOptions, make_bag
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_boxes2d, read_objects
 from skd_core.errors import UserError
 from skd_core.supervision import autolabel as module
@@ -119,7 +119,7 @@ def test_scores_decide(label: Any, tmp_path: Path) -> None:
 
 
 def test_bag(label: Any, tmp_path: Path, images: Path) -> None:
-    make_bag("folder", images, tmp_path / "bag", camera=tmp_path / "calib.txt")
+    make_bag("folder", images, tmp_path / "bag", BagOptions(camera=tmp_path / "calib.txt"))
     label("from_bag", source=tmp_path / "bag", camera=None)
     label("from_images")
     bag, folder = tmp_path / "from_bag", tmp_path / "from_images"
@@ -474,7 +474,7 @@ def test_damaged_log(label: Any, tmp_path: Path) -> None:
 
 
 def test_bag_brings_its_camera(label: Any, tmp_path: Path, images: Path) -> None:
-    make_bag("folder", images, tmp_path / "bag", camera=tmp_path / "calib.txt")
+    make_bag("folder", images, tmp_path / "bag", BagOptions(camera=tmp_path / "calib.txt"))
     with pytest.raises(UserError, match="leave --camera out"):
         label(source=tmp_path / "bag")
 
