@@ -345,6 +345,18 @@ def test_weights_name_their_data_and_its_licences() -> None:
     after = Origin.of_run(sets[:1], False, origin)
     assert after.licence == origin.licence
     assert "where the licences" in Origin.of_run([SetConfig(root="mine")], False, None).licence
+    # no licence is lost to a set of the same name, and none is taken for free that is not known to be
+    for mixed in (
+        Origin.of_run(
+            [SetConfig(root="a/set", licence="CC-BY-NC-SA-4.0"), SetConfig(root="b/set", licence="MIT")], False, None
+        ),
+        Origin.of_run([SetConfig(root="y/astyx")], False, origin),
+        Origin.of_run([SetConfig(root="x", licence="cc-by-nc-4.0")], False, None),
+        Origin.of_run([SetConfig(root="x", licence="non-commercial research")], False, None),
+    ):
+        assert mixed.licence.startswith("non-commercial"), mixed
+    assert "where the licences" in Origin.of_run([SetConfig(root="x", licence="proprietary")], False, None).licence
+    assert "" not in Origin.of_run([SetConfig(root=".")], False, None).trained_on
     taught = Origin.of_run(sets[:1], False, Origin("3D labels (supervised)", {}))
     assert taught.learnt_from == "2D boxes, no 3D labels; its start from: 3D labels (supervised)"
 
