@@ -297,6 +297,9 @@ def test_labels_own_boxes_are_all_found(tree: Path, weights: Path, run: Run, tmp
     assert (car["parts"]["all"]["recall_70"], car["on_nothing"], car["ill_fitting"]) == (1, 0, 0)
     assert numbers["together"]["Cyclist"]["parts"]["all"] == dict.fromkeys(car["parts"]["all"], None) | {"labels": 0}
     assert "streets:first Pedestrian (1 frames)" in out
+    spelled = ("--kind", "car", "--kind", "CAR", "--boxes", "labels", "--json", tmp_path / "r.json")
+    assert run(tree, f"{tree}:first", "--weights", weights, *spelled)[0] == 0
+    assert json.loads((tmp_path / "r.json").read_text())["together"] == {"Car": car}
     assert "together Car (4 frames)" in out
 
 
