@@ -22,14 +22,15 @@ from yolox_like import square_finder, street
 
 from skd_core.boxes import Boxes2D
 from skd_core.cli import app, main
-from skd_core.data.bag_make import make_bag
+from skd_core.data.bag_make import BagOptions, make_bag
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_boxes2d, read_objects
 from skd_core.errors import UserError
+from skd_core.iou import covered
 from skd_core.supervision import autolabel as module
 from skd_core.supervision.autolabel_command import Options, parse_keep, run_autolabel
 from skd_core.supervision.detector_2d import Detector2D
 from skd_core.supervision.label_report import compare
-from skd_core.supervision.label_rules import LabelRules, covered
+from skd_core.supervision.label_rules import LabelRules
 from skd_core.supervision.review_page import reject
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -119,7 +120,7 @@ def test_scores_decide(label: Any, tmp_path: Path) -> None:
 
 
 def test_bag(label: Any, tmp_path: Path, images: Path) -> None:
-    make_bag("folder", images, tmp_path / "bag", camera=tmp_path / "calib.txt")
+    make_bag("folder", images, tmp_path / "bag", BagOptions(camera=tmp_path / "calib.txt"))
     label("from_bag", source=tmp_path / "bag", camera=None)
     label("from_images")
     bag, folder = tmp_path / "from_bag", tmp_path / "from_images"
@@ -493,7 +494,7 @@ def test_damaged_log(label: Any, tmp_path: Path) -> None:
 
 
 def test_bag_brings_its_camera(label: Any, tmp_path: Path, images: Path) -> None:
-    make_bag("folder", images, tmp_path / "bag", camera=tmp_path / "calib.txt")
+    make_bag("folder", images, tmp_path / "bag", BagOptions(camera=tmp_path / "calib.txt"))
     with pytest.raises(UserError, match="leave --camera out"):
         label(source=tmp_path / "bag")
 

@@ -34,10 +34,11 @@ from skd_core.data.folder import IMAGE_SUFFIXES
 from skd_core.data.kitti import read_boxes2d
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
+from skd_core.iou import covered
 from skd_core.supervision.autolabel_input import Frame
 from skd_core.supervision.class_map import DONT_CARE
 from skd_core.supervision.detector_2d import Detector2D
-from skd_core.supervision.label_rules import LabelRules, covered, uncovered
+from skd_core.supervision.label_rules import LabelRules, uncovered
 from skd_core.supervision.tiles import join
 from skd_core.visualize import write_image
 
