@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Strict(BaseModel):
     """Base of all sections."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Strict):
@@ -106,12 +106,15 @@ class DataConfig(Strict):
         return self.train
 
     @model_validator(mode="after")
-    def _depth_of_a_list(self) -> DataConfig:
+    def _depth_of_sets(self) -> DataConfig:
         if not isinstance(self.train, SetConfig):
             if not self.train:
                 raise ValueError("train: name at least one set")
             if self.depth_dir is not None:
                 raise ValueError("depth_dir: in a list of sets each names its own")
+        for part in self.sets:
+            if part.only_2d and part.depth_dir is not None:
+                raise ValueError(f"train: {part.root} has only_2d, which teaches no depth; leave out its depth_dir")
         return self
 
     @model_validator(mode="after")
@@ -179,7 +182,8 @@ class ScheduleConfig(Strict):
     start_distillation: tuple[Share, Share] = (10 / 140, 20 / 140)
     eval_every: int = Field(10, ge=1)  # epochs
     # batch norms keep their statistics; several processes then equal one, but for the certainty of distillation: uad,
-    # which is relative to the boxes of its own process
+    # which is relative to the boxes of its own process, and for images smaller than the window, which each process pads
+    # to the largest of its own
     freeze_norm: bool = False
 
     @field_validator("start_3d", "start_distillation")
@@ -277,6 +281,9 @@ def parse_config(kind: type[Any], raw: object, name: str) -> Any:
                 f"; did you mean '{nearest[0]}'?" if nearest else f"; valid here: {', '.join(_keys(kind, path[:-1]))}"
             )
             raise UserError(f"{name}: unknown key '{'.'.join(path)}'{hint}") from None
+        if first["type"] == "value_error" and isinstance(first["input"], dict):  # a rule of a whole section
+            where = f"{'.'.join(path)}: " if path else ""
+            raise UserError(f"{name}: {where}{first['ctx']['error']}") from None
         raise UserError(f"{name}: '{'.'.join(path)}': {first['msg']}, got {first['input']!r}"[:400]) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot make this folder: {error.strerror}") from None
+
+
+def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        UserError: an output is one of the inputs.
+    """
+    read = {place for path in inputs for place in (path.parent.resolve() / path.name, path.resolve())}
+    for path in outputs:
+        if path.parent.resolve() / path.name in read:
+            raise UserError(f"{path}: would write over an input; choose another folder for --out")
 
 
 def finite(value: Any) -> Any:

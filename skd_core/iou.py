@@ -22,6 +22,8 @@ other oriented ones need CUDA or take the box around both for the hull.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -213,3 +215,28 @@ def _concave_envelope(x: Tensor, y: Tensor) -> Tensor:
         chords = y_left + share * (y_right - y_left)  # (..., left, right)
         columns.append(torch.maximum(y[..., k], chords.amax((-2, -1))))
     return torch.stack([*columns, y[..., -1]], -1)
+
+
+def covered(boxes: Tensor, by: Tensor) -> Tensor:
+    """Which share of each upright box's area lies in each other one: shapes (N, 4), (M, 4), pixels -> (N, M)."""
+    low = torch.maximum(boxes[:, None, :2], by[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], by[None, :, 2:])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1).clamp(min=1e-6)
+    return (high - low).clamp(min=0).prod(-1) / area[:, None]
+
+
+def take_best(overlap: Tensor, labels: Sequence[int], least: float) -> dict[int, int]:
+    """Detections, best score first, each take the free label that they overlap most, if by more than ``least``.
+
+    Args:
+        overlap: shape (detections, labels), IoU; labels: those that may be taken.
+
+    Returns:
+        label -> detection.
+    """
+    taken: dict[int, int] = {}
+    for detection, row in enumerate(overlap.tolist()):
+        best = max((label for label in labels if label not in taken), key=row.__getitem__, default=None)
+        if best is not None and row[best] > least:
+            taken[best] = detection
+    return taken

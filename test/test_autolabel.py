@@ -25,11 +25,12 @@ from skd_core.cli import app, main
 from skd_core.data.bag_make import BagOptions, make_bag
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_boxes2d, read_objects
 from skd_core.errors import UserError
+from skd_core.iou import covered
 from skd_core.supervision import autolabel as module
 from skd_core.supervision.autolabel_command import Options, parse_keep, run_autolabel
 from skd_core.supervision.detector_2d import Detector2D
 from skd_core.supervision.label_report import compare
-from skd_core.supervision.label_rules import LabelRules, covered
+from skd_core.supervision.label_rules import LabelRules
 from skd_core.supervision.review_page import reject
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -212,6 +213,16 @@ def test_lost_image_is_put_back(label: Any, tmp_path: Path, monkeypatch: pytest.
 
 
 # --- labels that are there already ---------------------------------------------------------------------------------
+
+
+def test_an_image_in_another_format_takes_the_place_of_the_first(label: Any, tmp_path: Path, images: Path) -> None:
+    label()
+    with Image.open(images / "a.png") as picture:
+        picture.save(images / "a.webp", lossless=True)
+    (images / "a.png").unlink()
+    label()
+    assert sorted(p.name for p in (tmp_path / "out/training/image_2").iterdir()) == ["a.webp", "b.png", "c.png"]
+    assert len(KittiDataset(tmp_path / "out", "all")) == 3
 
 
 def test_given_labels_stay_and_are_completed(label: Any, tmp_path: Path) -> None:
@@ -442,6 +453,8 @@ def test_marked_boxes_become_dont_care(label: Any, tmp_path: Path) -> None:
         (["{images}", "--camera", "{calib}", "--out", "{tmp}"], "would write over its input"),
         (["{images}", "--camera", "{calib}", "--out", "{images}"], "would write over its input"),
         (["{images}", "--camera", "{calib}", "--out", "{other}"], "holds labels that autolabel did not write"),
+        (["{images}", "--camera", "{calib}", "--out", "{pictures}"], "holds images that autolabel did not write"),
+        (["{spaced}", "--camera", "{calib}"], "my car.png: splits and lists of boxes hold names without spaces"),
         (["{images}", "--camera", "{calib}", "--detector", "{calib}"], "not a usable ONNX model"),
     ],
 )
@@ -452,7 +465,14 @@ def test_errors_are_one_line(
     other = tmp_path / "other"
     (other / "training" / "label_2").mkdir(parents=True)
     (other / "training" / "label_2" / "x.txt").write_text("")
-    words = {"tmp": tmp_path, "images": images, "calib": tmp_path / "calib.txt", "other": other}
+    pictures, spaced = tmp_path / "pictures", tmp_path / "spaced"
+    shutil.copytree(images, pictures / "training" / "image_2")
+    spaced.mkdir()
+    shutil.copyfile(images / "a.png", spaced / "my car.png")
+    words = {
+        "tmp": tmp_path, "images": images, "calib": tmp_path / "calib.txt", "other": other, "pictures": pictures,
+        "spaced": spaced,
+    }  # fmt: skip
     given = [argument.format(**words) for argument in arguments]
     for option, value in (("--detector", finder), ("--out", tmp_path / "out")):
         given += [] if option in given else [option, str(value)]

@@ -1,5 +1,6 @@
 """Configs: strict, typed, and every fault is one line that names the key."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,12 @@ def test_unknown_key_names_the_nearest_valid_one(tmp_path: Path) -> None:
         ({"model": None}, "model"),
         ({"precision": "64"}, "precision"),
         ({"model": {"direction": True}}, "model.direction"),  # nothing weak teaches it
+        ({"augment": {"zoom": [2, 1]}}, "augment.zoom"),
+        ({"model": {"focal": math.inf}}, "model.focal"),
+        ({"data": {"train": [{"root": "a", "share": math.inf}]}}, "data.train.0.share"),
+        ({"data": {"train": [{"root": "a", "only_2d": True, "depth_dir": "depth"}]}}, "depth_dir"),
+        ({"data": {"train": {"root": "a", "only_2d": True}, "depth_dir": "depth"}}, "depth_dir"),
+        ({"data": {"train": [{"root": "a"}], "depth_dir": "depth"}}, "depth_dir"),
     ],
 )
 def test_ill_typed_value_is_named(tmp_path: Path, section: dict[str, object], key: str) -> None:
@@ -84,6 +91,8 @@ def test_ill_typed_value_is_named(tmp_path: Path, section: dict[str, object], ke
     message = fault(path)
     assert key in message
     assert message.startswith(str(path))
+    assert "''" not in message  # a rule of the whole config has no key of its own,
+    assert "got {" not in message  # and no reader wants the config back
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:

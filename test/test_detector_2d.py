@@ -121,12 +121,14 @@ def test_unsuitable_files(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     grey = export(Flat(), tmp_path / "grey.onnx", torch.zeros(1, 1, 64, 64))
     odd = export(Flat(), tmp_path / "odd.onnx", torch.zeros(1, 3, 50, 64))
+    two = export(Flat(), tmp_path / "two.onnx", torch.zeros(2, 3, 64, 64))
     cells = export(Flat(), tmp_path / "cells.onnx", torch.zeros(1, 3, 64, 64))
     for path, message in (
         (tmp_path / "none.onnx", "no such file"),
         (tmp_path / "broken.onnx", "not a usable ONNX model"),
         (grey, "needs one float32 image input"),
         (odd, "multiples of 32"),
+        (two, r"image input \(1, 3, H, W\)"),
         (cells, "not YOLOX's output format"),
     ):
         with pytest.raises(UserError, match=message) as caught:

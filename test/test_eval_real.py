@@ -20,9 +20,10 @@ from PIL import Image
 from skd_core import Boxes3D, Detector
 from skd_core.cli import main
 from skd_core.data.kitti import KittiObjects, read_objects
-from skd_core.evaluation.real import PARTS, Tally, covered, join, tally_frame
+from skd_core.evaluation.real import PARTS, Tally, join, tally_frame
 from skd_core.evaluation.real_report import choose_threshold, split_of
 from skd_core.inference.weights import load_weights
+from skd_core.iou import covered
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -192,9 +193,11 @@ def test_empty_frames(tmp_path: Path) -> None:
 
 
 def test_covered_by_hand() -> None:
-    boxes = np.array([[0.0, 0, 10, 10], [20, 20, 30, 30]])
-    assert covered(boxes, np.array([[5.0, 0, 20, 10], [0, 0, 2, 10]])).tolist() == [0.5, 0]
-    assert covered(boxes, np.zeros((0, 4))).tolist() == [0, 0]
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
+    by = torch.tensor([[5.0, 0, 20, 10], [0, 0, 2, 10]])
+    torch.testing.assert_close(covered(boxes, by), torch.tensor([[0.5, 0.2], [0, 0]]))
+    assert covered(boxes, torch.zeros(0, 4)).shape == (2, 0)
+    assert covered(torch.zeros(1, 4), boxes).tolist() == [[0, 0]]  # a box without area
 
 
 boxes_strategy = st.lists(
@@ -297,6 +300,9 @@ def test_labels_own_boxes_are_all_found(tree: Path, weights: Path, run: Run, tmp
     assert (car["parts"]["all"]["recall_70"], car["on_nothing"], car["ill_fitting"]) == (1, 0, 0)
     assert numbers["together"]["Cyclist"]["parts"]["all"] == dict.fromkeys(car["parts"]["all"], None) | {"labels": 0}
     assert "streets:first Pedestrian (1 frames)" in out
+    spelled = ("--kind", "car", "--kind", "CAR", "--boxes", "labels", "--json", tmp_path / "r.json")
+    assert run(tree, f"{tree}:first", "--weights", weights, *spelled)[0] == 0
+    assert json.loads((tmp_path / "r.json").read_text())["together"] == {"Car": car}
     assert "together Car (4 frames)" in out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -327,6 +328,8 @@ def test_bag_eval_places_the_boxes_that_predict_places(
             torch.testing.assert_close(a.center, b.center, rtol=0, atol=0)
             torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=0)
     assert network == [("net.onnx", 1), ("net.onnx", 1)]
+    read = tmp_path / "files" / "results"
+    assert "over an input" in run("bag-eval", bag, *common, "--boxes", read, "--out", tmp_path / "files")[1]
     (known / "000002.txt").unlink()
     code, said = run("bag-eval", bag, *common, "--boxes", known, "--out", tmp_path / "x")
     assert (code, "2 files for 3 frames" in said) == (2, True), said
@@ -379,3 +382,44 @@ def test_wrong_input_is_one_line(tree: Path, known: Path, weights: Path, run: Ru
     code, line = run("predict", tmp_path / "extra.png", *predict[2:], "--boxes", known)
     assert code == 2
     assert "extra" in line
+
+
+def test_faults_of_2d_boxes_name_their_file_before_anything_is_written(
+    tree: Path, known: Path, weights: Path, run: Run, tmp_path: Path
+) -> None:
+    images, calib, out = tree / "training" / "image_2", tree / "training" / "calib", tmp_path / "out"
+    predict = ("predict", images, "--camera", calib, "--weights", weights, "--device", "cpu")
+    label = "Car 0 0 0 10 10 50 60"
+    scored = "Car -1 -1 -10 {} 10 50 60 1 1 1 1 1 1 1 {}"
+    mixed = f"{label}\n{scored.format(10, 0.5)}"
+    for text in (None, "Car 0 0 0 nan 1 2 3", scored.format(10, 7.5), scored.format(100, 0.5), mixed):
+        last = known / "000002.txt"
+        last.unlink(missing_ok=True)
+        if text is not None:
+            last.write_text(text + "\n")
+        for command in (predict, ("lift", tree)):
+            code, line = run(*command, "--boxes", known, "--out", out)
+            assert code == 2, text
+            assert str(last) in line, line
+            assert not out.exists(), text
+
+
+def test_what_is_read_is_not_written_over(tree: Path, known: Path, weights: Path, run: Run, tmp_path: Path) -> None:
+    calib = tree / "training" / "calib"
+    shutil.copytree(known, tmp_path / "a" / "results")
+    shutil.copytree(tree / "training" / "image_2", tmp_path / "a" / "pictures")
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "results")
+    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    common = ("--camera", calib, "--out", tmp_path / "a")
+    predict = ("--weights", weights, "--device", "cpu")
+    for arguments in (
+        ("predict", tree / "training" / "image_2", *common, *predict, "--no-draw", "--boxes", tmp_path / "link"),
+        ("predict", tmp_path / "a" / "pictures", *common, *predict),
+        ("lift", tree, "--out", tmp_path / "a", "--boxes", tmp_path / "a" / "results"),
+    ):
+        code, line = run(*arguments)
+        assert code == 2, arguments
+        assert "would write over an input" in line
+    assert before == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    arguments = ("predict", tmp_path / "a" / "pictures", *common, *predict, "--no-draw", "--boxes", known)
+    assert run(*arguments)[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from skd_core.data.occlusion import covered_edges, covered_share
 from skd_core.data.sample import Sample
 from skd_core.data.sets import open_set
 from skd_core.data.transforms import degrade, network_camera
+from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.supervision.pseudo import PseudoTargets
@@ -31,6 +33,7 @@ from skd_core.training.evaluate import predict_dataset
 from skd_core.training.module import Step, TeacherStudent
 from skd_core.training.provenance import Origin
 from skd_core.training.sampler import EpochSampler
+from skd_core.training.trainer import Trainer
 
 MODEL = {"focal": 120.0, "center_range": 2.5, "border_flags": True, "input_size": [96, 64]}
 AUGMENT = {"zoom": [0.6, 1.8], "crop_to_objects": 0.8, "crop_cuts": 0.4}
@@ -219,6 +222,40 @@ def test_sets_that_only_teach_2d_leave_the_3d_heads_alone(root: Path) -> None:
 
 
 # -- tight boxes -------------------------------------------------------------------------------------------------------
+def test_supervision_needs_3d_labels_of_every_set_that_teaches_3d(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "weak")
+    for path in (tmp_path / "weak" / "training" / "label_2").glob("*.txt"):
+        rows = (line.split() for line in path.read_text().splitlines())
+        unknown = "-1 -1 -1 -1000 -1000 -1000 -10"
+        path.write_text("".join(f"{row[0]} -1 -1 -10 {' '.join(row[4:8])} {unknown}\n" for row in rows))
+    weak = {"root": str(tmp_path / "weak"), "boxes": "tight"}
+
+    def run(only_2d: bool) -> Trainer:
+        train = [{"root": str(root)}, weak | {"only_2d": only_2d}]
+        config = tiny.make_config(
+            root, model=MODEL, augment=AUGMENT, data={"train": train, "depth_dir": None},
+            method={"teacher": False, "supervised": True},
+        )  # fmt: skip
+        return Trainer(config, tmp_path / f"run{only_2d}", "cpu")
+
+    with pytest.raises(UserError, match=r"weak: frame 00000\d: \w+ has no 3D label.*only_2d"):
+        run(False).fit()
+    assert run(True).fit()
+
+
+def test_a_calibration_that_leaves_no_window_is_named(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "odd")
+    for path in (tmp_path / "odd" / "training" / "calib").glob("*.txt"):
+        path.write_text("P2: 0.5 0 80 0 0 0.5 32 0 0 0 1 0\n")
+    with pytest.raises(UserError, match=r"^00000\d: focal length 0.5x0.5 px.*check the calibration"):
+        training_set(mixture(tmp_path / "odd"))[0, 0, 0]
+
+
+def test_what_is_said_of_sets_without_depth(root: Path) -> None:
+    lines = training_set(mixture(root)).make_targets().splitlines()
+    assert [line.endswith("it has no depth maps") for line in lines] == [False, True, True]
+
+
 def test_edges_behind_a_nearer_object_are_not_the_objects_own() -> None:
     """A car whose right part a nearer, larger one hides: a 2D detector ends its box at the nearer one's left edge."""
     far, near = [100.0, 50, 150, 90], [148.0, 40, 260, 130]
@@ -345,6 +382,18 @@ def test_weights_name_their_data_and_its_licences() -> None:
     after = Origin.of_run(sets[:1], False, origin)
     assert after.licence == origin.licence
     assert "where the licences" in Origin.of_run([SetConfig(root="mine")], False, None).licence
+    # no licence is lost to a set of the same name, and none is taken for free that is not known to be
+    for mixed in (
+        Origin.of_run(
+            [SetConfig(root="a/set", licence="CC-BY-NC-SA-4.0"), SetConfig(root="b/set", licence="MIT")], False, None
+        ),
+        Origin.of_run([SetConfig(root="y/astyx")], False, origin),
+        Origin.of_run([SetConfig(root="x", licence="cc-by-nc-4.0")], False, None),
+        Origin.of_run([SetConfig(root="x", licence="non-commercial research")], False, None),
+    ):
+        assert mixed.licence.startswith("non-commercial"), mixed
+    assert "where the licences" in Origin.of_run([SetConfig(root="x", licence="proprietary")], False, None).licence
+    assert "" not in Origin.of_run([SetConfig(root=".")], False, None).trained_on
     taught = Origin.of_run(sets[:1], False, Origin("3D labels (supervised)", {}))
     assert taught.learnt_from == "2D boxes, no 3D labels; its start from: 3D labels (supervised)"
 

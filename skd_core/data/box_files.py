@@ -36,7 +36,11 @@ class BoxFolder:
         Raises:
             UserError: no such file, or a malformed one.
         """
-        path = self.folder / f"{name}.txt"
+        path = self.path(name)
         if not path.is_file():
             raise UserError(f"{path}: no such file; a frame without boxes needs an empty one")
         return read_given_boxes2d(path)
+
+    def path(self, name: str) -> Path:
+        """The file of a frame."""
+        return self.folder / f"{name}.txt"

@@ -41,6 +41,10 @@ class ImageFolder(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def files(self, index: int) -> dict[str, Path]:
+        """What a sample is read from: "image" and "calib"."""
+        return {"image": self.paths[index], "calib": self.cameras[index]}
+
     def __getitem__(self, index: int) -> Sample:
         """Read one image.
 

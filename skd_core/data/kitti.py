@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
+from skd_core.data.folder import IMAGE_SUFFIXES
 from skd_core.data.sample import Sample, read_depth, read_image
 from skd_core.errors import UserError
 from skd_core.files import write_atomic
@@ -149,11 +150,17 @@ def read_given_boxes2d(path: str | Path) -> Boxes2D:
     """Read the 2D boxes (float32) of a label file, or of a result file (16 columns) with its scores; no "DontCare".
 
     Raises:
-        UserError: as :func:`read_boxes2d` and, for a result file, :func:`read_objects`.
+        UserError: as :func:`read_boxes2d` and, for a file with a line of 16 columns, :func:`read_objects`; boxes or
+            scores that cannot be, see :meth:`skd_core.boxes.Boxes2D.check`.
     """
-    first = next(iter(_read_lines(path)), [])
-    boxes = read_objects(path, results=True).boxes2d() if len(first) == RESULT_COLUMNS else read_boxes2d(path)
-    return boxes[[label != "DontCare" for label in boxes.labels]].to(torch.float32)
+    scored = any(len(line) == RESULT_COLUMNS for line in _read_lines(path))
+    boxes = read_objects(path, results=True).boxes2d() if scored else read_boxes2d(path)
+    boxes = boxes[[label != "DontCare" for label in boxes.labels]].to(torch.float32)
+    try:
+        boxes.check()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return boxes
 
 
 def write_results(path: str | Path, boxes: Boxes3D) -> None:
@@ -214,7 +221,7 @@ class KittiDataset(Dataset[Sample]):
     ) -> None:
         self.root, self.classes, self.with_3d = Path(root), tuple(classes), with_3d
         training = self.root / "training"
-        self._images = _files_by_name(training / "image_2", (".png", ".jpg", ".jpeg"))
+        self._images = _files_by_name(training / "image_2", IMAGE_SUFFIXES)
         self._calibs = _files_by_name(training / "calib", (".txt",))
         self._labels = _files_by_name(training / "label_2", (".txt",))
         self._depths = None if depth_dir is None else _files_by_name(training / depth_dir, (".png", ".npy"))

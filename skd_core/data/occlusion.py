@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from skd_core.iou import covered
+
 
 def covered_edges(xyxy: Tensor, share: float = 0.4) -> Tensor:
     """Which edges of tight 2D boxes are the outline of something nearer and not their own [ours].
@@ -33,8 +35,5 @@ def covered_share(xyxy: Tensor) -> Tensor:
     """shape (N,), how much of each 2D box (N, 4) of one image the nearer box that hides most of it covers."""
     if len(xyxy) == 0:
         return xyxy.new_zeros(0)
-    low = torch.maximum(xyxy[:, None, :2], xyxy[None, :, :2])
-    high = torch.minimum(xyxy[:, None, 2:], xyxy[None, :, 2:])
-    area = (xyxy[:, 2:] - xyxy[:, :2]).clamp(min=1e-6).prod(-1)
     nearer = xyxy[None, :, 3] > xyxy[:, None, 3] + 1
-    return (nearer * (high - low).clamp(min=0).prod(-1) / area[:, None]).amax(-1)
+    return (nearer * covered(xyxy, xyxy)).amax(-1)

@@ -31,7 +31,7 @@ from skd_core.evaluation.bag_truth import Truth, find_truth
 from skd_core.evaluation.errors import match
 from skd_core.evaluation.kitti import objects_from_boxes
 from skd_core.evaluation.overlaps import Table
-from skd_core.files import make_folder, write_atomic
+from skd_core.files import keep_inputs, make_folder, write_atomic
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
 from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack
 
@@ -139,6 +139,7 @@ def bag_eval(bag: Path, weights: str, out: Path, options: BagEvalOptions) -> Non
     """
     detector = Detector.load(weights, options.device)
     camera = find_camera(bag, options.image_topic, options.camera_info_topic)
+    keep_inputs((out / "results", out / "labels"), filter(None, (options.boxes, options.labels)))
     given = frame_boxes(bag, camera, options.boxes, options.detector_2d, options.tiles, detector.classes)
     warm: set[tuple[int, int]] = set()
 

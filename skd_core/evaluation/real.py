@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from skd_core.boxes import Boxes3D
+from skd_core.boxes import Boxes3D, at_border
 from skd_core.data.kitti import Floats, KittiObjects
 from skd_core.evaluation.overlaps import Flags
-from skd_core.iou import bev_iou, iou_3d
+from skd_core.iou import bev_iou, covered, iou_3d, take_best
 
 LEAST_HEIGHT, MOST_OCCLUDED, MOST_TRUNCATED = 25.0, 1, 0.5
 FOUND, NOTHING = 0.5, 0.3
 """2D IoU above which a detection has found a label, and below which it has to do with none."""
-NEAR, BORDER, LARGE = 15.0, 3.0, 1 / 3
+NEAR, LARGE = 15.0, 1 / 3
 COLUMNS = ("iou_2d", "bev", "iou_3d", "depth", "yaw", "z", "cut", "large", "score")
 PARTS = ("whole", "cut", "near", "near, whole", "near, cut", "far, whole", "large", "all")
 
@@ -130,11 +130,12 @@ def tally_frame(found: Boxes3D, objects: KittiObjects, kind: str, width: int, he
     found = found[[label.lower() == kind.lower() for label in found.labels]].to(torch.float64)
     found = found[found.scores.argsort(descending=True, stable=True)]
     same, regions = objects.is_class([kind]), objects.is_class(["DontCare"])
-    overlap = box_iou(found.xyxy, torch.from_numpy(objects.xyxy).reshape(-1, 4)).numpy()  # (detections, labels)
-    taken = match(overlap, np.flatnonzero(same).tolist())
+    xyxy = torch.from_numpy(objects.xyxy).reshape(-1, 4)
+    iou = box_iou(found.xyxy, xyxy)  # (detections, labels)
+    overlap, taken = iou.numpy(), take_best(iou, np.flatnonzero(same).tolist(), FOUND)
     best = overlap[:, ~regions].max(1, initial=0.0)
     others = np.setdiff1d(np.arange(len(found)), list(taken.values()))
-    hidden = covered(found.xyxy.numpy(), objects.xyxy[regions]) > 0.5
+    hidden = covered(found.xyxy, xyxy[regions]).numpy().max(1, initial=0.0) > 0.5
     scores = found.scores.numpy()
     rows = [
         _row(objects, label, found, taken.get(label), overlap, (width, height))
@@ -156,46 +157,18 @@ def countable(objects: KittiObjects) -> Flags:
     return flags
 
 
-def match(overlap: Floats, labels: Sequence[int]) -> dict[int, int]:
-    """Label -> detection.
-
-    Args:
-        overlap: shape (detections, labels), 2D IoU; detections with the best score first.
-        labels: those that may be taken.
-    """
-    taken: dict[int, int] = {}
-    for detection, row in enumerate(overlap):
-        best = max((label for label in labels if label not in taken), key=lambda label: row[label], default=None)
-        if best is not None and row[best] > FOUND:
-            taken[int(best)] = detection
-    return taken
-
-
-def covered(boxes: Floats, regions: Floats) -> Floats:
-    """shape (N,), the share of each box's area that its best region covers.
-
-    Args:
-        boxes: shape (N, 4), pixels; regions: shape (M, 4).
-    """
-    low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
-    area = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-6)
-    share: Floats = (np.maximum(high - low, 0).prod(2) / area[:, None]).max(1, initial=0.0)
-    return share
-
-
 def _row(
     objects: KittiObjects, label: int, found: Boxes3D, detection: int | None, overlap: Floats, image: tuple[int, int]
 ) -> list[float]:
     """The columns of a counted label; image: its width and height, pixels."""
     width, height = image
-    x1, y1, x2, y2 = objects.xyxy[label]
-    cut = x1 < BORDER or y1 < BORDER or x2 > width - BORDER or y2 > height - BORDER
+    box = objects.xyxy[label]
+    cut = bool(at_border(torch.from_numpy(box)[None], width, height).any())
     truth = objects[[label]].boxes3d([objects.type[label]])
     known = bool((truth.size > 0).all())  # KITTI writes -1 for sizes that are unknown
     z = float(truth.center[0, 2]) if known else math.nan
     space = 0.0 if known else math.nan
-    row = [0.0, space, space, math.nan, math.nan, z, float(cut), float(y2 - y1 >= LARGE * height), -1.0]
+    row = [0.0, space, space, math.nan, math.nan, z, float(cut), float(box[3] - box[1] >= LARGE * height), -1.0]
     if detection is None:
         return row
     guess = found[[detection]]

@@ -177,17 +177,7 @@ def real_table(tally: Tally, title: str) -> Table:
     alone = f"on nothing {tally.on_nothing:.2f}, ill-fitting {tally.ill_fitting:.2f} a frame"
     table = plain_table(f"{title} ({tally.frames} frames): {alone}")
     table.add_column("")
-    heads = (
-        "labels",
-        "recall\n.5",
-        "recall\n.7",
-        "BEV\n> .5",
-        "3D\n> .5",
-        "depth\nerror",
-        "depth\nbias",
-        "yaw\nmod pi",
-    )
-    for head in heads:
+    for head in HEADS:
         table.add_column(head, justify="right")
     for part in PARTS:
         of = tally.part(part).statistics()
@@ -205,12 +195,12 @@ def _together(sets: Mapping[str, Tallies]) -> Tallies:
 
 
 def _kinds(wanted: Sequence[str], detector: Detector) -> tuple[str, ...]:
-    """The kinds to look at, which the weights must know."""
-    known = {name.lower() for name in detector.classes}
+    """The kinds to look at as the weights spell them, which must know them."""
+    known = {name.lower(): name for name in detector.classes}
     unknown = [kind for kind in wanted if kind.lower() not in known]
     if unknown:
         raise UserError(f"--kind {unknown[0]}: unknown; the weights know {', '.join(detector.classes)}")
-    kinds = tuple(wanted) or tuple(kind for kind in KINDS if kind.lower() in known)
+    kinds = tuple(dict.fromkeys(known[kind.lower()] for kind in wanted or KINDS if kind.lower() in known))
     if not kinds:
         raise UserError(f"the weights know none of {', '.join(KINDS)}; name what to look at with --kind")
     return kinds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,30 @@ from skd_core.boxes import Boxes2D
 from skd_core.data.box_files import BoxFolder
 from skd_core.errors import UserError
 
-Source = Callable[[str, NDArray[np.uint8]], Boxes2D]
-"""A frame's name and its image, (H, W, 3) uint8 RGB -> 2D boxes in its pixels."""
+
+@dataclass(frozen=True)
+class Source:
+    """2D boxes frame by frame.
+
+    Attributes:
+        find: a frame's name and its image, (H, W, 3) uint8 RGB -> 2D boxes in its pixels.
+        folder: of the files that they are read from; None for those of a detector.
+    """
+
+    find: Callable[[str, NDArray[np.uint8]], Boxes2D]
+    folder: BoxFolder | None = None
+
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """The files of these frames, each of which is read once to see whether it can be.
+
+        Raises:
+            UserError: see :meth:`skd_core.data.box_files.BoxFolder.read`.
+        """
+        if self.folder is None:
+            return []
+        for name in names:
+            self.folder.read(name)
+        return [self.folder.path(name) for name in names]
 
 
 def open_source(
@@ -34,11 +57,11 @@ def open_source(
         raise UserError("give --boxes or --detector, not both")
     if boxes is not None:
         folder = BoxFolder(boxes)
-        return lambda name, image: folder.read(name)
+        return Source(lambda name, image: folder.read(name), folder)
     if detector is None:
         return None
     network = detector_source(detector, tiles, classes)
-    return lambda name, image: network(image)
+    return Source(lambda name, image: network(image))
 
 
 def detector_source(

@@ -15,7 +15,7 @@ from skd_core.data.folder import ImageFolder
 from skd_core.data.kitti import KittiDataset, write_results
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
-from skd_core.files import make_folder
+from skd_core.files import keep_inputs, make_folder
 from skd_core.inference.detector import Detector
 from skd_core.inference.outside import Source
 from skd_core.supervision.lift import lift
@@ -48,10 +48,10 @@ def predict_images(
     """
 
     def find(sample: Sample, pixels: NDArray[np.uint8]) -> Boxes3D:
-        given = None if source is None else source(sample.name, pixels)
+        given = None if source is None else source.find(sample.name, pixels)
         return detector.predict(pixels, sample.camera, threshold, boxes2d=given)
 
-    return _write(ImageFolder(images, camera), find, out, draw)
+    return _write(ImageFolder(images, camera), find, out, draw, source)
 
 
 def lift_images(
@@ -75,7 +75,11 @@ def lift_images(
     if not tree and (camera is None or split is not None):
         raise UserError("lift: images need --camera and have no --split; a KITTI tree (with training/) has both itself")
     samples = KittiDataset(images[0], split) if camera is None else ImageFolder(images, camera)
-    return _write(samples, lambda sample, pixels: lift(source(sample.name, pixels), sample.camera), out, draw)
+
+    def find(sample: Sample, pixels: NDArray[np.uint8]) -> Boxes3D:
+        return lift(source.find(sample.name, pixels), sample.camera)
+
+    return _write(samples, find, out, draw, source)
 
 
 def _write(
@@ -83,15 +87,24 @@ def _write(
     find: Callable[[Sample, NDArray[np.uint8]], Boxes3D],
     out: Path,
     draw: bool,
+    source: Source | None,
 ) -> int:
     """Result files and pictures of what is found in each sample; how many boxes."""
-    samples[0]  # before anything is written: does the camera fit?
+    samples[0]  # before anything is written: does the camera fit, and are the 2D boxes there?
+    given = [] if source is None else source.files(samples.names)
+    keep_inputs((out / "results" / f"{name}.txt" for name in samples.names), given)
+    if draw:
+        images = [samples.files(index)["image"] for index in range(len(samples))]
+        keep_inputs((out / "pictures" / f"{name}.png" for name in samples.names), images)
     for name in ("results", *(["pictures"] if draw else [])):
         make_folder(out / name)
     count = 0
     for sample in tqdm(_each(samples), total=len(samples), unit="image", disable=len(samples) < 10):
         pixels = sample.image.permute(1, 2, 0).numpy()
-        boxes = find(sample, pixels)
+        try:
+            boxes = find(sample, pixels)
+        except UserError as error:
+            raise UserError(f"{sample.name}: {error}") from None
         write_results(out / "results" / f"{sample.name}.txt", boxes)
         if draw:
             bev = draw_bev(boxes, camera=sample.camera, size=(sample.camera.height, sample.camera.height))

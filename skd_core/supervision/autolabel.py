@@ -30,13 +30,15 @@ from tqdm import tqdm
 
 from skd_core.boxes import Boxes2D
 from skd_core.camera import Camera
+from skd_core.data.folder import IMAGE_SUFFIXES
 from skd_core.data.kitti import read_boxes2d
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
+from skd_core.iou import covered
 from skd_core.supervision.autolabel_input import Frame
 from skd_core.supervision.class_map import DONT_CARE
 from skd_core.supervision.detector_2d import Detector2D
-from skd_core.supervision.label_rules import LabelRules, covered, uncovered
+from skd_core.supervision.label_rules import LabelRules, uncovered
 from skd_core.supervision.tiles import join
 from skd_core.visualize import write_image
 
@@ -130,17 +132,21 @@ def autolabel(
 
 
 def check_out(out: Path, source: Path, given: Path | None = None) -> None:
-    """Refuse a place for the tree where it would write over its input or over labels that autolabel did not write.
+    """Refuse a place for the tree where it would write over its input or over what autolabel did not write.
 
     Raises:
-        UserError: ``out`` is the source or holds it or the given labels, or holds labels without autolabel's note.
+        UserError: ``out`` is the source or holds it or the given labels, or holds labels or images but no note of
+            autolabel's.
     """
     root = out.resolve()
     for path in (source, *([given] if given is not None else [])):
         if path.resolve() == root or root in path.resolve().parents:
             raise UserError(f"{out}: would write over its input {path}; choose another folder for --out")
-    if any((out / "training" / "label_2").glob("*.txt")) and not (out / NOTE).is_file():
-        raise UserError(f"{out}: holds labels that autolabel did not write; choose another folder for --out")
+    if (out / NOTE).is_file():
+        return
+    for what, files in (("labels", "label_2/*.txt"), ("images", "image_2/*")):
+        if any((out / "training").glob(files)):
+            raise UserError(f"{out}: holds {what} that autolabel did not write; choose another folder for --out")
 
 
 def beside_given(found: Boxes2D, lines: list[str] | None, known: set[str]) -> Boxes2D:
@@ -277,6 +283,9 @@ def _image_path(out: Path, frame: Frame) -> Path:
 def _place(frame: Frame, image: NDArray[np.uint8], camera: Camera, out: Path, copy: bool) -> None:
     """The frame's image and calibration."""
     place = _image_path(out, frame)
+    for other in IMAGE_SUFFIXES:  # of an earlier run: a frame has one image
+        if other != place.suffix:
+            place.with_name(f"{frame.name}{other}").unlink(missing_ok=True)
     if frame.path is None:
         write_image(place, image)
     else:

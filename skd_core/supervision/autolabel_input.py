@@ -88,6 +88,9 @@ def open_source(
         if missing:
             raise UserError(f"{source}: split {split}: {len(missing)} frames have no image, first {missing[0]}")
         chosen = [number_of[name] for name in names]
+    spaced = [images.paths[number] for number in chosen if len(images.names[number].split()) != 1]
+    if spaced:
+        raise UserError(f"{spaced[0]}: splits and lists of boxes hold names without spaces; rename the image")
     labels = tree / "label_2" if is_tree and (tree / "label_2").is_dir() else None
     return Source(_image_frames(images, chosen), len(chosen), labels)
 

@@ -163,7 +163,9 @@ class YoloxNetwork:
         self._session = _open_session(path, threads, device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type == "tensor(float)" else []
-        if len(shape) != 4 or shape[1] != 3 or not all(isinstance(s, int) and s % 32 == 0 for s in shape[2:]):
+        sides = [s for s in shape[2:] if isinstance(s, int) and s % 32 == 0]
+        one = len(shape) == 4 and (shape[0] == 1 or not isinstance(shape[0], int))  # of any number, one will do
+        if not one or shape[1] != 3 or len(sides) != 2:
             raise UserError(f"{path}: needs one float32 image input (1, 3, H, W) with H and W multiples of 32")
         self.height, self.width = int(shape[2]), int(shape[3])
         self._name = inputs[0].name

@@ -17,8 +17,8 @@ from torchvision.ops import box_iou
 
 from skd_core.boxes import Boxes2D
 from skd_core.data.kitti import KittiObjects
+from skd_core.iou import covered, take_best
 from skd_core.supervision.class_map import DONT_CARE
-from skd_core.supervision.label_rules import covered
 
 LEAST_HEIGHT = 25.0
 
@@ -75,12 +75,7 @@ def _count(count: Agreement, name: str, found: Boxes2D, truth: KittiObjects) -> 
     real = np.flatnonzero(~truth.is_class([DONT_CARE])).tolist()
     stuff = covered(boxes, xyxy[np.flatnonzero(truth.is_class([DONT_CARE]))])
     own = [d for d in found.scores.argsort(descending=True, stable=True).tolist() if found.labels[d] == name]
-    taken: dict[int, int] = {}
-    for d in own:
-        free = [i for i in objects if i not in taken]
-        best = max(free, key=lambda i: float(iou[d, i]), default=None)
-        if best is not None and float(iou[d, best]) > 0.5:
-            taken[best] = d
+    taken = {label: own[d] for label, d in take_best(iou[own], objects, 0.5).items()}
     right = set(taken.values())
     for d in own:
         if float(boxes[d, 3] - boxes[d, 1]) < LEAST_HEIGHT:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
 from torchvision.ops import box_iou
 
 from skd_core.boxes import Boxes2D
+from skd_core.iou import covered
 from skd_core.supervision.class_map import DONT_CARE
 from skd_core.supervision.tiles import join
 
@@ -73,14 +72,6 @@ class LabelRules:
         sure = named[[label != DONT_CARE for label in named.labels]]
         doubtful = named[[label == DONT_CARE for label in named.labels]]
         return join([sure, uncovered(doubtful, sure)])
-
-
-def covered(boxes: Tensor, by: Tensor) -> Tensor:
-    """Which share of each box's area lies in each other box: shapes (N, 4), (M, 4) -> (N, M)."""
-    low = torch.maximum(boxes[:, None, :2], by[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], by[None, :, 2:])
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1).clamp(min=1e-6)
-    return (high - low).clamp(min=0).prod(-1) / area[:, None]
 
 
 def uncovered(doubtful: Boxes2D, sure: Boxes2D, share: float = 0.9) -> Boxes2D:

@@ -25,6 +25,7 @@ from skd_core.data.transforms import (
     resize,
     visible_share,
 )
+from skd_core.errors import UserError
 from skd_core.supervision.pseudo import PseudoTargets, pseudo_targets
 from skd_core.supervision.targets import TargetMaker, share_line
 from skd_core.training.batch import Batch, Item, collate
@@ -125,7 +126,8 @@ class TrainingSet(Dataset[Item]):
         for source in self.sources:
             name = "" if len(self.sources) == 1 else f"{source.config.root}: "
             if not self.wants_targets or source.config.depth_dir is None:
-                lines.append(f"{name}pseudo-targets: none, this run does not use any")
+                why = "it has no depth maps" if self.wants_targets and name else "this run does not use any"
+                lines.append(f"{name}pseudo-targets: none, {why}")
                 continue
             source.targets = source.maker.all(source.data)
             lines.append(name + share_line(source.targets))
@@ -140,6 +142,8 @@ class TrainingSet(Dataset[Item]):
             return self.cache[index]
         source, at = self.locate(index)
         sample = source[at]
+        if self.config.method.supervised and not source.config.only_2d:
+            self._check_truth(sample, source.config.root)
         if source.targets is not None:
             pseudo = source.targets[at]
         elif self.wants_targets and source.config.depth_dir is not None:
@@ -153,6 +157,17 @@ class TrainingSet(Dataset[Item]):
         if self.config.data.cache:
             self.cache[index] = sample, pseudo
         return sample, pseudo
+
+    @staticmethod
+    def _check_truth(sample: Sample, root: str) -> None:
+        """What supervised training learns from must be there: KITTI writes -1 for sizes that are unknown."""
+        if sample.boxes3d is None or bool((sample.boxes3d.size > 0).all()):
+            return
+        first = sample.boxes3d.labels[int((sample.boxes3d.size <= 0).any(-1).nonzero()[0])]
+        raise UserError(
+            f"{root}: frame {sample.name}: {first} has no 3D label, which method.supervised learns from; "
+            "give this set only_2d: true, or leave it out"
+        )
 
     def _without_covered(self, sample: Sample, pseudo: PseudoTargets) -> tuple[Sample, PseudoTargets]:
         """Objects of which a nearer one leaves too little to see become regions to ignore."""
@@ -195,6 +210,11 @@ class TrainingSet(Dataset[Item]):
         zoom = low * (high / low) ** float(torch.rand((), generator=generator))
         scale = (zoom * self.focal[0] / camera.fx, zoom * self.focal[1] / camera.fy)
         width, height = min(camera.width, round(W / scale[0])), min(camera.height, round(H / scale[1]))
+        if min(width, height) < 1:
+            raise UserError(
+                f"{sample.name}: focal length {camera.fx:g}x{camera.fy:g} px for {camera.width}x{camera.height} px: "
+                "a window would be less than a pixel; check the calibration"
+            )
         x0, y0 = place_window(sample, width, height, augment, generator)
         keep = visible_share(sample, x0, y0, width, height) >= MIN_VISIBLE
         sample = crop(sample, x0, y0, width, height, MIN_VISIBLE)
@@ -236,6 +256,8 @@ def place_window(
 def training_loader(dataset: TrainingSet, sampler: EpochSampler, config: TrainConfig) -> DataLoader[Batch]:
     """Batches in the sampler's order."""
     classes = config.model.classes
+    if config.model.focal is None:
+        _ = dataset.focal  # reads images: once here, not once in each worker of each epoch
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,11 @@ from skd_core.inference.weights import WEAK
 
 OWN = "Apache-2.0"
 """Of rendered frames and of this project."""
+UNSTATED = "not stated"
+"""Of a set whose licence the config does not name."""
+NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
+PERMISSIVE = re.compile(r"Apache-2\.0|MIT|BSD-[23]-Clause|CC0-1\.0|CC-BY-[34]\.0", re.IGNORECASE)
+"""Licences that leave the weights under this project's own; of any other the reader has to judge."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class Origin:
 
     Attributes:
         learnt_from: :data:`skd_core.inference.weights.WEAK`, or which 3D labels had a part.
-        trained_on: name of each data set -> its licence, "not stated" where the config names none.
+        trained_on: name of each data set -> its licence, "not stated" where the config names none. Where sets of one
+            name have several licences, all of them, with "; " between.
     """
 
     learnt_from: str
@@ -38,14 +45,17 @@ class Origin:
         if start is not None and start.learnt_from != WEAK:
             learnt_from += f"; its start from: {start.learnt_from}"
         trained_on = dict(start.trained_on) if start is not None else {}
-        trained_on |= {Path(part.root).name: part.licence or "not stated" for part in sets}
+        for part in sets:
+            name, licence = Path(part.root).resolve().name, part.licence or UNSTATED
+            known = trained_on.get(name, licence).split("; ")
+            trained_on[name] = "; ".join(dict.fromkeys([*known, licence]))
         return Origin(learnt_from, trained_on)
 
     @property
     def licence(self) -> str:
         """What may be done with the weights, in one line."""
-        restricted = sorted(name for name, licence in self.trained_on.items() if "NC" in licence.split("-"))
-        unknown = sorted(name for name, licence in self.trained_on.items() if licence == "not stated")
+        restricted = sorted(name for name, licence in self.trained_on.items() if NON_COMMERCIAL.search(licence))
+        unknown = sorted(name for name, licence in self.trained_on.items() if not PERMISSIVE.fullmatch(licence))
         if restricted:
             return f"non-commercial use only: trained on {', '.join(restricted)}"
         if unknown:
