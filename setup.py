@@ -25,7 +25,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["skd_core", "skd_core.*", NAME, f"{NAME}.*"]),
-    package_data={"skd_core": ["weights/*.safetensors", "py.typed"], NAME: ["data/**/*"]},
+    package_data={"skd_core": ["weights/*.safetensors", "weights/*.md", "py.typed"], NAME: ["data/**/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

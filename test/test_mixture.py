@@ -25,6 +25,7 @@ from skd_core.data.sets import open_set
 from skd_core.data.transforms import degrade, network_camera
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
+from skd_core.inference.weights import BUNDLED, load_weights
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.supervision.pseudo import PseudoTargets
 from skd_core.training.batch import collate
@@ -403,6 +404,17 @@ def test_street_names_every_licence() -> None:
     assert all(part.licence for part in parts)
     restricted = {Path(part.root).name for part in parts if "NC" in str(part.licence)}
     assert restricted == {"astyx", "kitti_dev", "kitti_crops", "kitti_unlabelled", "nuscenes_back"}
+
+
+def test_bundled_street_says_what_it_saw_and_may_be_used_for() -> None:
+    student, metadata = load_weights("street")
+    assert metadata["licence"].startswith("non-commercial use only")
+    assert metadata["learnt_from"] == "2D boxes, no 3D labels"
+    assert 0 < metadata["threshold"] < 1
+    assert metadata["focal"] == [student.config.focal] * 2
+    assert {name for name in metadata["trained_on"] if "labelled" in name} == {"kitti_unlabelled"}
+    assert (BUNDLED / "street.safetensors").stat().st_size < 20e6
+    assert "street" in (BUNDLED / "LICENCES.md").read_text()
 
 
 # -- no validation frame in training -----------------------------------------------------------------------------------
