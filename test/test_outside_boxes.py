@@ -25,14 +25,7 @@ NAMES = ("center", "size", "yaw", "scores", "xyxy", "depth_std")
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    """Untrained, with a last layer that tells places apart, so that scores spread."""
-    found = Detector.random(3)
-    with torch.no_grad():
-        layer = found.student.heads_2d.heatmap[-1]
-        torch.manual_seed(1)
-        layer.weight.normal_(std=0.5)  # type: ignore[operator, union-attr]
-        layer.bias.fill_(-1.0)  # type: ignore[operator, union-attr]
-    return found
+    return tiny.spread_detector()
 
 
 def camera(width: int = WIDTH, height: int = HEIGHT) -> Camera:

@@ -13,6 +13,7 @@ from skd_core.boxes import Boxes2D, box_corners
 from skd_core.camera import Camera, project
 from skd_core.config import TrainConfig
 from skd_core.data.sample import Sample
+from skd_core.inference.detector import Detector
 from skd_core.models.heads import Raw3D
 from skd_core.models.student import Rois
 from skd_core.synthetic import DepthNoise, SynthConfig, render_frame, write_dataset
@@ -106,6 +107,17 @@ def rendered_sample(number: int, noise: float = 0.0, seed: int = 5, size: tuple[
         frame.boxes2d.to(torch.float32)[keep], frame.dont_care.to(torch.float32),
         torch.from_numpy(frame.depth).float(), frame.boxes3d.to(torch.float32)[keep],
     )  # fmt: skip
+
+
+def spread_detector() -> Detector:
+    """Untrained, with a last layer that tells places apart, so that scores spread."""
+    found = Detector.random(3)
+    with torch.no_grad():
+        layer = found.student.heads_2d.heatmap[-1]
+        torch.manual_seed(1)
+        layer.weight.normal_(std=0.5)  # type: ignore[operator, union-attr]
+        layer.bias.fill_(-1.0)  # type: ignore[operator, union-attr]
+    return found
 
 
 def plain_sample(width: int, height: int, boxes: Tensor) -> Sample:

@@ -102,12 +102,12 @@ class TeacherStudent(nn.Module):
             maps, batch.boxes, rois.classes, rois.batch_index, batch.ignore, batch.ignore_index, whole=outline.all(-1)
         )
         terms = {name: value / objects for name, value in terms.items()}
-        heat = self._heat(batch, maps) if self.teacher is not None else None
-        batch = batch.only(batch.in_3d)
+        everything, batch = batch, batch.only(batch.in_3d)
         rois = batch.rois
         if len(rois.boxes) == 0 or step.boxes_3d == 0:
-            if self.teacher is not None and heat is not None:
-                terms |= self._depth_terms(batch, self.teacher.depth_map(features, batch.P), heat)
+            if self.teacher is not None:
+                depth = self.teacher.depth_map(features, batch.P)
+                terms |= self._depth_terms(everything, depth, maps.heatmap.shape)
             return terms
 
         if self.config.augment.own_boxes:
@@ -135,8 +135,7 @@ class TeacherStudent(nn.Module):
         k_teacher = self.modulation.k_teacher if method.modulation else 1.0
         shared = scale_gradient(features, k_teacher)
         depth = self.teacher.depth_map(shared, batch.P)
-        assert heat is not None
-        terms |= self._depth_terms(batch, depth, heat)
+        terms |= self._depth_terms(everything, depth, maps.heatmap.shape)
         both = batch.seen_through(rois.boxes, batch.boxes)
         raw = self.teacher.boxes_raw(shared, depth, batch.P, both.rois)
         seen = self.student.decode(raw, both.rois, detach_yaw)
@@ -211,17 +210,14 @@ class TeacherStudent(nn.Module):
         z = geometric_depth(rois.P[:, 1, 1], prior[:, 2], height, extent)
         return torch.where(batch.hidden_vertically, torch.nan, z)
 
-    @staticmethod
-    def _heat(batch: Batch, maps: Maps2D) -> Tensor:
-        """shape (B, H, W), largest target heat over the classes."""
-        rois, (B, C, H, W) = batch.rois, maps.heatmap.shape
-        return render_heatmap(batch.boxes, rois.classes, rois.batch_index, (B, C, H, W)).amax(1)
-
-    def _depth_terms(self, batch: Batch, depth: DepthMap, heat: Tensor) -> dict[str, Tensor]:
+    def _depth_terms(self, batch: Batch, depth: DepthMap, shape: torch.Size) -> dict[str, Tensor]:
         """L_depth, at stride 4; none if the batch has no depth at all."""
         target = batch.depth[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
         if not bool((target > 0).any()):
             return {}
+        B, C, H, W = shape
+        rois = batch.rois
+        heat = render_heatmap(batch.boxes, rois.classes, rois.batch_index, (B, C, H, W)).amax(1)
         crop = (slice(None), slice(0, target.shape[1]), slice(0, target.shape[2]))
         loss = self.loss_depth_map(depth.log_depth[crop], depth.log_sigma[crop], target, heat[crop])
         return {"teacher/depth_map": self.config.method.depth_map_weight * loss}

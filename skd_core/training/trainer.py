@@ -314,7 +314,6 @@ class Trainer:
             dict(zip(YARDSTICKS, student, strict=True)), dict(zip(YARDSTICKS, teacher, strict=True))
         )
 
-    @torch.no_grad()
     def _update_ema(self) -> None:
         self.average.decay = min(self.config.schedule.ema, (1 + self.step) / (10 + self.step))
         self.average.update(self.raw)
