@@ -5,11 +5,68 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from skd_core.errors import UserError
+
+TEXT_LIMIT = 64 << 20
+"""Bytes of the longest text that is read at once: labels, calibrations, settings, tables."""
+
+
+def check_regular(path: str | Path, limit: int, kind: str = "file") -> None:
+    """Check, without opening it, that a file can be read whole: a pipe would block, a huge sparse file fill the memory.
+
+    Args:
+        path: the file.
+        limit: most bytes that it may have.
+        kind: what to call it in an error: "camera file", "image".
+
+    Raises:
+        UserError: missing, a folder, a pipe or a device, or longer than ``limit``.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{path}: cannot read {kind}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path}: cannot read {kind}: Is a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: cannot read {kind}: not a regular file (a pipe, a device or a socket)")
+    if status.st_size > limit:
+        raise UserError(f"{path}: cannot read {kind}: {status.st_size} bytes, more than the {limit} that one may have")
+
+
+def read_bytes(path: str | Path, limit: int = TEXT_LIMIT, kind: str = "file") -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        UserError: see :func:`check_regular`; or the file cannot be read.
+    """
+    check_regular(path, limit, kind)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read {kind}: {error.strerror}") from None
+    if len(content) > limit:
+        raise UserError(f"{path}: cannot read {kind}: grows while it is read, beyond {limit} bytes")
+    return content
+
+
+def read_text(path: str | Path, limit: int = TEXT_LIMIT, kind: str = "file") -> str:
+    """The text of a regular UTF-8 file of at most ``limit`` bytes, without a byte order mark; line ends become ``\\n``.
+
+    Raises:
+        UserError: see :func:`read_bytes`; or not text in UTF-8.
+    """
+    try:
+        text = read_bytes(path, limit, kind).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: cannot read {kind}: not a text file") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
