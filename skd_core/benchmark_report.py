@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
+
+from skd_core.console import output_console
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -46,10 +47,10 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 def print_result(result: dict[str, Any]) -> None:
     """Print what :func:`skd_core.benchmark.benchmark` returned."""
-    console = Console()
+    console = output_console()
     for part in ("machine", "settings"):
         words = ", ".join(f"{k} {v}" for k, v in result[part].items() if v is not None)
-        console.print(f"{part}: {words}", highlight=False, soft_wrap=True)
+        console.print(f"{part}: {words}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("measure", no_wrap=True)
     columns = ("median", "mean", "p90", "min", "max")

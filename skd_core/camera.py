@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from skd_core.errors import UserError
+from skd_core.yaml_files import load_yaml
 
 FISHEYE = ("equidistant", "fisheye")
 """Distortion models with r = f * theta: no pinhole even where D is 0."""
@@ -190,7 +190,7 @@ class Camera:
             width, height = (int(info[a] if a in info else info[f"image_{a}"]) for a in ("width", "height"))
             x0, y0, w, h = (int(roi.get(a) or 0) for a in ("x_offset", "y_offset", "width", "height"))
             bx, by = (max(int(info.get(a) or 1), 1) for a in ("binning_x", "binning_y"))
-        except (TypeError, ValueError, KeyError, AttributeError):
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
             raise UserError(f"{name}: width, height, roi and binning must be whole numbers") from None
         camera = _named(name, P, width, height)
         if w and h:
@@ -217,11 +217,9 @@ class Camera:
             return Camera.from_kitti(path, width, height)
         kinds = "neither a KITTI calibration (no 'P2:' line) nor a camera YAML"
         try:
-            info = next(iter(yaml.safe_load_all(text)), None)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            at = "" if mark is None else f" (line {mark.line + 1}: {getattr(error, 'problem', None)})"
-            raise UserError(f"{path}: {kinds}{at}") from None
+            info = load_yaml(text, "camera YAML", first=True)
+        except UserError as error:
+            raise UserError(f"{path}: {kinds} ({error})") from None
         if not isinstance(info, Mapping):
             raise UserError(f"{path}: {kinds}")
         camera = Camera.from_ros(info, str(path))
@@ -248,7 +246,7 @@ def _entries(info: Mapping[str, Any], *keys: str) -> Any:
 def _numbers(name: str, values: Any) -> list[float]:
     try:
         return [float(value) for value in values]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{name} must be a list of numbers ({error})") from None
 
 

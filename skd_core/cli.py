@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from skd_core.command_line import CheckedCommand, run_app
 from skd_core.errors import UserError
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder to make; it appears when complete.")],
     frames: Annotated[int, typer.Option(help="Number of frames.")] = 100,
@@ -56,7 +57,7 @@ def synth(
     print(f"{out}: {frames} frames, {rate:.1f} frames/s")
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def depth(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
     model: Annotated[str, typer.Option(help="FILE.onnx, a folder saved by transformers, or a hub name.")],
@@ -76,7 +77,7 @@ def depth(
     print(f"{out}: {made} maps made, {there} were there")
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def autolabel(
     source: Annotated[Path, typer.Argument(help="Folder of images, KITTI tree, or a bag.")],
     detector: Annotated[str, typer.Option(help="FILE.onnx in YOLOX's format, or torchvision:MODEL@FILE.")],
@@ -113,7 +114,7 @@ def autolabel(
     print(run_autolabel(source, detector, out, options))
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def pseudo(
     root: Annotated[Path, typer.Argument(help="Data set in the KITTI layout, with depth maps.")],
     split: Annotated[str | None, typer.Option(help="A name in ImageSets/; all images if left out.")] = None,
@@ -133,7 +134,7 @@ def pseudo(
     report_targets(root, split, depth_dir, TargetMaker(depth_kind, camera_height), names, json)  # type: ignore[arg-type]
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def train(
     config: Annotated[Path, typer.Argument(help="YAML, such as config/train/synthetic.yaml.")],
     out: Annotated[Path, typer.Option(help="The run's folder; an interrupted run there goes on.")],
@@ -153,7 +154,7 @@ def train(
     print(f"{out / 'student.safetensors'}" if done else f"stopped at step {trainer.step}; the same command goes on")
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def ablate(
     config: Annotated[Path, typer.Argument(help="Training config that the rows differ from.")],
     out: Annotated[Path, typer.Option(help="Gets ROW/SEED/, ablation.json, ablation.md; goes on where it stopped.")],
@@ -175,7 +176,7 @@ def ablate(
     print(table(run_ablation(base, out, chosen, seeds, jobs, stop_after=stop_after, device=device)))
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
     camera: Annotated[Path, typer.Option(help="KITTI calib, ROS calibration YAML or CameraInfo YAML.")],
@@ -201,7 +202,7 @@ def predict(
     print(f"{out}: {count} detections")
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def lift(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of images; or one KITTI tree.")],
     out: Annotated[Path, typer.Option(help="Gets results/NAME.txt (KITTI format).")],
@@ -227,7 +228,7 @@ def lift(
     print(f"{out}: {count} objects")
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def bench(
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -248,7 +249,7 @@ def bench(
     report_benchmark(Detector.load(weights, device, precision), effort, json)
 
 
-@app.command("predict-nuscenes")
+@app.command("predict-nuscenes", cls=CheckedCommand)
 def predict_nuscenes(
     root: Annotated[Path, typer.Argument(help="Folder that holds samples/ and v1.0-*.")],
     out: Annotated[Path, typer.Option(help="The submission, a JSON file.")],
@@ -269,7 +270,7 @@ def predict_nuscenes(
     print(f"{out}: {count} detections in {len(dataset)} images of {len(dataset.sample_tokens)} key frames")
 
 
-@app.command("bag-make")
+@app.command("bag-make", cls=CheckedCommand)
 def bag_make(
     kind: Annotated[str, typer.Argument(help="kitti, folder or nuscenes.")],
     source: Annotated[Path, typer.Argument(help="Root of the data set, or folder of images.")],
@@ -288,7 +289,7 @@ def bag_make(
     print(f"{out}: {count} images")
 
 
-@app.command("bag-eval")
+@app.command("bag-eval", cls=CheckedCommand)
 def bag_eval(
     bag: Annotated[Path, typer.Argument(help="rosbag2 folder, or an .mcap or .db3 file.")],
     out: Annotated[Path, typer.Option(help="Gets report.html, scores.json, results/NAME.txt, detections (a bag).")],
@@ -329,7 +330,7 @@ def bag_eval(
     run(bag, weights, out, options)
 
 
-@app.command()
+@app.command(cls=CheckedCommand)
 def show(
     source: Annotated[Path, typer.Argument(help="Root of a KITTI tree, or a bag.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.png.")] = Path("out/show"),
@@ -360,7 +361,7 @@ def show(
         print(f"{out}: {draw_pictures(out, views(source, choice), range_m)} pictures")
 
 
-@app.command("plot")
+@app.command("plot", cls=CheckedCommand)
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs (or their metrics.jsonl).")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs.png"),
@@ -373,7 +374,7 @@ def plot(
     print(f"wrote {out}")
 
 
-@eval_app.command("kitti")
+@eval_app.command("kitti", cls=CheckedCommand)
 def eval_kitti(
     labels: Annotated[Path, typer.Option(help="Folder of label files, NAME.txt.")],
     results: Annotated[Path, typer.Option(help="Folder of result files, NAME.txt, with scores.")],
@@ -387,7 +388,7 @@ def eval_kitti(
     report_kitti(labels, results, json, error_budget, plots)
 
 
-@eval_app.command("real")
+@eval_app.command("real", cls=CheckedCommand)
 def eval_real(
     trees: Annotated[list[str], typer.Argument(help="Roots of KITTI trees with 3D labels, each ROOT or ROOT:SPLIT.")],
     split: Annotated[str | None, typer.Option(help="Of the roots that name none; all frames without.")] = None,
@@ -417,7 +418,7 @@ def eval_real(
     report_real(trees, split, question, json, choose_threshold, store)
 
 
-@eval_app.command("nuscenes")
+@eval_app.command("nuscenes", cls=CheckedCommand)
 def eval_nuscenes(
     root: Annotated[Path, typer.Option(help="Folder that holds samples/ and v1.0-*.")],
     results: Annotated[Path, typer.Option(help="A submission, as predict-nuscenes writes it.")],
@@ -436,23 +437,7 @@ def eval_nuscenes(
 
 def main() -> None:
     """Entry point: wrong input ends as one line on stderr and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        # a loader's worker process wraps the message in its traceback; the message is the last line
-        message = str(error).strip().splitlines()[-1].removeprefix("skd_core.errors.UserError: ")
-        print(f"skd_core: error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        cure = f"pip install 'skd_wm3d_ros[{extra}]'"
-        print(f"skd_core: error: this command needs {error.name}, which is not installed: {cure}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("skd_core: interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(run_app(app, EXTRAS))
 
 
 if __name__ == "__main__":

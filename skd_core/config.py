@@ -6,11 +6,11 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from skd_core.errors import UserError
 from skd_core.priors import prior_of
+from skd_core.yaml_files import load_yaml, read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """Of a run, from its begin (0) to its end (1)."""
@@ -240,14 +240,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     Raises:
         UserError: unreadable file, unknown key (with the nearest valid one), ill-typed value.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read config: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping with at least 'data'")
     for item in overrides or []:
@@ -260,10 +253,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
                 raise UserError(f"override '{item}': '{parent}' is not a section")
-        try:
-            section[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"override '{item}': the value is not valid YAML") from None
+        section[last] = load_yaml(value, f"override '{item}'")
     config: TrainConfig = parse_config(TrainConfig, raw, str(path))
     return config
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import yaml
 
+from skd_core.errors import UserError
+from skd_core.yaml_files import read_yaml
+
 KEYS = ("name", "image_topic", "camera_info_topic", "detections_2d_topic", "parameters", "params_file")
 
 
@@ -93,9 +96,9 @@ def read_cameras(path: str | Path) -> list[CameraEntry]:
             there, or a parameter whose value is neither true, false, a number, text nor a list of one of these.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CameraFileError(f"{path}: cannot be read as a list of cameras: {str(error).splitlines()[0]}") from None
+        content = read_yaml(path)
+    except UserError as error:
+        raise CameraFileError(f"{error}; it cannot be read as a list of cameras") from None
     rows = content.get("cameras") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
         raise CameraFileError(f"{path}: needs 'cameras:', a list of cameras")

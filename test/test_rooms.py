@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     "skd_core.errors",
     "skd_core.files",
+    "skd_core.yaml_files",
+    "skd_core.console",
     "skd_core.camera",
     "skd_core.boxes",
     "skd_core.geometry",
@@ -38,6 +40,7 @@ ROOMS = (
     "skd_core.benchmark_report",
     "skd_core.benchmark",
     "skd_core",  # the package's own __init__.py, which offers the detector under a short name
+    "skd_core.command_line",
     "skd_core.cli",
     "skd_wm3d_ros",
     "skd_wm3d_ros.tools",

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from tqdm import tqdm
 
 from skd_core.boxes import Boxes3D
+from skd_core.console import note_console, output_console
 from skd_core.data.bag import BagWriter, Frame, find_camera, read_frames
 from skd_core.data.kitti import KittiObjects, write_results
 from skd_core.errors import UserError
@@ -177,9 +177,9 @@ def print_scores(scores: dict[str, Any]) -> None:
     """The summary on stdout; what is wrong with the bag on stderr."""
     from skd_core.evaluation.report import score_table
 
-    console, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, soft_wrap=True, highlight=False)
+    console, notes = output_console(wrap=False), note_console()
     for problem in scores["problems"]:
-        notes.print(problem, markup=False)
+        notes.print(problem)
     if scores["truth"] is None:
         notes.print("no ground truth: name it with --truth TOPIC or --labels DIR; detections, latency and jitter only")
     if "kitti" in scores:

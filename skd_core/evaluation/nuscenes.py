@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from skd_core.boxes import Boxes3D
+from skd_core.console import note_console, output_console
 from skd_core.data.nuscenes import (
     CLASSES,
     Frame,
@@ -324,7 +324,7 @@ def report_nuscenes(
         UserError: see :func:`evaluate`; or the JSON file cannot be written.
     """
     scores = evaluate(results, root, split, version, plots)
-    console, notes = Console(), Console(stderr=True, soft_wrap=True, highlight=False)
+    console, notes = output_console(), note_console()
     absent = [name for name in CLASSES if name not in scores.present]
     if absent:
         mean = sum(scores.summary["mean_dist_aps"][name] for name in scores.present) / max(len(scores.present), 1)
@@ -337,9 +337,9 @@ def report_nuscenes(
         write_atomic(json_file, json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
     console.print(score_table(scores))
     summary = scores.summary
-    console.print(f"mAP {summary['mean_ap']:.4f}, NDS {summary['nd_score']:.4f}", highlight=False)
+    console.print(f"mAP {summary['mean_ap']:.4f}, NDS {summary['nd_score']:.4f}")
     means = (f"m{name} {summary['tp_errors'][key]:.4f}" for key, name in ERRORS.items())
-    console.print(", ".join(means), highlight=False)
+    console.print(", ".join(means))
 
 
 def score_table(scores: NuScenesScores) -> Table:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
+from skd_core.console import output_console
 from skd_core.data.box_files import BoxFolder
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.sample import read_image
@@ -112,7 +112,7 @@ def report_real(
         threshold = choose_threshold(_together(sets))
         sets = {tree: {kind: t.at(threshold) for kind, t in by_kind.items()} for tree, by_kind in sets.items()}
     together = _together(sets)
-    console = Console(highlight=False)
+    console = output_console()
     for tree, by_kind in [*sets.items(), *([("together", together)] if len(sets) > 1 else [])]:
         for kind, tally in by_kind.items():
             console.print(real_table(tally, f"{Path(tree).name} {kind}"))

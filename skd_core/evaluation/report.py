@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from skd_core.console import note_console, output_console
 from skd_core.evaluation.errors import PairErrors, error_budget, pair_errors
 from skd_core.evaluation.kitti import CLASSES, DIFFICULTIES, METRICS, MIN_OVERLAPS, Scores, evaluate, read_folders
 from skd_core.files import finite, write_atomic
@@ -32,7 +32,7 @@ def report_kitti(
         UserError: see :func:`skd_core.evaluation.kitti.read_folders`; or the JSON file cannot be written.
     """
     folders = read_folders(labels, results)
-    console, notes = Console(), Console(stderr=True, soft_wrap=True, highlight=False)
+    console, notes = output_console(), note_console()
     if folders.missing:
         count = f"{len(folders.missing)} of {len(folders.names)} frames have no result file"
         notes.print(f"{count} and count as frames without detections, first {folders.missing[0]}")
@@ -60,7 +60,7 @@ def report_kitti(
         from skd_core.evaluation.plots import plot_kitti  # matplotlib takes a second to load
 
         for path in plot_kitti(folders.labels, folders.results, plots):
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+            console.print(f"wrote {path}", soft_wrap=True)
 
 
 def score_table(scores: Scores) -> Table:

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from skd_core.boxes import Boxes3D
+from skd_core.console import output_console
 from skd_core.data.kitti import LABEL_COLUMNS, KittiDataset
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
@@ -163,7 +163,7 @@ def report_targets(
     if json_file is not None:
         data = {"frames": len(source), "frames_without_scale": unaligned, "labels_3d": labelled, **finite(statistics)}
         write_atomic(json_file, json.dumps(data, indent=1, allow_nan=False) + "\n")
-    console = Console()
+    console = output_console()
     console.width = max(console.width, TABLE_WIDTH)  # else a pipe's 80 columns cut the headings short
     for by, groups in statistics.items():
         console.print(_table(by, groups, labelled))
