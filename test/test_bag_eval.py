@@ -160,6 +160,8 @@ def test_scores_of_a_bag_are_those_of_the_folder(root: Path, bag: Path, tmp_path
     report_kitti(tmp_path / "a" / "labels", tmp_path / "a" / "results", tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == of_files
     report = (tmp_path / "a" / "report.html").read_text()
+    assert "<meta name=viewport content='width=device-width'>" in report
+    assert report.count("<table>") == report.count('<div class="wide"><table>') > 3
     assert report.count("<img") == 6
     assert "nan" not in report.split("<img")[0].lower()
 

@@ -22,6 +22,7 @@ from skd_core.cli import main
 from skd_core.data.kitti import read_objects
 from skd_core.devices import pick_device
 from skd_core.errors import UserError
+from skd_core.inference.origin import caution
 from skd_core.inference.predict import predict_images
 from skd_core.inference.weights import BUNDLED, digest, load_weights, resolve, save_weights
 from skd_core.models.decode import Prediction3D
@@ -399,9 +400,30 @@ def test_every_kind_of_camera_file_gives_the_same(detector: Detector, images: Pa
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_weights_that_saw_rendered_scenes_only_say_so(detector: Detector, images: Path, tmp_path: Path) -> None:
+    assert "rendered scenes only" in caution(load_weights("default")[1])
+    assert caution(load_weights("street")[1]) == ""
+    assert caution({"trained_on": {"streets": "Apache-2.0"}}) == caution(load_weights("default")[1])
+    for metadata in ({}, {"trained_on": None}, {"trained_on": {}}, {"trained_on": {"a": "Apache-2.0", "b": "MIT"}}):
+        assert caution(metadata) == ""
+    calib = write_cameras(tmp_path)["kitti"]
+    plain = predict_images([images], calib, detector, tmp_path / "plain", 1.0)
+    rendered = Detector(detector.student, detector.metadata | {"trained_on": {"s": "Apache-2.0"}}, "cpu")
+    summary = predict_images([images], calib, rendered, tmp_path / "noted", 1.0)
+    assert plain.note == ""
+    assert str(summary).endswith(f"\n{summary.note}")
+    sizes = [cv2.imread(str(tmp_path / kind / "pictures" / "frame0.png")).shape for kind in ("plain", "noted")]
+    assert sizes[1][0] > sizes[0][0]
+
+
 def test_nothing_found_gives_empty_files(detector: Detector, images: Path, tmp_path: Path) -> None:
     calib = write_cameras(tmp_path)["kitti"]
-    assert predict_images([images], calib, detector, tmp_path / "out", 1.0) == 0
+    summary = predict_images([images], calib, detector, tmp_path / "out", 1.0)
+    assert (summary.images, summary.boxes) == (2, 0)
+    assert (
+        str(summary)
+        == f"2 images, 0 detections, pictures in {tmp_path}/out/pictures, results in {tmp_path}/out/results"
+    )
     assert (tmp_path / "out" / "results" / "frame1.txt").read_text() == ""
     assert (tmp_path / "out" / "pictures" / "frame1.png").stat().st_size > 0
 

@@ -435,6 +435,16 @@ def test_command(folders: tuple[Path, Path], tmp_path: Path) -> None:
     assert list(scores) == ["Car", "Pedestrian", "Cyclist"]
     assert scores["Car"]["3d"]["R40"]["0.70"] == pytest.approx([100 * 29 / 40] * 3)
     assert "72.50" in done.output
+    first = done.stdout.splitlines()
+    assert first[0].startswith("KITTI AP (R40), percent; the figure usually quoted: 3D, moderate")
+    car = next(line.split() for line in first if line.strip().startswith("Car"))
+    assert car == ["Car", "0.70", "72.50", "72.50", "72.50", "72.50", "72.50", "40"]
+    assert "R11" not in done.stdout.replace("other overlaps and R11", "")
+    assert "Car: 40 labels count at moderate difficulty, too few for an AP to compare by" in done.output
+    assert "Cyclist: no label counts at moderate difficulty; its AP says nothing" in done.output
+    everything = command("--labels", labels, "--results", results, "--full").stdout
+    assert "R11" in everything
+    assert "AOS" in everything
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ap.json", "label_2", "results"]
 
 

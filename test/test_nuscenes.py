@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from skd_core.data.nuscenes import (
     nearest_yaw,
     rotation_matrices,
 )
+from skd_core.data.nuscenes_schema import ROWS, read_table
 from skd_core.data.nuscenes_tables import TABLES
 from skd_core.data.sample import read_image
 from skd_core.data.sets import open_set
@@ -561,13 +563,71 @@ def test_missing_folders_tables_and_files(tree: Path, tmp_path: Path) -> None:
     (version / "sample.json").write_text(whole[:100])
     assert "sample.json: not valid JSON" in fault(opened())
     (version / "sample.json").write_text(whole.replace("scene_token", "scene"))
-    assert "do not fit together" in fault(opened())
+    assert "sample.json: record 0, 'scene_token': Field required" in fault(opened())
     (version / "sample.json").write_text("[]")
     assert "do not fit together" in fault(opened())
     for table in TABLES:
         (version / f"{table}.json").rename(version / "aside")
         assert f"{table}.json: no such table" in fault(opened())
         (version / "aside").rename(version / f"{table}.json")
+
+
+BAD_TABLES = {
+    "null": b"null", "number": b"7", "text": b'"a"', "object": b"{}", "nulls": b"[null]", "numbers": b"[1, 2]",
+    "lists": b"[[]]", "empty records": b"[{}]", "not UTF-8": b'[{"token": "\xff"}]', "UTF-16": "[]".encode("utf-16"),
+    "cut": b'[{"token": ', "nothing": b"", "deep": b"[" * 100_000, "digits": b"[" + b"9" * 5000 + b"]",
+    "token null": b'[{"token": null}]', "two documents": b"[] []",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_that_is_none_is_named(tree: Path, tmp_path: Path, table: str) -> None:
+    root = shutil.copytree(tree, tmp_path / "n", symlinks=True)
+    path = root / "v1.0-mini" / f"{table}.json"
+    whole = path.read_bytes()
+    for kind, content in BAD_TABLES.items():
+        path.write_bytes(content)
+        said = fault(lambda: NuScenesDataset(root, "mini_val"))
+        assert said.startswith(f"{path}: "), kind
+        assert len(said.splitlines()) == 1
+    rows = json.loads(whole)
+    path.write_text(json.dumps([*rows, rows[0]]))
+    assert fault(lambda: NuScenesDataset(root, "mini_val")) == f"{path}: two records have one token"
+
+
+FIELDS = [(table, field) for table, kind in ROWS.items() for field in kind.__annotations__]
+
+
+@pytest.mark.parametrize(("table", "field"), FIELDS)
+def test_a_field_of_another_kind_length_or_range_is_named(tree: Path, table: str, field: str) -> None:
+    path = tree / "v1.0-mini" / f"{table}.json"
+    rows = json.loads(path.read_text())
+    number = next((i for i, row in enumerate(rows) if row[field] not in ("", [])), 0)
+    good = rows[number][field]
+    bad: list[Any] = [None, {}, [None], [1], 1.5e308, math.nan, -(10**400)]
+    if isinstance(good, list) and good and isinstance(good[0], float):  # a place, a size or a quaternion
+        bad += [good[:-1], [*good, 1.0], [1e308, *good[1:]], [math.inf, *good[1:]], ["1", *good[1:]]]
+        bad += [[0.0] * len(good)] if field != "translation" else []
+    if field == "camera_intrinsic":
+        bad += [good[:2], [row[:2] for row in good], [[1e308] * 3] * 3]
+    for value in bad:
+        changed = [*rows]
+        changed[number] = {**rows[number], field: value}
+        copy = tree / f"{table}-{field}.json"
+        copy.write_text(json.dumps(changed))
+        said = fault(partial(read_table, copy, table))
+        assert said.startswith(f"{copy}: record {number}, '{field}'"), value
+        copy.unlink()
+
+
+@pytest.mark.parametrize(
+    "content", [b"null", b"[]", b'{"mine": null}', b'{"mine": [1]}', b"\xff", b"{", b'{"mine": "a"}']
+)
+def test_a_splits_file_that_is_none_is_named(tree: Path, tmp_path: Path, content: bytes) -> None:
+    root = shutil.copytree(tree, tmp_path / "n", symlinks=True)
+    path = root / "v1.0-mini" / "splits.json"
+    path.write_bytes(content)
+    assert fault(lambda: NuScenesDataset(root, "mine")).startswith(f"{path}: ")
 
 
 def test_without_the_devkit(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,18 +648,25 @@ def test_faulty_submissions(truth: NuScenesDataset, tmp_path: Path) -> None:
         entry = {**good["results"][first][0], **more}
         return {"meta": good["meta"], "results": {first: [entry], second: []}}
 
-    assert "not a JSON file" in said("{")
+    assert "not valid JSON" in said("{")
     for wrong in ([], {"results": {}}, {"meta": {}, "results": []}, {"meta": {}, "results": {first: {}}}):
-        assert "not a nuScenes submission" in said(wrong)
+        assert "is it a nuScenes submission?" in said(wrong)
     assert "no detection at all" in said({"meta": {}, "results": {first: [], second: []}})
     assert "1 of 2 key frames of split 'mini_val'" in said({"meta": {}, "results": {first: good["results"][first]}})
     assert "1 entries are no key frames" in said({"meta": {}, "results": {**good["results"], "other": []}})
     assert "Unknown detection_name Car" in said(with_entry(detection_name="Car"))
     assert "Unknown attribute_name" in said(with_entry(attribute_name="vehicle.flying"))
-    assert "must have 3 elements" in said(with_entry(translation=[1.0, 2.0]))
+    entry = f"{path}: 'results', '{first}', record 0, "
+    assert f"{entry}'translation': List should have at least 3 items" in said(with_entry(translation=[1.0, 2.0]))
+    assert f"{entry}'rotation': Value error, must be a quaternion" in said(with_entry(rotation=[0, 0, 0, 0]))
+    assert f"{entry}'translation': Input should be less than or equal" in said(with_entry(translation=[1e308, 0, 0]))
+    assert f"{entry}'detection_score': Input should be a finite number" in said(with_entry(detection_score=math.inf))
+    for field in with_entry()["results"][first][0]:
+        for value in (None, {}, [None], -(10**400)):
+            assert f"{entry}'{field}': " in said(with_entry(**{field: value}))
     lacking = with_entry()
     del lacking["results"][first][0]["size"]
-    assert "an entry has no 'size'" in said(lacking)
+    assert f"{entry}'size': Field required" in said(lacking)
     assert "500 boxes" in said({"meta": {}, "results": {first: 501 * [good["results"][first][0]], second: []}})
     assert "cannot read" in fault(lambda: evaluate(tmp_path / "absent.json", truth.root, "mini_val"))
     path.write_text(json.dumps(good))

@@ -224,7 +224,7 @@ def test_runs_over_each_other(tmp_path: Path) -> None:
     assert runs["a"] == lines
     figure = plots.plot_runs(runs)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
-    assert list(panels) == ["AP 3D Car 0.70, student", "gtm/rho", "loss"]
+    assert list(panels) == ["AP 3D Car 0.70, student", "loss", "gtm/rho"]
     assert [line.get_label() for line in panels["loss"].get_lines()] == ["a", "b"]
     assert panels["loss"].get_lines()[0].get_xydata().tolist() == [[5, 2], [10, 1]]
     assert panels["AP 3D Car 0.70, student"].get_lines()[0].get_ydata().tolist() == [2.5]
@@ -237,3 +237,43 @@ def test_runs_that_show_nothing_are_named() -> None:
         plots.plot_runs({})
     with pytest.raises(UserError, match="no losses"):
         plots.plot_runs({"a": [{"step": 1, "x": math.nan}]})
+
+
+def test_extreme_values_and_thousands_of_keys_make_a_bounded_figure(tmp_path: Path) -> None:
+    many = {f"k{k}": float(k) for k in range(3000)}
+    odd = {
+        "loss": 10**400,
+        "a": 1e308,
+        "b": math.inf,
+        "c": -1e308,
+        "d": True,
+        "$x_{": 1.0,
+        "_under": 2.0,
+        "e" * 9999: 3,
+    }
+    odd |= {"val": [1], "f": None, "gtm/rho": 0.5}
+    broken = [{"student": None}, {"student": {"ap": 7}}, {"s": {"ap": {"Car": {"3d": {"R40": {"0.70": 5}}}}}}]
+    records = [{"step": 1, **many, **odd}, *({"step": 2 + k, "val": val} for k, val in enumerate(broken))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    figure = plots.plot_runs({"_run": read_run(tmp_path)})
+    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert len(titles) == plots.MOST_PANELS
+    assert titles[0] == "gtm/rho"
+    assert figure.get_suptitle().endswith(
+        f"not drawn: {3004 - plots.MOST_PANELS} more curves, 4 values that are not finite or beyond 1e+30"
+    )
+    assert all(axes.get_lines() for axes in figure.axes if axes.get_visible())
+    width, height = figure.get_size_inches()
+    assert width < 20
+    assert height < 40
+    assert plots.png_bytes(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": null}', '{"step": "1"}', '{"step": -1}', '{"step": 1e3}', '{"step": ' + "9" * 50 + "}", "[1]",
+             '{"step": ' + "9" * 5000 + "}", "[" * 10**5, "null", '{"step": true}'],
+)  # fmt: skip
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"step": 1, "loss": 1}}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl:1: no "):
+        read_run(tmp_path)

@@ -19,12 +19,14 @@ from skd_core.visualize import (
     COLORS,
     RGB,
     TRUTH_COLOR,
+    add_caption,
     color_of,
     draw_bev,
     draw_boxes2d,
     draw_boxes3d,
     stack,
     strip,
+    view_size,
     write_image,
 )
 
@@ -142,7 +144,7 @@ def test_a_box_from_above_is_ahead_and_to_its_side() -> None:
     def middle(x: float, z: float) -> tuple[float, float]:
         empty = draw_bev(Boxes3D.empty(), range_m=50, size=(400, 416))
         drawn = draw_bev(box(x=x, z=z), range_m=50, size=(400, 416))
-        rows, columns = np.nonzero((drawn != empty).any(-1))
+        rows, columns = np.nonzero((drawn != empty).any(-1)[:390])  # above the legend
         return (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
 
     # 8 pixels per metre, camera at column 200, row 400
@@ -165,25 +167,54 @@ def test_truth_field_of_view_and_uncertainty_are_drawn() -> None:
     assert len(where(draw_bev(box(), truth=box(x=5)), TRUTH_COLOR, 60)[0]) > 40
     assert (draw_bev(box(), camera=CAMERA) != bare).any(-1).sum() > 200
     unsure = draw_bev(box(z=30, depth_std=torch.tensor([5.0])), range_m=60, size=(480, 480))
-    rows, _ = np.nonzero((unsure != draw_bev(box(z=30), range_m=60, size=(480, 480))).any(-1))
+    rows, _ = np.nonzero((unsure != draw_bev(box(z=30), range_m=60, size=(480, 480))).any(-1)[:, :300])  # no legend
     scale = 480 / (1.04 * 60)
     assert rows.max() - rows.min() == pytest.approx(10 * scale, abs=3)
 
 
 def test_a_bird_s_eye_view_needs_a_range() -> None:
-    with pytest.raises(UserError, match="range and size must be positive, got 0 m"):
+    with pytest.raises(UserError, match=r"range must be positive.* got 0 m"):
         draw_bev(box(), range_m=0)
     with pytest.raises(UserError, match="0x10"):
         draw_bev(box(), size=(0, 10))
+    for reach in (1e9, math.inf, math.nan, -1):
+        with pytest.raises(UserError, match="range must be positive and at most 1000 m"):
+            draw_bev(box(), range_m=reach)
+    with pytest.raises(UserError, match="4032x3024"):
+        draw_bev(box(), size=(4032, 3024))
+    assert draw_bev(box(), range_m=1000).shape == (480, 480, 3)
+
+
+def test_the_view_beside_an_image_is_of_a_bounded_size() -> None:
+    assert [view_size(height) for height in (40, 375, 3024)] == [(240, 240), (375, 375), (1000, 1000)]
+
+
+def test_the_legend_names_classes_and_what_else_is_drawn() -> None:
+    boxes = box(depth_std=torch.tensor([1.0]))
+    corner = np.s_[380:, 300:]
+    bare = draw_bev(Boxes3D.empty())[corner]
+    assert (draw_bev(box(), range_m=200)[corner] != bare).any()
+    assert len(where(draw_bev(boxes)[corner], color_of(boxes.labels[0]), 60)[0]) > 10
+    assert len(where(draw_bev(boxes, truth=box(x=40, z=300))[corner], TRUTH_COLOR, 60)[0]) > 10
+
+
+def test_a_caption_stands_below_the_picture() -> None:
+    image = np.full((60, 300, 3), 77, np.uint8)
+    assert add_caption(image, "") is image
+    drawn = add_caption(image, "rendered scenes only")
+    assert drawn.shape == (82, 300, 3)
+    assert (drawn[:60] == image).all()
+    assert len(np.unique(drawn[60:])) > 3
 
 
 # -- putting together -------------------------------------------------------------------------------------------------
 def test_stack_and_strip() -> None:
     image, bev = black() + 10, black(100, 150) + 20
     side = stack(image, bev)
-    assert side.shape == (200, 400 + 300, 3)
+    assert side.shape == (200, 400 + 150, 3)
     assert side[0, 0].tolist() == [10] * 3
-    assert side[-1, -1].tolist() == [20] * 3
+    assert side[99, -1].tolist() == [20] * 3
+    assert side[100:, 400:].max() == 0
     tall = strip([image, bev, image], gap=6)
     assert tall.shape == (200 + 6 + 100 + 6 + 200, 400, 3)
     assert tall[200:206].max() == 0

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
+
+from skd_core.data.nuscenes_schema import ROWS, read_splits, read_table
 from skd_core.errors import UserError
 
-TABLES = (
-    "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample", "sample_annotation",
-    "sample_data", "scene", "sensor", "visibility",
-)  # fmt: skip
+TABLES = tuple(ROWS)
 
 
 def find_version(root: Path) -> str:
@@ -52,13 +51,24 @@ def load_tables(root: Path, version: str) -> Any:
     missing = [name for name in TABLES if not (folder / f"{name}.json").is_file()]
     if missing:
         raise UserError(f"{folder / missing[0]}.json: no such table; unpack nuScenes' metadata again")
+
+    class CheckedTables(NuScenes):  # type: ignore[misc]  # the devkit has no types
+        """Reads the tables through their schema; of lidarseg's and others it may hold beside them the devkit knows."""
+
+        def __load_table__(self, table_name: str) -> Any:
+            if table_name in ROWS:
+                return read_table(folder / f"{table_name}.json", table_name)
+            return super().__load_table__(table_name)
+
     try:
         with tables_fit(folder):
-            return NuScenes(version, str(root), verbose=False)
-    except AssertionError as error:  # a map
+            return CheckedTables(version, str(root), verbose=False)
+    except (AssertionError, IndexError, Image.DecompressionBombError, UnidentifiedImageError) as error:  # of a map
         raise UserError(f"{root}: {error}; unpack nuScenes' metadata again") from None
-    except json.JSONDecodeError:
-        raise _damaged_table(folder) from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder}: a table beside the 13 is damaged: {error}") from None
 
 
 @contextmanager
@@ -70,33 +80,24 @@ def tables_fit(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: the tables do not fit together: nothing there is called {error}") from None
 
 
-def _damaged_table(folder: Path) -> UserError:
-    """The error for the first table that is not JSON: found again, since the devkit does not name it."""
-    for name in TABLES:
-        try:
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            return UserError(f"{folder / name}.json: not valid JSON: {error}")
-    return UserError(f"{folder}: damaged tables")
-
-
 def samples_of(tables: Any, split: str | None) -> list[dict[str, Any]]:
     """The key frames of a split, by scene and time; of all scenes where split is None.
 
     Raises:
-        UserError: no such split, or none of its scenes is in these tables.
+        UserError: no such split, or none of its scenes is in these tables; or a damaged ``splits.json``.
     """
-    from nuscenes.utils.splits import create_splits_scenes, get_scenes_of_split
+    from nuscenes.utils.splits import create_splits_scenes
 
     scenes = {scene["token"]: scene["name"] for scene in tables.scene}
     chosen = set(scenes.values())
     if split is not None:
-        try:
-            of_split = set(get_scenes_of_split(split, tables))
-        except ValueError:
-            names = ", ".join(create_splits_scenes())
-            raise UserError(f"no split '{split}'; there are {names}, and those of a splits.json") from None
-        chosen &= of_split
+        splits = create_splits_scenes()
+        own = Path(tables.table_root) / "splits.json"
+        if split not in splits and own.exists():
+            splits = splits | read_splits(own)
+        if split not in splits:
+            raise UserError(f"no split '{split}'; there are {', '.join(splits)}, and those of a splits.json")
+        chosen &= set(splits[split])
         if not chosen:
             raise UserError(f"{tables.table_root}: has no scene of split '{split}'; is it of another version?")
     samples = [sample for sample in tables.sample if scenes[sample["scene_token"]] in chosen]

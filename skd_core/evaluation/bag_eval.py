@@ -33,7 +33,7 @@ from skd_core.evaluation.kitti import objects_from_boxes
 from skd_core.evaluation.overlaps import Table
 from skd_core.files import keep_inputs, make_folder, write_atomic
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
-from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack
+from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, view_size
 
 DETECTIONS_TOPIC = "/detector/detections"
 WORST_FRAMES = 6
@@ -248,8 +248,7 @@ def picture(frame: Frame, boxes: Boxes3D, truth: Boxes3D | None) -> RGB:
     """The image with the detections and, thin and green, the truth; beside it both from above."""
     image = frame.image if truth is None else draw_boxes3d(frame.image, truth, frame.camera, TRUTH_COLOR, text=False)
     image = draw_boxes3d(image, boxes, frame.camera)
-    size = (image.shape[0], image.shape[0])
-    return stack(image, draw_bev(boxes, truth, frame.camera, size=size))
+    return stack(image, draw_bev(boxes, truth, frame.camera, size=view_size(len(image))))
 
 
 def _badness(labels: KittiObjects, results: KittiObjects, classes: Sequence[str], sure: float) -> float:

@@ -22,7 +22,9 @@ from skd_core.visualize import RGB, strip
 
 STYLE = """body{font:15px sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left}img{max-width:100%;margin:.5em 0}.note{color:#a40}"""
+td:first-child,th:first-child{text-align:left}img{max-width:100%;height:auto;margin:.5em 0}.note{color:#a40}
+.wide{overflow-x:auto}td,th{white-space:nowrap}h1,.note{overflow-wrap:anywhere}
+@media(max-width:600px){body{margin:.5em auto;font-size:14px}td,th{padding:.2em .4em}}"""
 
 
 def write_report(path: Path, evaluation: Evaluation, scores: Mapping[str, Any], classes: Sequence[str]) -> None:
@@ -51,7 +53,8 @@ def write_report(path: Path, evaluation: Evaluation, scores: Mapping[str, Any], 
         parts += ["<h2>Worst frames</h2>", "<p>Green: truth. Worst first (misses + false ones + depth errors / 5 m): "]
         parts += [f"{numbers}</p>", _picture(strip([picture for _, _, picture in worst]))]
     body = "\n".join(parts)
-    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(scores['bag'])}</title><style>{STYLE}</style>"
+    head = "<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    head += f"<title>{html.escape(scores['bag'])}</title><style>{STYLE}</style>"
     write_atomic(path, f"{head}\n{body}\n")
 
 
@@ -105,7 +108,7 @@ def _jitter(groups: Mapping[str, Mapping[str, float | None]]) -> str:
 def _table(head: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
     top = "" if head is None else "<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"
     lines = ("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>{top}{''.join(lines)}</table>"
+    return f'<div class="wide"><table>{top}{"".join(lines)}</table></div>'
 
 
 def _number(value: float | None, digits: int, factor: float = 1) -> str:

@@ -119,6 +119,12 @@ def precision_recall(
     return [_curves(scene, task, scene.overlaps[metric], min_overlap)[0] for task in tasks]
 
 
+def label_counts(labels: Sequence[KittiObjects]) -> dict[str, list[int]]:
+    """How many labels count for AP, by class: easy, moderate and hard."""
+    table = Table.of(labels)
+    return {name: [int(_counts(table, name, level).sum()) for level in range(len(DIFFICULTIES))] for name in CLASSES}
+
+
 @dataclass(eq=False)
 class _Scene:
     """Labels and detections of all frames, and who overlaps whom."""
@@ -184,19 +190,24 @@ class _Task:
 
     @staticmethod
     def of(scene: _Scene, name: str, level: int) -> _Task:
-        labels = scene.labels.objects
         is_label, is_result = scene.labels.is_any_of([name]), scene.results.is_any_of([name])
         is_neighbour = scene.labels.is_any_of([NEIGHBOURS[name]] if name in NEIGHBOURS else [])
-        excluded = labels.occluded > MAX_OCCLUSION[level]
-        excluded |= labels.truncated > MAX_TRUNCATION[level]
-        excluded |= labels.xyxy[:, 3] - labels.xyxy[:, 1] <= MIN_HEIGHT[level]
         low = scene.result_height < MIN_HEIGHT[level]
         return _Task(
-            valid_label=is_label & ~excluded,
+            valid_label=_counts(scene.labels, name, level),
             used_label=is_label | is_neighbour,
             valid_result=is_result & ~low,
             used_result=is_result | low,
         )
+
+
+def _counts(labels: Table, name: str, level: int) -> Flags:
+    """Which labels a class at one difficulty counts, shape (N,)."""
+    objects = labels.objects
+    excluded = objects.occluded > MAX_OCCLUSION[level]
+    excluded |= objects.truncated > MAX_TRUNCATION[level]
+    excluded |= objects.xyxy[:, 3] - objects.xyxy[:, 1] <= MIN_HEIGHT[level]
+    return labels.is_any_of([name]) & ~excluded
 
 
 def _curves(scene: _Scene, task: _Task, overlaps: Pairs, min_overlap: float) -> tuple[Floats, Floats]:

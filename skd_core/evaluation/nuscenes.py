@@ -29,6 +29,7 @@ from skd_core.data.nuscenes import (
     multiply,
     rotation_matrices,
 )
+from skd_core.data.nuscenes_schema import read_results
 from skd_core.data.nuscenes_tables import find_version, load_tables, samples_of
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
@@ -62,6 +63,9 @@ ATTRIBUTES = {
 
 META = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": True}
 """What a submission says of its input; external are the depth estimator's and the backbone's training data."""
+
+FEW_LABELS = 100
+"""One label more or less found moves AP by a point and more."""
 
 ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
 UNITS = {"ATE": "m", "ASE": "1-IoU", "AOE": "rad", "AVE": "m/s", "AAE": "1-acc"}
@@ -280,20 +284,12 @@ def score(dataset: NuScenesDataset, boxes: Sequence[Boxes3D]) -> dict[str, Any]:
 
 
 def read_submission(path: Path) -> dict[str, list[Record]]:
-    """The entries by sample token, unchecked but for what the devkit would trip over.
+    """The entries by sample token, checked field by field.
 
     Raises:
         UserError: unreadable, not JSON, not a submission, or without a single box.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{path}: not a JSON file") from None
-    results = data.get("results") if isinstance(data, dict) and "meta" in data else None
-    if not isinstance(results, dict) or not all(isinstance(entries, list) for entries in results.values()):
-        raise UserError(f"{path}: not a nuScenes submission: needs 'meta', and 'results' with a list by sample token")
+    results = read_results(path)
     if not any(results.values()):
         raise UserError(
             f"{path}: holds no detection at all, which the devkit cannot score; predict with a lower threshold"
@@ -335,9 +331,12 @@ def report_nuscenes(
     if json_file is not None:
         data = {"split": split, "labels": scores.labels, "detections": scores.detections, **scores.summary}
         write_atomic(json_file, json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
-    console.print(score_table(scores))
     summary = scores.summary
     console.print(f"mAP {summary['mean_ap']:.4f}, NDS {summary['nd_score']:.4f}")
+    few = [f"{name} ({scores.labels[name]})" for name in scores.present if scores.labels[name] < FEW_LABELS]
+    if few:
+        notes.print(f"too few labels for an AP to compare by: {', '.join(few)}")
+    console.print(score_table(scores))
     means = (f"m{name} {summary['tp_errors'][key]:.4f}" for key, name in ERRORS.items())
     console.print(", ".join(means))
 

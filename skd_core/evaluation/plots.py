@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +20,8 @@ from skd_core.evaluation.range_metrics import DISTANCES, RANGES, distance_curve,
 from skd_core.files import make_folder, write_atomic
 
 Recalls = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+MOST_PANELS = 48
+LARGEST = 1e30
 METRIC_TITLES = {"2d": "2D boxes", "bev": "bird's-eye view", "3d": "3D boxes"}
 
 
@@ -139,30 +140,36 @@ def plot_kitti(labels: Sequence[KittiObjects], results: Sequence[KittiObjects], 
 
 
 def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Training runs over each other: every loss, AP of the validation set, the course of the GTM factors.
+    """Training runs over each other: AP of the validation set, the loss and rho first, then losses and GTM factors.
+
+    At most :data:`MOST_PANELS` are drawn, and no value beyond :data:`LARGEST`; what is left out is said in the title.
 
     Args:
         runs: name -> records of its metrics.jsonl.
 
     Raises:
-        UserError: no runs.
+        UserError: no runs, or nothing in them that can be drawn.
     """
     if not runs:
         raise UserError("plot: no runs")
     series = {name: [_flatten(record) for record in records] for name, records in runs.items()}
     keys = list(dict.fromkeys(key for records in series.values() for record in records for key in record))
     keys = [key for key in keys if key not in ("step", "epoch", "lr", "images_per_second")]
-    keys.sort(key=lambda key: (not key.startswith("AP"), not key.startswith("gtm"), key != "loss"))
+    keys.sort(key=lambda key: (not key.startswith("AP"), key != "loss", key != "gtm/rho", not key.startswith("gtm")))
     if not keys:
         raise UserError("plot: the runs hold no losses and no scores")
+    left_out = [f"{len(keys) - MOST_PANELS} more curves"] if len(keys) > MOST_PANELS else []
+    beyond = sum(_beyond(record) for records in runs.values() for record in records)
+    left_out += [f"{beyond} values that are not finite or beyond {LARGEST:g}"] if beyond else []
+    keys = keys[:MOST_PANELS]
     figure, panels = _panels(len(keys), 4, (3.4, 2.5))
     for axes, key in zip(panels, keys, strict=True):
         for k, (name, records) in enumerate(series.items()):
             points = [(record["step"], record[key]) for record in records if key in record]
             if points:
                 marker = "." if len(points) < 30 else None
-                axes.plot(*zip(*points, strict=True), color=f"C{k}", label=name, marker=marker, linewidth=1.2)
-        axes.set_title(key, fontsize=9)
+                axes.plot(*zip(*points, strict=True), color=f"C{k}", label=_plain(name), marker=marker, linewidth=1.2)
+        axes.set_title(_plain(key), fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
         if key.startswith("AP"):
@@ -171,20 +178,45 @@ def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)), fontsize=8
     )
-    figure.suptitle("Over training steps; AP: R40, moderate, percent", fontsize=10)
+    without = f"; not drawn: {', '.join(left_out)}" if left_out else ""
+    figure.suptitle(f"Over training steps; AP: R40, moderate, percent{without}", fontsize=10)
     return figure
 
 
 def _flatten(record: Mapping[str, Any]) -> dict[str, float]:
     """Numbers by what the panel is called; of the validation the AP (R40, moderate) of each class and network."""
-    flat = {key: float(value) for key, value in record.items() if isinstance(value, (int, float))}
-    for network, scores in (record.get("val") or {}).items():
-        for name, metrics in (scores.get("ap") or {}).items():
+    flat = {key: value for key, value in record.items() if _is_number(value)}
+    for network, scores in _items(record.get("val")):
+        for name, metrics in _items(dict(_items(scores)).get("ap")):
             for metric in ("3d", "bev"):
-                for iou, values in metrics[metric]["R40"].items():
-                    if values[1] is not None:
+                for iou, values in _items(dict(_items(dict(_items(metrics)).get(metric))).get("R40")):
+                    if isinstance(values, list) and len(values) > 1 and _is_number(values[1]):
                         flat[f"AP {metric.upper()} {name} {iou}, {network}"] = values[1]
-    return {key: value for key, value in flat.items() if math.isfinite(value)}
+    return {key: float(value) for key, value in flat.items() if _is_drawn(value)}
+
+
+def _beyond(record: Mapping[str, Any]) -> int:
+    """How many of a record's numbers cannot be drawn."""
+    return sum(_is_number(value) and not _is_drawn(value) for value in record.values())
+
+
+def _items(value: object) -> list[tuple[Any, Any]]:
+    """Of a mapping; none of anything else, since a record may come from another program."""
+    return list(value.items()) if isinstance(value, Mapping) else []
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_drawn(value: float) -> bool:
+    return abs(value) <= LARGEST  # false for NaN; of integers of any length
+
+
+def _plain(name: str) -> str:
+    """A name of a readable length in which no dollar sign begins a formula and no underscore hides a label."""
+    short = name if len(name) <= 60 else f"{name[:28]}...{name[-28:]}"
+    return f" {short}".replace("$", r"\$") if short.startswith("_") else short.replace("$", r"\$")
 
 
 def _panels(count: int, columns: int = 3, size: tuple[float, float] = (4.0, 3.4)) -> tuple[Figure, list[Axes]]:

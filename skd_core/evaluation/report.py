@@ -12,8 +12,20 @@ from rich.table import Table
 
 from skd_core.console import note_console, output_console
 from skd_core.evaluation.errors import PairErrors, error_budget, pair_errors
-from skd_core.evaluation.kitti import CLASSES, DIFFICULTIES, METRICS, MIN_OVERLAPS, Scores, evaluate, read_folders
+from skd_core.evaluation.kitti import (
+    CLASSES,
+    DIFFICULTIES,
+    METRICS,
+    MIN_OVERLAPS,
+    Scores,
+    evaluate,
+    label_counts,
+    read_folders,
+)
 from skd_core.files import finite, write_atomic
+
+FEW_LABELS = 100
+"""One label more or less found moves AP by a point and more."""
 
 
 def report_kitti(
@@ -22,8 +34,12 @@ def report_kitti(
     json_file: Path | None = None,
     with_budget: bool = False,
     plots: Path | None = None,
+    *,
+    full: bool = False,
 ) -> None:
-    """Evaluate two folders and print tables; what was left out or missing is said on stderr.
+    """Evaluate two folders and print tables; what was left out, missing or too little for AP is said on stderr.
+
+    The first table holds what is quoted: AP R40 at the strict overlap. With ``full`` the second holds everything.
 
     With a budget the JSON file holds two more keys, ``error_budget`` (what was mended -> scores) and ``errors``
     (class -> statistics).
@@ -43,24 +59,49 @@ def report_kitti(
     absent = [name for name in CLASSES if name.lower() not in found]
     if absent:
         notes.print(f"no detections of {', '.join(absent)}")
+    counts = label_counts(folders.labels)
+    for name, (_, moderate, _) in counts.items():
+        if 0 < moderate < FEW_LABELS:
+            notes.print(f"{name}: {moderate} labels count at moderate difficulty, too few for an AP to compare by")
+        elif not moderate:
+            notes.print(f"{name}: no label counts at moderate difficulty; its AP says nothing")
     data: dict[str, object] = {}
     if with_budget:
         budget, errors = error_budget(folders.labels, folders.results), pair_errors(folders.labels, folders.results)
         scores = budget["baseline"]
-        tables = [score_table(scores), budget_table(budget), error_table(errors, CLASSES)]
+        tables = [budget_table(budget), error_table(errors, CLASSES)]
         data = {"error_budget": budget, "errors": {name: finite(errors.statistics(name)) for name in CLASSES}}
     else:
         scores = evaluate(folders.labels, folders.results)
-        tables = [score_table(scores)]
+        tables = []
+    tables = [headline_table(scores, counts), *([score_table(scores)] if full else []), *tables]
     if json_file is not None:
         write_atomic(json_file, json.dumps({**scores, **data}, indent=1, allow_nan=False) + "\n")
     for table in tables:
         console.print(table)
+    if not full:
+        console.print("AOS, other overlaps and R11: --full, or --json FILE")
     if plots is not None:
         from skd_core.evaluation.plots import plot_kitti  # matplotlib takes a second to load
 
         for path in plot_kitti(folders.labels, folders.results, plots):
             console.print(f"wrote {path}", soft_wrap=True)
+
+
+def headline_table(scores: Scores, counts: dict[str, list[int]]) -> Table:
+    """AP R40 at the strict overlap: what is quoted, 3D and moderate first of all."""
+    table = plain_table("KITTI AP (R40), percent; the figure usually quoted: 3D, moderate")
+    for column in ("class", "IoU"):
+        table.add_column(column)
+    for column in ("3D\nmoderate", "3D\neasy", "3D\nhard", "BEV\nmoderate", "2D\nmoderate", "labels\nmoderate"):
+        table.add_column(column, justify="right")
+    for name, metrics in scores.items():
+        iou = f"{MIN_OVERLAPS[name][0]:.2f}"
+        easy, moderate, hard = metrics["3d"]["R40"][iou]
+        others = [metrics[metric]["R40"][iou][1] for metric in ("bev", "2d")]
+        cells = [_number(value) for value in (moderate, easy, hard, *others)]
+        table.add_row(name, iou, *cells, str(counts[name][1]))
+    return table
 
 
 def score_table(scores: Scores) -> Table:

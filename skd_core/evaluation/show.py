@@ -17,7 +17,7 @@ from skd_core.errors import UserError
 from skd_core.evaluation.bag_truth import find_truth
 from skd_core.files import make_folder
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
-from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, strip, write_image
+from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, strip, view_size, write_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,7 +112,7 @@ def draw(view: View, range_m: float = 60.0) -> RGB:
     if view.found is not None or view.truth is None:
         rows.append(draw_boxes3d(view.image, view.found or Boxes3D.empty(), view.camera))
     left = strip(rows)
-    above = draw_bev(view.found or Boxes3D.empty(), view.truth, view.camera, range_m, (len(left), len(left)))
+    above = draw_bev(view.found or Boxes3D.empty(), view.truth, view.camera, range_m, view_size(len(left)))
     return stack(left, above)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,36 @@ from skd_core.data.sample import Sample
 from skd_core.errors import UserError
 from skd_core.files import keep_inputs, make_folder
 from skd_core.inference.detector import Detector
+from skd_core.inference.origin import caution
 from skd_core.inference.outside import Source
 from skd_core.supervision.lift import lift
-from skd_core.visualize import draw_bev, draw_boxes3d, stack, write_image
+from skd_core.visualize import add_caption, draw_bev, draw_boxes3d, stack, view_size, write_image
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was done.
+
+    Attributes:
+        images, boxes: their numbers; by_class: boxes by class.
+        out: folder of ``results`` and, with pictures, of ``pictures``.
+        pictures: whether they were written.
+        note: a sentence on the weights, or "".
+    """
+
+    images: int
+    boxes: int
+    by_class: dict[str, int]
+    out: Path
+    pictures: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.by_class.items()))
+        images = f"{self.images} image{'s' if self.images != 1 else ''}"
+        found = f"{self.boxes} detection{'s' if self.boxes != 1 else ''}{f' ({kinds})' if kinds else ''}"
+        text = f"{images}, {found}, {f'pictures in {self.out}/pictures, ' if self.pictures else ''}"
+        return f"{text}results in {self.out}/results" + (f"\n{self.note}" if self.note else "")
 
 
 def predict_images(
@@ -31,7 +60,7 @@ def predict_images(
     *,
     draw: bool = True,
     source: Source | None = None,
-) -> int:
+) -> Summary:
     """Detect in images of one camera.
 
     Args:
@@ -41,7 +70,7 @@ def predict_images(
         source: of 2D boxes to place, in the place of the network's own.
 
     Returns:
-        the number of detections.
+        how many images and detections, and where the results are.
 
     Raises:
         UserError: unreadable image or camera file, ``out`` is not a folder, or 2D boxes that cannot be placed.
@@ -51,12 +80,12 @@ def predict_images(
         given = None if source is None else source.find(sample.name, pixels)
         return detector.predict(pixels, sample.camera, threshold, boxes2d=given)
 
-    return _write(ImageFolder(images, camera), find, out, draw, source)
+    return _write(ImageFolder(images, camera), find, out, draw, source, caution(detector.metadata))
 
 
 def lift_images(
     images: Sequence[Path], camera: Path | None, source: Source, out: Path, split: str | None = None, draw: bool = False
-) -> int:
+) -> Summary:
     """Place 2D boxes in space without a network, see :mod:`skd_core.supervision.lift`.
 
     Args:
@@ -64,7 +93,7 @@ def lift_images(
         source: of the 2D boxes; out, draw: as of :func:`predict_images`.
 
     Returns:
-        the number of objects.
+        how many images and objects, and where the results are.
 
     Raises:
         UserError: as :func:`predict_images`; a tree with a camera, or images without one.
@@ -88,8 +117,9 @@ def _write(
     out: Path,
     draw: bool,
     source: Source | None,
-) -> int:
-    """Result files and pictures of what is found in each sample; how many boxes."""
+    note: str = "",
+) -> Summary:
+    """Result files and pictures of what is found in each sample."""
     samples[0]  # before anything is written: does the camera fit, and are the 2D boxes there?
     given = [] if source is None else source.files(samples.names)
     keep_inputs((out / "results" / f"{name}.txt" for name in samples.names), given)
@@ -98,8 +128,8 @@ def _write(
         keep_inputs((out / "pictures" / f"{name}.png" for name in samples.names), images)
     for name in ("results", *(["pictures"] if draw else [])):
         make_folder(out / name)
-    count = 0
-    for sample in tqdm(_each(samples), total=len(samples), unit="image", disable=len(samples) < 10):
+    counts: Counter[str] = Counter()
+    for sample in tqdm(_each(samples), total=len(samples), unit="image"):
         pixels = sample.image.permute(1, 2, 0).numpy()
         try:
             boxes = find(sample, pixels)
@@ -107,11 +137,11 @@ def _write(
             raise UserError(f"{sample.name}: {error}") from None
         write_results(out / "results" / f"{sample.name}.txt", boxes)
         if draw:
-            bev = draw_bev(boxes, camera=sample.camera, size=(sample.camera.height, sample.camera.height))
+            bev = draw_bev(boxes, camera=sample.camera, size=view_size(sample.camera.height))
             picture = stack(draw_boxes3d(pixels, boxes, sample.camera), bev)
-            write_image(out / "pictures" / f"{sample.name}.png", picture)
-        count += len(boxes)
-    return count
+            write_image(out / "pictures" / f"{sample.name}.png", add_caption(picture, note))
+        counts.update(boxes.labels)
+    return Summary(len(samples), counts.total(), dict(counts), out, draw, note)
 
 
 def _each(samples: Dataset[Sample]) -> Iterator[Sample]:

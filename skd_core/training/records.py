@@ -35,17 +35,19 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """
     records = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a key may hold other line breaks
+        lines = lines[:-1] if lines[-1] == "" else lines
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path}: cannot read, or not a text file") from None
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # ValueError: of a number of 5000 digits too
             if number < len(lines):
                 raise UserError(f"{path}:{number}: no JSON") from None
             continue
-        if not isinstance(record, dict) or "step" not in record:
-            raise UserError(f"{path}:{number}: no record of a training run (has no 'step')")
+        step = record.get("step") if isinstance(record, dict) else None
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**53:
+            raise UserError(f"{path}:{number}: no record of a training run (its 'step' must be a number of steps)")
         records.append(record)
     return records

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,9 @@ from skd_core.data.folder import ImageFolder
 from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
 from skd_core.errors import UserError
 from skd_core.files import make_folder
-from skd_core.visualize import draw_bev, draw_boxes3d, stack, strip, write_image
+from skd_core.inference.origin import caution
+from skd_core.inference.weights import load_weights
+from skd_core.visualize import add_caption, draw_bev, draw_boxes3d, stack, strip, write_image
 from skd_wm3d_ros.resources import share_file
 from skd_wm3d_ros.tools.bag_player import read_stamp
 from skd_wm3d_ros.tools.processes import running
@@ -47,6 +50,7 @@ from skd_wm3d_ros.tools.processes import running
 DEMO_BAG = Path(__file__).resolve().parents[1] / "data" / "demo_bag"
 FRAME_RATE = 10.0  # of the pictures of a folder, per second
 ROWS_PER_FRAME = 5  # of the table
+FRAMES_SHOWN, FIRST_FRAMES = 30, 10  # more than so many, and the table holds but the first
 STRIP_FRAMES = 6
 START_TIMEOUT, FRAME_TIMEOUT = 120.0, 60.0  # seconds
 
@@ -215,11 +219,16 @@ def player_command(bag: Path, topics: CameraTopics, rate: float | None, answers:
     return [*command, "--rate", "0", "--lossless", answers] if rate is None else [*command, "--rate", str(rate)]
 
 
-def report(bag: Path, answers: list[Answer], out: Path) -> None:
-    """Print the table; write ``frames.png``, ``bev.png`` and ``bag`` to ``out``."""
+def report(bag: Path, answers: list[Answer], out: Path, note: str = "") -> None:
+    """Print the table, of many frames the first, and a summary; write ``frames.png``, ``bev.png`` and ``bag``.
+
+    Args:
+        note: on the weights, see :func:`skd_core.inference.origin.caution`; printed, and written on the pictures.
+    """
     print("camera frame: x right, y down, z forward; metres, radians; latency from the image to its detections")
     print("frame  class             x       y       z  |    l     w     h  |   yaw  score  latency")
-    for index, answer in enumerate(answers):
+    shown = answers if len(answers) <= FRAMES_SHOWN else answers[:FIRST_FRAMES]
+    for index, answer in enumerate(shown):
         latency = f"{1000 * answer.latency:5.0f} ms" if math.isfinite(answer.latency) else ""
         boxes = answer.boxes
         if not len(boxes):
@@ -232,9 +241,13 @@ def report(bag: Path, answers: list[Answer], out: Path) -> None:
             print(f"{index:5d}  {boxes.labels[i]:12s}  {place}  | {pose}  {latency if i == 0 else ''}")
         if len(boxes) > ROWS_PER_FRAME:
             print(f"{'':7s}and {len(boxes) - ROWS_PER_FRAME} more")
+    if len(shown) < len(answers):
+        print(f"... and {len(answers) - len(shown)} more frames; all boxes are in {out}/bag")
     median = 1000 * statistics.median(_latencies(answers) or [math.nan])
     found = sum(len(answer.boxes) for answer in answers)
-    print(f"{len(answers)} frames, {found} detections, median latency {median:.0f} ms")
+    print(f"{len(answers)} frames, {found} detections{_by_class(answers)}, median latency {median:.0f} ms")
+    if note:
+        print(note)
 
     chosen = {round(i * (len(answers) - 1) / (STRIP_FRAMES - 1)) for i in range(STRIP_FRAMES)}
     by_stamp = {answers[i].stamp: answers[i].boxes for i in chosen}
@@ -245,12 +258,18 @@ def report(bag: Path, answers: list[Answer], out: Path) -> None:
             boxes = by_stamp[frame.stamp]
             rows.append(stack(draw_boxes3d(frame.image, boxes, frame.camera), draw_bev(boxes, camera=frame.camera)))
         if frame.stamp == most.stamp:
-            write_image(out / "bev.png", draw_bev(most.boxes, camera=frame.camera, size=(800, 800)))
-    write_image(out / "frames.png", strip(rows))
+            above = draw_bev(most.boxes, camera=frame.camera, size=(800, 800))
+            write_image(out / "bev.png", add_caption(above, note))
+    write_image(out / "frames.png", add_caption(strip(rows), note))
     with BagWriter(out / "bag", overwrite=True) as writer:
         for answer in answers:
             writer.write("/detector/detections", DETECTIONS, answer.cdr, answer.stamp)
     print(f"wrote {out}/frames.png, {out}/bev.png, {out}/bag, {out}/detector.log")
+
+
+def _by_class(answers: list[Answer]) -> str:
+    counts = Counter(label for answer in answers for label in answer.boxes.labels)
+    return f" ({', '.join(f'{count} {name}' for name, count in sorted(counts.items()))})" if counts else ""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -264,6 +283,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, help="least score, 0 to 1 (default: the node's)")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to (default out/demo)")
     parsed = parser.parse_args(args)
+    for name in ("images", "camera", "bag", "out"):
+        if getattr(parsed, name) is not None:
+            setattr(parsed, name, getattr(parsed, name).expanduser())
     if bool(parsed.images) != bool(parsed.camera) or (parsed.images and parsed.bag):
         parser.error("give --images DIR with --camera FILE, or --bag DIR, or nothing")
     try:
@@ -276,7 +298,7 @@ def main(args: Sequence[str] | None = None) -> int:
             answers = run(bag, parsed.out, NodeOptions(parsed.weights, parsed.device, parsed.threshold))
             if not answers:
                 raise UserError(f"{bag}: holds no image")
-            report(bag, answers, parsed.out)
+            report(bag, answers, parsed.out, caution(load_weights(parsed.weights)[1]))
     except UserError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ from vision_msgs.msg import Detection3DArray
 
 from skd_core.data.bag import CameraTopics, Frame, read_detections, write_frames
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.tools.demo import Collector, main
+from skd_wm3d_ros.tools.demo import FIRST_FRAMES, FRAMES_SHOWN, Answer, Collector, main, report
 
 FRAMES = 3
 
@@ -108,3 +108,17 @@ def test_wrong_input_ends_with_one_line(tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "empty" / "0.png"), picture(0))
     assert main(["--images", str(tmp_path / "empty"), "--camera", "none.txt", "--out", str(tmp_path / "out")]) == 2
     assert "none.txt: no such camera file" in capsys.readouterr().err
+
+
+def test_of_many_frames_the_first_are_listed_and_all_are_summed_up(tmp_path, capsys):
+    stamps = [1_000_000_000 + i * 100_000_000 for i in range(FRAMES_SHOWN + 5)]
+    write_frames(tmp_path / "in", [Frame(picture(0), camera(), stamp, "front") for stamp in stamps])
+    boxes = Detector.random(seed=0).predict(picture(0), camera(), 0.0)[:2]
+    answers = [Answer(stamp, b"", boxes, stamp + 10**7, 0.01) for stamp in stamps]
+    report(tmp_path / "in", answers, tmp_path, "trained on rendered scenes only")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 2 * FIRST_FRAMES + 4
+    assert lines[-4].startswith(f"... and {len(stamps) - FIRST_FRAMES} more frames")
+    assert lines[-3].startswith(f"{len(stamps)} frames, {2 * len(stamps)} detections (")
+    assert lines[-2] == "trained on rendered scenes only"
+    assert cv2.imread(str(tmp_path / "bev.png")).shape[:2] == (822, 800)

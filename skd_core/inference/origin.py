@@ -1,0 +1,25 @@
+"""What a user should hear of the weights before judging their boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENDERED_LICENCE = "Apache-2.0"
+"""Of rendered frames, as :mod:`skd_core.training.provenance` writes it."""
+RENDERED_WEIGHTS = ("7d4658c9dd3795a2525ab93a9f58b2d6c92f171ef8ab59409f7d6060bfcd6c11",)
+"""sha256 of weights that were written before their data sets were kept: those called default."""
+
+
+def caution(metadata: Mapping[str, Any]) -> str:
+    """One sentence where the weights have seen rendered scenes alone, "" elsewhere.
+
+    Args:
+        metadata: of the weights, see :func:`skd_core.inference.weights.load_weights`.
+    """
+    sets = metadata.get("trained_on")
+    licences = list(sets.values()) if isinstance(sets, Mapping) else []
+    rendered = bool(licences) and all(licence == RENDERED_LICENCE for licence in licences)
+    if rendered or metadata.get("sha256") in RENDERED_WEIGHTS:
+        return "weights trained on rendered scenes only: expect misses and wrong distances on real images"
+    return ""
