@@ -323,7 +323,7 @@ def _gtm_seconds(model: TeacherStudent, batch: Batch) -> float:
     assert model.loss_distillation is not None
     with torch.no_grad():
         features = model.student.features(batch.images)
-        student = model.student.boxes_3d(features, batch.rois)
+        student = model.student.boxes_3d(features, batch.P, batch.rois)
         raw = model.teacher.boxes_raw(features, model.teacher.depth_map(features, batch.P), batch.P, batch.rois)
         teacher = model.student.decode(raw, batch.rois)
     teacher = Prediction3D(**{name: value.requires_grad_() for name, value in vars(teacher).items()})

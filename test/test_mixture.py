@@ -284,7 +284,7 @@ def hidden_box(config: TrainConfig, edges: list[bool]) -> Tensor:
     batch = collate([item], config.model.classes)
     model = TeacherStudent(config)
     features = model.student.features(batch.images)
-    return model.geometric_target(model.student.boxes_3d(features, batch.rois), batch)
+    return model.geometric_target(model.student.boxes_3d(features, batch.P, batch.rois), batch)
 
 
 def test_a_hidden_top_or_bottom_gives_no_geometric_depth(root: Path) -> None:

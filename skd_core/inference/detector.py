@@ -33,7 +33,8 @@ class Detector:
         classes: class names, as in the training labels.
         device: where it runs.
         precision: "fp32", "fp16" or "bf16".
-        metadata: what the weights file says about itself.
+        metadata: what the weights file says about itself; its ``network`` is "mdn", the student, or "dsn", the
+            depth-guided teacher.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Detector:
 
     def save(self, path: str | Path) -> None:
         """Write the weights file that :meth:`load` reads."""
-        kept = {k: v for k, v in self.metadata.items() if k not in ("format", "model", "focal", "sha256")}
+        kept = {k: v for k, v in self.metadata.items() if k not in ("format", "network", "model", "focal", "sha256")}
         for derived in ("normalisation", "camera_convention"):
             kept.pop(derived, None)
         fx, fy = self.metadata["focal"]

@@ -16,10 +16,13 @@ from skd_core.config import ModelConfig, parse_config
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
 from skd_core.models.student import MEAN, STD, Student
+from skd_core.models.teacher import DepthGuidedNetwork
 
 FORMAT = "skd_core.student.v1"
 WEAK = "2D boxes, no 3D labels"
 """What weights say they have learnt from, unless 3D labels had a part."""
+NETWORKS: dict[str, type[Student]] = {kind.network: kind for kind in (Student, DepthGuidedNetwork)}
+"""What weights may be of: MDN, the student, or DSN, the depth-guided teacher."""
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 
 
@@ -63,6 +66,7 @@ def save_weights(path: str | Path, student: Student, focal: tuple[float, float],
     state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
     metadata = {
         "format": FORMAT,
+        "network": student.network,
         "model": student.config.model_dump(mode="json"),
         "prior_sizes": student.prior.tolist(),
         "focal": list(focal),
@@ -133,8 +137,11 @@ def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
     if not is_score(metadata.get("threshold", 0)):
         raise UserError(f"weights '{path}': threshold must be a number in [0, 1], got {metadata['threshold']!r}")
     config = parse_config(ModelConfig, metadata["model"], f"weights '{path}'")
+    network = metadata.setdefault("network", Student.network)
+    if network not in NETWORKS:
+        raise UserError(f"weights '{path}': network must be {' or '.join(NETWORKS)}, got {network!r}")
     try:
-        student = Student(config)
+        student = NETWORKS[network](config)
         student.load_state_dict(state)
         if "prior_sizes" in metadata:  # sizes as trained with, whatever PRIORS says today
             student.prior.copy_(torch.tensor(metadata["prior_sizes"]).reshape(student.prior.shape))

@@ -6,7 +6,6 @@ image (B, 3, H, W) -> backbone, neck -> F_G (B, C_g, H/4, W/4) -> 2D heads -> Ro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +103,7 @@ class Detections:
 class Student(nn.Module):
     """MDN."""
 
+    network = "mdn"
     mean: Tensor
     std: Tensor
     prior: Tensor
@@ -129,8 +129,15 @@ class Student(nn.Module):
         maps: Maps2D = self.heads_2d(features)
         return maps
 
-    def boxes_3d(self, features: Tensor, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
-        """F_G and RoIs -> 3D boxes."""
+    def boxes_3d(self, features: Tensor, P: Tensor, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
+        """F_G and RoIs -> 3D boxes.
+
+        Args:
+            features: shape (B, C_g, H/4, W/4).
+            P: shape (B, 3, 4), cameras of the images; only a network with a depth map needs them.
+            rois: of these images.
+            detach_yaw: as in :func:`skd_core.models.decode.decode_3d`.
+        """
         pooled = roi_features(features, rois.batch_index, rois.boxes, self.config.roi_size)
         raw = self.head_3d(torch.cat([pooled, rois.conditions(self.config)], 1))
         return self.decode(raw, rois, detach_yaw)
@@ -157,7 +164,6 @@ class Student(nn.Module):
         P: Tensor,
         limit: int = 50,
         threshold: float = 0.0,
-        boxes_3d: Callable[[Tensor, Rois], Prediction3D] | None = None,
     ) -> list[Detections]:
         """Inference.
 
@@ -166,7 +172,6 @@ class Student(nn.Module):
             P: shape (B, 3, 4), cameras at this size.
             limit: most boxes per image.
             threshold: least heat; the 3D head runs only on what passes.
-            boxes_3d: F_G and RoIs -> 3D boxes, in place of the student's own (to measure the teacher).
         """
         features = self.features(images)
         boxes, heat, classes = decode_2d(self.maps_2d(features), limit)
@@ -179,7 +184,7 @@ class Student(nn.Module):
         single = batched_nms(boxes[keep].float(), heat[keep], group, NMS_IOU)  # by heat, best first
         boxes, heat, classes, index = (part[keep][single] for part in (boxes, heat, classes, image))
         rois = _rois_of(images, P, index, boxes, classes)
-        found = self._detections(features, rois, heat, boxes_3d)
+        found = self._detections(features, P, rois, heat)
         result = []
         for b in range(len(images)):
             at = (index == b).nonzero()[:, 0]
@@ -201,17 +206,11 @@ class Student(nn.Module):
             scores: shape (N,), of the 2D boxes, in [0, 1]; they stand where ``detect`` has the heat.
         """
         rois = _rois_of(images, P, index, boxes, classes)
-        return self._detections(self.features(images), rois, scores)
+        return self._detections(self.features(images), P, rois, scores)
 
-    def _detections(
-        self,
-        features: Tensor,
-        rois: Rois,
-        scores: Tensor,
-        boxes_3d: Callable[[Tensor, Rois], Prediction3D] | None = None,
-    ) -> Detections:
-        """F_G, RoIs and their 2D scores -> detections in the order of the RoIs."""
-        found = (boxes_3d or self.boxes_3d)(features, rois)
+    def _detections(self, features: Tensor, P: Tensor, rois: Rois, scores: Tensor) -> Detections:
+        """F_G, cameras, RoIs and their 2D scores -> detections in the order of the RoIs."""
+        found = self.boxes_3d(features, P, rois)
         return Detections(rois.boxes, joint_score(scores, found.log_sigma), rois.classes, found)
 
 

@@ -1,6 +1,7 @@
 """DSN, the depth-guided teacher: depth head, fusion and its own 3D head on the shared features (METHOD 3).
 
-Used in training only; the student's backbone, neck and 2D heads are shared with it.
+In training it shares the student's backbone, neck and 2D heads. It needs nothing but the image, since its depth map is
+its own depth head's, so it can also be deployed: :class:`DepthGuidedNetwork`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from skd_core.config import ModelConfig
 from skd_core.geometry import geometric_depth, half_extent
 from skd_core.models.backbone import STRIDE, conv_bn_relu, roi_features, set_bias
+from skd_core.models.decode import Prediction3D
 from skd_core.models.heads import Head3D, Raw3D
-from skd_core.models.student import Rois, condition_channels
+from skd_core.models.student import Rois, Student, condition_channels
 
 MIN_DEPTH, MAX_DEPTH = 1.0, 80.0
 GEOMETRY = 4  # channels: X, Y, Z of the predicted depth, and its log ratio to the geometric depth
@@ -104,6 +106,29 @@ class Teacher(nn.Module):
         height = (rois.boxes[:, 3] - rois.boxes[:, 1]).clamp(min=1.0)
         sideways = torch.full_like(height, 0.5 * math.pi)
         return geometric_depth(rois.P[:, 1, 1], prior[:, 2], height, half_extent(prior, sideways))
+
+
+class DepthGuidedNetwork(Student):
+    """DSN as a network of its own, with the student's interface: for measuring, exporting and deploying the teacher."""
+
+    network = "dsn"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        del self.head_3d
+        self.teacher = Teacher(config, self.prior)
+
+    @classmethod
+    def of(cls, student: Student, teacher: Teacher) -> DepthGuidedNetwork:
+        """From the parts that are trained together; they are shared, not copied."""
+        whole = cls(student.config)
+        whole.backbone, whole.heads_2d, whole.teacher = student.backbone, student.heads_2d, teacher
+        return whole.to(student.mean.device).train(student.training)
+
+    def boxes_3d(self, features: Tensor, P: Tensor, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
+        """F_G, cameras and RoIs -> 3D boxes, see :meth:`Student.boxes_3d`."""
+        raw = self.teacher.boxes_raw(features, self.teacher.depth_map(features, P), P, rois)
+        return self.decode(raw, rois, detach_yaw)
 
 
 def depth_to_points(depth: Tensor, P: Tensor) -> Tensor:

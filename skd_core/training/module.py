@@ -24,7 +24,7 @@ from skd_core.models.backbone import STRIDE
 from skd_core.models.decode import Prediction3D, boxes_at
 from skd_core.models.heads import Maps2D
 from skd_core.models.student import Detections, Rois, Student, select
-from skd_core.models.teacher import DepthMap, Teacher
+from skd_core.models.teacher import DepthGuidedNetwork, DepthMap, Teacher
 from skd_core.priors import prior_of, prior_tolerances
 from skd_core.training.batch import Batch
 from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
@@ -114,7 +114,7 @@ class TeacherStudent(nn.Module):
             rois = self.own_rois(maps, batch)
             batch = replace(batch, rois=rois)
         detach_yaw = self.yaw_is_taught
-        student = self.student.boxes_3d(features, rois, detach_yaw)
+        student = self.student.boxes_3d(features, batch.P, rois, detach_yaw)
         if method.supervised:
             if batch.truth is None:
                 raise ValueError("supervised training needs batches with truth")
@@ -150,17 +150,18 @@ class TeacherStudent(nn.Module):
 
     def detect(self, images: Tensor, P: Tensor, threshold: float, teacher: bool = False) -> list[Detections]:
         """Inference by the student or, to measure it, by the teacher; see :meth:`Student.detect`."""
-        if not teacher:
-            return self.student.detect(images, P, threshold=threshold)
+        network = self.depth_guided() if teacher else self.student
+        return network.detect(images, P, threshold=threshold)
+
+    def depth_guided(self) -> DepthGuidedNetwork:
+        """The teacher as a network of its own; it shares all parts with this one.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
         if self.teacher is None:
             raise ValueError("this network has no teacher")
-        dsn = self.teacher
-
-        def boxes_3d(features: Tensor, rois: Rois) -> Prediction3D:
-            raw = dsn.boxes_raw(features, dsn.depth_map(features, P), P, rois)
-            return self.student.decode(raw, rois)
-
-        return self.student.detect(images, P, threshold=threshold, boxes_3d=boxes_3d)
+        return DepthGuidedNetwork.of(self.student, self.teacher)
 
     @staticmethod
     @torch.no_grad()

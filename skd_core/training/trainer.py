@@ -7,6 +7,7 @@ A run's folder::
     metrics.jsonl         one JSON object per report
     tensorboard/          the same for TensorBoard
     student.safetensors   the student's running mean (EMA), ready for `skd_core predict`
+    teacher.safetensors   the teacher's with the backbone and 2D heads that it shares, ready for the same commands
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ class Trainer:
             make_folder(out)
             write_atomic(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             if not self.step:  # of a run that is begun anew
-                (out / "student.safetensors").unlink(missing_ok=True)
+                for name in ("student", "teacher"):
+                    (out / f"{name}.safetensors").unlink(missing_ok=True)
             self._trim_metrics()
 
     @property
@@ -390,20 +392,23 @@ class Trainer:
         bar.write(line)
 
     def export(self) -> Path:
-        """Write the student's weights file."""
-        path = self.out / "student.safetensors"
-        save_weights(
-            path,
-            self.ema.student,
-            self.dataset.focal,
-            learnt_from=self.origin.learnt_from,
-            trained_on=self.origin.trained_on,
-            seed=self.config.seed,
-            steps=self.step,
-            config=self.config.model_dump(mode="json"),
-            licence=self.origin.licence,
-        )
-        return path
+        """Write the weights files of student and teacher; returns the student's."""
+        networks: dict[str, Student] = {"student": self.ema.student}
+        if self.raw.teacher is not None:
+            networks["teacher"] = self.ema.depth_guided()
+        for name, network in networks.items():
+            save_weights(
+                self.out / f"{name}.safetensors",
+                network,
+                self.dataset.focal,
+                learnt_from=self.origin.learnt_from,
+                trained_on=self.origin.trained_on,
+                seed=self.config.seed,
+                steps=self.step,
+                config=self.config.model_dump(mode="json"),
+                licence=self.origin.licence,
+            )
+        return self.out / "student.safetensors"
 
 
 def freeze_batch_norm(model: torch.nn.Module) -> None:
