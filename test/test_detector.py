@@ -281,6 +281,14 @@ def test_foreign_weights(weights: Path, tmp_path: Path) -> None:
     refused(rewritten(weights, path, model=None))
 
 
+def test_weights_of_an_unknown_network(weights: Path, tmp_path: Path) -> None:
+    student, metadata = load_weights(weights)
+    for value in ("resnet", 3, None):
+        path = tmp_path / "odd.safetensors"
+        save_weights(path, student, (186.0, 186.0), **{"network": value})
+        refused(path, "network must be mdn or dsn")
+
+
 def test_weights_of_another_model(weights: Path, tmp_path: Path) -> None:
     model = load_weights(weights)[1]["model"]
     path = tmp_path / "other.safetensors"

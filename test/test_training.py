@@ -18,10 +18,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from skd_core.boxes import Boxes2D
 from skd_core.camera import project
 from skd_core.config import ScheduleConfig, TrainConfig
 from skd_core.data.kitti import KittiDataset
+from skd_core.data.sets import open_set
 from skd_core.errors import UserError
+from skd_core.inference.detector import Detector
 from skd_core.inference.weights import digest, load_weights
 from skd_core.models.decode import Prediction3D
 from skd_core.models.heads import Maps2D, Raw3D
@@ -29,6 +32,7 @@ from skd_core.models.student import Rois
 from skd_core.training.batch import Batch, collate
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from skd_core.training.dataset import TrainingSet, jitter_boxes, training_loader
+from skd_core.training.evaluate import predict_dataset
 from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
 from skd_core.training.module import Step, TeacherStudent
 from skd_core.training.sampler import EpochSampler
@@ -188,6 +192,33 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert len(reports(tmp_path)) == 2
     a, b = (load_weights(out / "student.safetensors")[1] for out in (uninterrupted, tmp_path))
     assert a == b
+
+
+def test_the_exported_teacher_is_the_one_that_training_measures(root: Path, uninterrupted: Path) -> None:
+    """`teacher.safetensors` predicts by itself what validation says of the teacher, box for box."""
+    config = resumable(root)
+    state = load_checkpoint(uninterrupted / "checkpoint.pt")
+    both = TeacherStudent(config)
+    both.load_state_dict(state["ema"])
+    deployed = Detector.load(uninterrupted / "teacher.safetensors", "cpu")
+    assert deployed.metadata["network"] == "dsn"
+    assert Detector.load(uninterrupted / "student.safetensors", "cpu").metadata["network"] == "mdn"
+    fx, fy = deployed.metadata["focal"]
+    dataset = open_set(config.data.sets[0], config.model.classes)
+    measured = predict_dataset(both, dataset, torch.device("cpu"), (fx, fy), teacher=True, threshold=0.01)
+    students = predict_dataset(both, dataset, torch.device("cpu"), (fx, fy), threshold=0.01)
+    assert sum(map(len, measured)) > 0
+    for index, expected in enumerate(measured):
+        sample = dataset[index]
+        found = deployed.predict(sample.image.permute(1, 2, 0).numpy(), sample.camera, 0.01)
+        assert len(found) == len(expected)
+        torch.testing.assert_close(found.center, expected.center, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.xyxy, expected.xyxy, rtol=1e-4, atol=1e-2)
+        given = Boxes2D(found.xyxy, found.labels, torch.ones(len(found)))
+        placed = deployed.predict(sample.image.permute(1, 2, 0).numpy(), sample.camera, 0.0, boxes2d=given)
+        assert len(placed) == len(found)
+    centers = [torch.cat([boxes.center for boxes in results]) for results in (measured, students)]  # two networks
+    assert centers[0].shape != centers[1].shape or not torch.allclose(*centers)
 
 
 def test_a_crash_loses_no_more_than_what_followed_the_checkpoint(

@@ -138,7 +138,7 @@ def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
         raise UserError(f"weights '{path}': threshold must be a number in [0, 1], got {metadata['threshold']!r}")
     config = parse_config(ModelConfig, metadata["model"], f"weights '{path}'")
     network = metadata.setdefault("network", Student.network)
-    if network not in NETWORKS:
+    if not isinstance(network, str) or network not in NETWORKS:
         raise UserError(f"weights '{path}': network must be {' or '.join(NETWORKS)}, got {network!r}")
     try:
         student = NETWORKS[network](config)
