@@ -35,6 +35,7 @@ from skd_core.errors import UserError
 from skd_core.evaluation.dataset_scores import score_dataset
 from skd_core.files import finite, make_folder, write_atomic
 from skd_core.inference.weights import save_weights
+from skd_core.models.student import Student
 from skd_core.training.batch import Batch
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from skd_core.training.dataset import TrainingSet, training_loader
