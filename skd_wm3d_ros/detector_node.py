@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from skd_wm3d_ros.node import DetectorNode, LoadDetector
 
-STOP_TIMEOUT = 0.5  # seconds that a signal waits for the callback in work
+STOP_TIMEOUT = 0.5  # seconds that a signal waits for the callbacks and for the frames in work
 
 
 class Spinner:
@@ -35,10 +36,13 @@ class Spinner:
         self._thread = threading.Thread(target=self._run, name=f"executor of {node.get_namespace()}", daemon=True)
         self._thread.start()
 
-    def stop(self, timeout: float) -> bool:
-        """End after the callback in work; False if that is still running after ``timeout`` seconds."""
+    def ask_to_stop(self) -> None:
+        """End after the callback in work."""
         self._stopping = True
         self._guard.trigger()  # the executor sleeps in DDS
+
+    def stopped(self, timeout: float) -> bool:
+        """Whether it has ended within ``timeout`` seconds."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -138,14 +142,28 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
         pass
     finally:
         starting = False
-        stopped = [spinner.stop(STOP_TIMEOUT) for spinner in spinners]
-        closed = [node.close() for node in nodes] if all(stopped) else [False]
-        if all(closed):  # else an inference or a transition is still running and would crash without rclpy
+        if _leave(nodes, spinners):  # else an inference or a transition is still running and would crash without rclpy
             rclpy.try_shutdown()
         signal.set_wakeup_fd(-1)
         reader.close()
         writer.close()
     return 0
+
+
+def _leave(nodes: Sequence[DetectorNode], spinners: Sequence[Spinner]) -> bool:
+    """Stop and destroy the nodes, whatever they are doing, so that the ROS graph forgets them at once: DDS itself takes
+    20 seconds to notice. False where a thread is still at work."""
+    for spinner in spinners:
+        spinner.ask_to_stop()
+    deadline = time.monotonic() + STOP_TIMEOUT
+    idle = [spinner.stopped(max(deadline - time.monotonic(), 0.0)) for spinner in spinners]
+    deadline, done = time.monotonic() + STOP_TIMEOUT, all(idle)
+    for number, node in enumerate(nodes):
+        if number >= len(idle) or idle[number]:
+            done &= node.close(max(deadline - time.monotonic(), 0.0))
+        else:  # a transition is at work in the node's thread
+            node.destroy_node()
+    return done
 
 
 def _namespace() -> str:

@@ -79,12 +79,12 @@ def to_markers(
     ids: Sequence[str] = (),
     camera: str = "",
 ) -> MarkerArray:
-    """Boxes for RViz: outline, heading and text; old ones are deleted in the same array.
+    """Boxes for RViz: outline, heading and text, to be added; :mod:`skd_wm3d_ros.markers` deletes what is gone.
 
     Args:
         boxes, header, transform, ids: as in :func:`to_detections`.
         lifetime: seconds after which RViz removes them if nothing newer comes.
-        camera: what the namespaces begin with; the header's frame_id if empty.
+        camera: what the namespaces begin with, so that cameras can share a display; the header's frame_id if empty.
     """
     boxes = boxes.to(torch.float64)
     camera = camera or header.frame_id
@@ -102,7 +102,7 @@ def to_markers(
         ids or [""] * len(boxes),
         strict=True,
     )
-    markers = [Marker(header=header, action=Marker.DELETEALL)]
+    markers: list[Marker] = []
     for index, (label, score, distance, center, top, corners, track) in enumerate(rows):
         r, g, b = (channel / 255 for channel in color_of(label))
         points = [Point(x=x, y=y, z=z) for x, y, z in corners]

@@ -62,6 +62,12 @@ class LatestWorker(Generic[Item]):
             self._stopping = self._ended
         return self._ended
 
+    def abandon(self) -> None:
+        """Let the thread end by itself, whenever the item in work lets it; forget a waiting one."""
+        with self._changed:
+            self._stopping, self._item = True, None
+            self._changed.notify()
+
     def _run(self) -> None:
         begun = -math.inf
         while True:

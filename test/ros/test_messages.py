@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import torch
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
-from visualization_msgs.msg import Marker
+from visualization_msgs.msg import Marker, MarkerArray
 
 from skd_core.boxes import DEPTH_FRACTION, LATERAL_FRACTION, TILT_STD, YAW_STD, Boxes3D
 from skd_core.data.bag import DETECTIONS, typestore
 from skd_core.data.ros_messages import boxes_from_detections
 from skd_wm3d_ros import messages
+from skd_wm3d_ros.markers import MarkerMemory
 from skd_wm3d_ros.postprocess import finite
 
 HEADER = Header(stamp=Time(sec=17, nanosec=250), frame_id="front")
@@ -134,16 +136,15 @@ def test_boxes_with_nan_are_left_out():
 def test_markers():
     boxes = some_boxes(2).to(torch.float64)
     markers = messages.to_markers(boxes, HEADER, lifetime=0.25).markers
-    assert markers[0].action == Marker.DELETEALL
-    assert all(m.action == Marker.ADD for m in markers[1:])
+    assert all(m.action == Marker.ADD for m in markers)
     assert all(m.header == HEADER for m in markers)
-    assert all((m.lifetime.sec, m.lifetime.nanosec) == (0, 250_000_000) for m in markers[1:])
-    kinds = {(m.ns, m.type) for m in markers[1:]}
+    assert all((m.lifetime.sec, m.lifetime.nanosec) == (0, 250_000_000) for m in markers)
+    kinds = {(m.ns, m.type) for m in markers}
     assert kinds == {
         ("front/box", Marker.LINE_LIST), ("front/heading", Marker.ARROW), ("front/text", Marker.TEXT_VIEW_FACING)
     }  # fmt: skip
-    assert len({(m.ns, m.id) for m in markers[1:]}) == 6  # nothing overwrites anything
-    first, second = (m for m in markers[1:] if m.ns == "front/box")
+    assert len({(m.ns, m.id) for m in markers}) == 6  # nothing overwrites anything
+    first, second = (m for m in markers if m.ns == "front/box")
     assert len(first.points) == 24  # 12 edges
     corners = boxes.corners[0]
     ends = torch.tensor([[p.x, p.y, p.z] for p in first.points], dtype=torch.float64)
@@ -155,11 +156,67 @@ def test_markers():
     heading = np.array([arrow.points[1].x - arrow.points[0].x, arrow.points[1].z - arrow.points[0].z])
     yaw = float(boxes.yaw[0])
     np.testing.assert_allclose(heading / np.linalg.norm(heading), [math.cos(yaw), -math.sin(yaw)], atol=1e-5)
-    assert all(m.pose.orientation.w == 1 for m in markers[1:])
+    assert all(m.pose.orientation.w == 1 for m in markers)
 
 
-def test_markers_of_an_empty_frame_delete_the_old_ones():
-    assert [m.action for m in messages.to_markers(Boxes3D.empty(), HEADER, 0.5).markers] == [Marker.DELETEALL]
+class Display:
+    """What RViz shows: markers by namespace and id, whoever published them."""
+
+    def __init__(self):
+        self.shown = {}
+
+    def take(self, array):
+        keys = [(m.ns, m.id) for m in array.markers]
+        assert len(set(keys)) == len(keys)  # RViz complains of two in one array
+        for marker in array.markers:
+            assert marker.action in (Marker.ADD, Marker.DELETE)  # never DELETEALL
+            if marker.action == Marker.ADD:
+                self.shown[marker.ns, marker.id] = marker
+            else:
+                self.shown.pop((marker.ns, marker.id), None)
+
+    def of(self, camera):
+        return {key for key in self.shown if key[0].startswith(f"{camera}/")}
+
+
+def names(boxes, camera):
+    return {(m.ns, m.id) for m in messages.to_markers(boxes, HEADER, 0.5, camera=camera).markers}
+
+
+def test_markers_that_are_gone_are_deleted_and_no_other_camera_s():
+    """Two cameras with random numbers of boxes in one display: it always shows just the newest of each."""
+    display, rng = Display(), np.random.default_rng(0)
+    memories = {camera: MarkerMemory() for camera in ("front", "rear")}
+    newest = {camera: Boxes3D.empty() for camera in memories}
+    for _ in range(60):
+        camera = rng.choice(list(memories))
+        newest[camera] = some_boxes(2 * int(rng.integers(0, 4)))
+        markers = messages.to_markers(newest[camera], HEADER, 0.5, camera=camera)
+        display.take(memories[camera].update(markers, HEADER, 0.5))
+        for each, boxes in newest.items():
+            assert display.of(each) == names(boxes, each)
+
+
+def test_a_deletion_that_was_lost_comes_again():
+    display, memory = Display(), MarkerMemory()
+    for boxes, lost in ((some_boxes(4), False), (some_boxes(2), True), (some_boxes(2), False)):
+        array = memory.update(messages.to_markers(boxes, HEADER, 0.5, camera="front"), HEADER, 0.5)
+        if not lost:
+            display.take(array)
+    assert display.of("front") == names(some_boxes(2), "front")
+
+
+def test_markers_are_forgotten_once_rviz_has_removed_them(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    memory = MarkerMemory()
+    memory.update(messages.to_markers(some_boxes(4), HEADER, 0.5), HEADER, 0.5)
+    now[0] += 0.4
+    (gone,) = {m.action for m in memory.update(MarkerArray(), HEADER, 0.5).markers}
+    assert gone == Marker.DELETE
+    now[0] += 0.2
+    assert not memory.update(MarkerArray(), HEADER, 0.5).markers
+    assert len(memory) == 0
 
 
 def test_label_info():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import importlib.util
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import cv2
@@ -13,6 +16,7 @@ import pytest
 import rclpy
 import torch
 from geometry_msgs.msg import Transform as TransformMessage
+from lifecycle_msgs.msg import State, Transition
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from ros_harness import (
     ACTIVATE,
@@ -44,6 +48,11 @@ from skd_wm3d_ros.qos import latched_qos
 pytestmark = pytest.mark.usefixtures("ros")
 
 CLASSES = ("Car", "Pedestrian")
+STATES = {
+    "on_deactivate": State.TRANSITION_STATE_DEACTIVATING,
+    "on_shutdown": State.TRANSITION_STATE_SHUTTINGDOWN,
+}
+"""What rclpy files a transition's callback under."""
 
 
 class FakeDetector:
@@ -411,6 +420,76 @@ def test_a_deactivation_that_fails_leaves_the_node_active(rig, start, monkeypatc
     assert ask(rig).detections
     assert rig.transition(DEACTIVATE)
     rig.wait_for_diagnostic("inactive")
+
+
+@pytest.mark.parametrize("failing", ["on_deactivate", "on_shutdown"])
+def test_a_frame_that_hung_is_not_published_into_a_later_activation(rig, start, monkeypatch, failing):
+    """A transition that raises while an inference hangs: the node is configured anew, with a new detector, and what
+    the old thread comes back with is nobody's."""
+    monkeypatch.setattr("skd_wm3d_ros.node.STOP_TIMEOUT", 0.1)
+    go_on, inside = threading.Event(), threading.Event()
+
+    def hang():
+        inside.set()
+        assert go_on.wait(120)
+
+    detectors = iter([FakeDetector([("Car", 0.9, 7.0, 10.0)], act=hang), FakeDetector()])
+    node = start(load=lambda path, device, precision: next(detectors), diagnostics_period=0.05)
+    gone = weakref.ref(node.detector)
+    stale = 900_000_000_000  # later than all that follow: in order, it would be the newest
+
+    def sent():
+        rig.send(image_message(picture(1)), camera_info(), rig.header(stale))
+        return inside.is_set()
+
+    rig.spin_until(sent, "a frame in work")
+    (old,) = [t for t in threading.enumerate() if t.name == "inference"]
+
+    def fail(self, state):
+        raise RuntimeError("of a transition")
+
+    state = {"on_deactivate": DEACTIVATE, "on_shutdown": Transition.TRANSITION_ACTIVE_SHUTDOWN}[failing]
+    with monkeypatch.context() as patch:
+        patch.setitem(node._callbacks, STATES[failing], functools.partial(fail, node))
+        assert not rig.transition(state)
+    assert rig.transition(CONFIGURE)
+    assert rig.transition(ACTIVATE)
+    assert labels(ask(rig)) == ["car", "pedestrian"]
+    go_on.set()
+    old.join(30)
+    assert not old.is_alive()
+    assert labels(ask(rig)) == ["car", "pedestrian"]
+    assert stale not in rig.answers
+    rig.diagnostics.clear()
+    rig.spin_until(lambda: rig.diagnostics, "a status")
+    assert "frames rejected: inference" not in values(rig.diagnostics[-1])
+    gc.collect()
+    assert gone() is None  # the model that hung has gone with its thread
+
+
+def test_a_node_that_is_shut_down_says_nothing_more(rig, start):
+    """By a service call while an inference hangs: the process lives on."""
+    go_on, inside = threading.Event(), threading.Event()
+
+    def hang():
+        inside.set()
+        assert go_on.wait(120)
+
+    start(FakeDetector(act=hang))
+
+    def sent():
+        rig.send(image_message(picture(1)), camera_info())
+        return inside.is_set()
+
+    rig.spin_until(sent, "a frame in work")
+    (old,) = [t for t in threading.enumerate() if t.name == "inference"]
+    assert rig.transition(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+    go_on.set()
+    old.join(30)
+    assert not old.is_alive()
+    for _ in range(10):
+        rclpy.spin_once(rig.node, timeout_sec=0.02)
+    assert not rig.answers
 
 
 def test_stamps_ahead_of_the_clock_are_told(rig, start):

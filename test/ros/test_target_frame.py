@@ -98,7 +98,7 @@ def test_identity_changes_nothing_to_the_bit():
 def test_markers_are_in_the_target_frame_and_named_after_the_camera():
     car = Boxes3D(torch.tensor([[2.0, 0.75, 10]]), torch.tensor([[4.0, 1.6, 1.5]]), torch.zeros(1), ("Car",))
     markers = messages.to_markers(car, Header(frame_id="base_link"), 0.5, OPTICAL_TO_BASE, ["7"], "front").markers
-    box, arrow, text = markers[1:]
+    box, arrow, text = markers
     assert {m.header.frame_id for m in markers} == {"base_link"}
     assert box.ns == "front/box"
     np.testing.assert_allclose(sorted({round(p.z, 6) for p in box.points}), [0, 1.5])  # on the ground, upright
