@@ -20,8 +20,8 @@ from skd_wm3d_ros.loss import LossMeter
 
 SYNC_QUEUE = 10  # messages of each topic that wait for their partner
 SILENCE = 3.0  # seconds without a frame after which a camera counts as dead
-GRACE = 0.05  # seconds an image waits for its own camera_info before the latest one is taken
-LATCHED_AFTER = 2.0  # seconds after which a camera_info is not one of a stream: no image waits for the next
+GRACE = 0.05  # seconds by default that an image waits for its own camera_info before the latest one is taken
+LATCHED_AFTER = 2.0  # seconds after which a stream of camera_info has ended: what was latched since then is newer
 MUCH_LOSS = 0.1  # share of lost images that is worth a warning
 
 ImageMessage = Image | CompressedImage
@@ -38,6 +38,21 @@ def subscribe(node: Node, kind: type, topic: str, profile: QoSProfile) -> messag
         qos_overriding_options=qos.overridable(),
         event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
     )
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """An image that has not been handed over yet.
+
+    Attributes:
+        image: the message.
+        due: when it has waited long enough for its own camera_info, monotonic seconds.
+        info: its own, once it is there; then only images before it hold it up.
+    """
+
+    image: ImageMessage
+    due: float
+    info: CameraInfo | None = None
 
 
 @dataclass
@@ -57,9 +72,10 @@ class InputCounts:
 class CameraInput:
     """Subscriptions to one camera; calls ``on_pair(image message, camera_info message)`` in the executor's thread.
 
-    An image is paired with the camera_info of its stamp (or within ``slop``). Where none comes, as from drivers that
-    publish camera_info once and latched, or where it was lost, the latest camera_info with the image's frame_id is
-    taken, if ``use_latest_info`` allows it.
+    An image is paired with the camera_info of its stamp (or within ``slop``). Where none comes within ``wait``, as from
+    drivers that publish camera_info once and latched, or where it was lost, the latest camera_info with the image's
+    frame_id is taken, if ``use_latest_info`` allows it. Never before: whether a camera_info is latched or one of a slow
+    stream, whose next one is on its way, cannot be told from outside. Images are handed over in the order they came.
 
     Args:
         node: the node that subscribes.
@@ -67,6 +83,7 @@ class CameraInput:
         transport: "raw" or "compressed".
         slop: greatest difference of the two stamps in seconds; 0 = equal stamps.
         use_latest_info: whether an image may be paired with a camera_info of another stamp.
+        wait: seconds that an image waits for its own, beyond ``slop``.
     """
 
     def __init__(
@@ -76,14 +93,16 @@ class CameraInput:
         transport: str = "raw",
         slop: float = 0.0,
         use_latest_info: bool = True,
+        wait: float = GRACE,
     ) -> None:
         self._node, self._on_pair, self._use_latest = node, on_pair, use_latest_info
+        self._wait = wait + slop
         self.counts, self.loss, self.qos_problem = InputCounts(), LossMeter(), ""
         self._newest: dict[str, int] = {}  # topic -> stamp
         self._negative_stamp = ""  # what to say of the last one
         self._streamed: Arrival | None = None  # the latest on the ordinary subscription
         self._latched: Arrival | None = None  # and on that for latched ones
-        self._waiting: ImageMessage | None = None  # for its camera_info
+        self._waiting: deque[_Waiting] = deque()  # the first came first
         self._done_early: deque[int] = deque(maxlen=SYNC_QUEUE)  # stamps that may still find their own camera_info
         image_topic = node.resolve_topic_name("image")
         # a remapping of `image` does not reach `image/compressed`, so the suffix is put on the remapped name
@@ -104,18 +123,20 @@ class CameraInput:
             self._sync = message_filters.TimeSynchronizer([images, infos], SYNC_QUEUE)
         self._sync.registerCallback(self._paired)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._grace = node.create_timer(GRACE + slop, self._pair_with_latest, clock=steady)
-        self._grace.cancel()
+        self._timer = node.create_timer(self._wait, self._time_is_up, clock=steady)
+        self._timer.cancel()
+        self._guard = node.create_guard_condition(self._settle_late)
         if use_latest_info:
-            images.registerCallback(lambda image: self._wait_for_info())  # after the synchronizer's
-            infos.registerCallback(lambda info: self._wait_for_info())
+            infos.registerCallback(lambda info: self._set_timer())  # after the synchronizer's
 
     def destroy(self) -> None:
         """Unsubscribe."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
-        self._node.destroy_timer(self._grace)
+        self._node.destroy_timer(self._timer)
+        self._node.destroy_guard_condition(self._guard)
         self._subscriptions = []
+        self._waiting.clear()
 
     def look(self) -> None:
         """Look at who publishes; to be called now and then."""
@@ -228,10 +249,14 @@ class CameraInput:
         self.counts.last_image = time.monotonic()
         self.loss.image(stamp)
         self._mind_the_clock(self.image_topic, stamp)
-        self._pair_with_latest()  # the image before, if it still waits
         if stamp in self._done_early:
             self._done_early.remove(stamp)  # sent again on purpose
-        self._waiting = image
+        if self._use_latest:
+            self._waiting.append(_Waiting(image, time.monotonic() + self._wait))
+            if len(self._waiting) > SYNC_QUEUE:  # of a camera of 200 Hz: memory is bounded
+                self._waiting[0].due = time.monotonic()
+                self._settle_late()
+            self._set_timer()
 
     def _info_arrived(self, info: CameraInfo) -> None:
         stamp = stamp_nanoseconds(info.header)
@@ -246,7 +271,7 @@ class CameraInput:
         self._latched = (info, time.monotonic())
         if self._latest() is self._latched:  # else it has come on the other subscription too
             self.counts.infos += 1
-            self._wait_for_info()
+            self._set_timer()
 
     def _latest(self) -> Arrival | None:
         """The latest camera_info. A latched one may have been published long ago, so a stream counts while it lasts;
@@ -257,33 +282,47 @@ class CameraInput:
         streams = time.monotonic() - streamed[1] <= LATCHED_AFTER
         return streamed if streams or streamed[1] > latched[1] else latched
 
-    def _wait_for_info(self) -> None:
-        latest = self._latest()
-        if self._waiting is None or latest is None:
+    def _set_timer(self) -> None:
+        """Wake when the first image has waited long enough, if there is anything to pair it with then."""
+        if not self._waiting or self._latest() is None:
+            self._timer.cancel()
             return
-        if time.monotonic() - latest[1] > LATCHED_AFTER:
-            self._pair_with_latest()
-        elif self._grace.is_canceled():  # a stream faster than the grace must not put it off
-            self._grace.reset()
+        self._timer.timer_period_ns = max(round(1e9 * (self._waiting[0].due - time.monotonic())), 1)
+        self._timer.reset()
 
-    def _pair_with_latest(self) -> None:
-        image, self._waiting = self._waiting, None
-        self._grace.cancel()
-        latest = self._latest()
-        if image is None or latest is None or not self._use_latest:
-            return
-        info = latest[0]
-        if info.header.frame_id == image.header.frame_id:
-            self.counts.pairs_with_latest_info += 1
-            self._done_early.append(stamp_nanoseconds(image.header))
-            self._hand_over(image, info)
+    def _time_is_up(self) -> None:
+        """Not yet: an executor that was held up finds the timer and the camera_info ready at once, and takes the timer
+        first. It comes to the guard after all that was ready."""
+        self._timer.cancel()
+        self._guard.trigger()
+
+    def _settle_late(self) -> None:
+        """Pair the images that have waited long enough with the latest camera_info; then hand over what can be."""
+        now, latest = time.monotonic(), self._latest()
+        while self._waiting and self._waiting[0].due <= now and self._waiting[0].info is None:
+            if latest is None and len(self._waiting) == 1:
+                break  # the newest is kept for the first camera_info to come
+            image = self._waiting.popleft().image
+            if latest is not None and latest[0].header.frame_id == image.header.frame_id:
+                self.counts.pairs_with_latest_info += 1
+                self._done_early.append(stamp_nanoseconds(image.header))
+                self._hand_over(image, latest[0])
+            self._settle()
+        self._set_timer()
+
+    def _settle(self) -> None:
+        """Hand over the images that have their own camera_info and none before them that waits."""
+        while self._waiting and (info := self._waiting[0].info) is not None:
+            self._hand_over(self._waiting.popleft().image, info)
 
     def _paired(self, image: ImageMessage, info: CameraInfo) -> None:
         stamp = stamp_nanoseconds(image.header)
-        if self._waiting is image:
-            self._waiting = None
-            self._grace.cancel()
-        if stamp in self._done_early:
+        waiting = next((each for each in self._waiting if each.image is image), None)
+        if waiting is not None:
+            waiting.info = info
+            self._settle()
+            self._set_timer()
+        elif stamp in self._done_early:
             self._done_early.remove(stamp)  # its own camera_info came after all, too late
         else:
             self._hand_over(image, info)

@@ -162,6 +162,7 @@ class DetectorNode(LifecycleNode):
             self._value("image_transport"),
             self._value("sync_slop"),
             self._value("use_latest_camera_info"),
+            self._value("camera_info_wait"),
         )
         topics = self._input.image_topic, self._input.camera_info_topic
         self._pipeline = Pipeline(

@@ -16,6 +16,7 @@ from rclpy.parameter import Parameter
 
 from skd_core.errors import UserError
 from skd_core.supervision.class_map import parse_class_map
+from skd_wm3d_ros.inputs import GRACE
 
 CLASS_THRESHOLDS = "class_thresholds"
 
@@ -149,6 +150,14 @@ PARAMETERS = (
         "use_latest_camera_info",
         True,
         "Pair an image that has no camera_info of its own stamp with the latest one of its frame_id (latched drivers).",
+        when="activate",
+    ),
+    Spec(
+        "camera_info_wait",
+        GRACE,
+        "Seconds that an image waits for the camera_info of its own stamp before use_latest_camera_info takes another; "
+        "0 = not at all, for drivers that latch it.",
+        limits=(0.0, 1.0),
         when="activate",
     ),
     Spec(

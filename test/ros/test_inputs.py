@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 import rclpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ros_harness import (
     HEIGHT,
     MALFORMED_COMPRESSED,
@@ -284,6 +286,11 @@ class Pairing:
     def latched(self, second, frame="camera"):
         self.input._latched_arrived(CameraInfo(header=header(second, frame)))
 
+    def wait_out(self, clock):
+        """Let the images that wait have waited long enough, by a clock that the test moves on."""
+        clock[0] += GRACE
+        self.input._settle_late()
+
     def wait(self, condition=None):
         until = time.monotonic() + TIMEOUT
         while not (condition() if condition else self.pairs) and time.monotonic() < until:
@@ -330,13 +337,126 @@ def test_equal_stamps_pair_in_either_order(pairing, first):
     assert p.input.counts.pairs_with_latest_info == 0
 
 
-def test_latched_camera_info_pairs_at_once(pairing, clock):
+@pytest.mark.parametrize("pause", [0.1, 2.5, 3600.0])
+@pytest.mark.parametrize("first", ["image", "info"])
+def test_after_any_pause_an_image_waits_for_its_own_camera_info(pairing, clock, pause, first):
+    """Zoom alternates, the camera is slow: the camera_info before is no latched one, whatever its age."""
+    p = pairing()
+    for second in (5, 6, 7, 8):
+        for kind in (first, "info" if first == "image" else "image"):
+            getattr(p, kind)(second)
+            clock[0] += 0.9 * GRACE
+            p.input._settle_late()
+        clock[0] += pause
+    assert p.pairs == [(5, 5), (6, 6), (7, 7), (8, 8)]
+    assert p.input.counts.pairs_with_latest_info == 0
+
+
+def test_a_fast_camera_whose_camera_info_lags(pairing, clock):
+    """The next image comes before the camera_info of this one: neither gets the other's."""
+    p = pairing()
+    p.info(1)
+    for second in range(5, 12):
+        p.image(second)
+        clock[0] += 0.3 * GRACE
+        p.input._settle_late()
+        if second > 6:
+            p.info(second - 2)
+    p.info(10)
+    p.info(11)
+    assert p.pairs == [(second, second) for second in range(5, 12)]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.floats(0, 0.3), st.floats(-0.04, 0.04), st.booleans()), min_size=1, max_size=12))
+def test_images_keep_their_order_and_get_their_own_if_it_comes_in_time(pairing, clock, frames):
+    """(seconds until the next frame, camera_info after its image, whether it is lost) in any mixture: every image is
+    handed over once, in order, with its own camera_info if that was not lost, and else with one that was there."""
+    p, events, now = pairing(), [], 1.0
+    p.info(1)
+    for second, (gap, lag, lost) in enumerate(frames, 5):
+        now += gap
+        events.append((now, "image", second))
+        if not lost:
+            events.append((now + lag, "info", second))
+    clock[0], begin = 1000.0, 1000.0
+    for when, kind, second in sorted(events):
+        for _ in range(len(p.input._waiting)):  # the timer, each time it is due before
+            if p.input._waiting and p.input._waiting[0].due < begin + when:
+                clock[0] = p.input._waiting[0].due
+                p.input._settle_late()
+        clock[0] = begin + when
+        getattr(p, kind)(second)
+    for _ in events:
+        p.wait_out(clock)
+    assert [image for image, _ in p.pairs] == list(range(5, 5 + len(frames)))
+    for (image, info), (_, _, lost) in zip(p.pairs, frames, strict=True):
+        assert info == image or lost
+        assert info != image or not lost
+
+
+def test_an_executor_that_was_held_up_looks_for_the_camera_info_first(pairing, node):
+    """Both the end of the wait and the camera_info are there when it goes on."""
+    p = pairing()
+    p.info(1)
+    arrived = []
+    other = rclpy.create_node("listener")
+    other.create_subscription(CameraInfo, "/camera_info", arrived.append, RELIABLE)
+    images, infos = (
+        node.create_publisher(Image, "/image", RELIABLE),
+        node.create_publisher(CameraInfo, "/camera_info", RELIABLE),
+    )
+
+    def seen():
+        if not p.input.counts.images:
+            images.publish(Image(header=header(50, "camera")))
+        return p.input.counts.images
+
+    def there():
+        infos.publish(CameraInfo(header=header(50, "camera")))
+        rclpy.spin_once(other, timeout_sec=0.05)
+        return arrived
+
+    p.wait(seen)
+    until = time.monotonic() + TIMEOUT
+    while not there() and time.monotonic() < until:
+        pass
+    time.sleep(2 * GRACE)
+    p.wait()
+    assert p.pairs[0] == (50, 50)
+    for publisher in (images, infos):
+        node.destroy_publisher(publisher)
+    other.destroy_node()
+
+
+def test_latched_camera_info_pairs_after_the_wait(pairing, clock):
     p = pairing()
     p.info(1)
     clock[0] += 2 * LATCHED_AFTER
     for second in (50, 51):
         p.image(second)
+        p.wait_out(clock)
     assert p.pairs == [(50, 1), (51, 1)]
+
+
+def test_latched_camera_info_without_a_wait(pairing):
+    """For those who know that their driver latches it."""
+    p = pairing(wait=0.0)
+    p.info(1)
+    p.image(50)
+    p.wait()
+    assert p.pairs == [(50, 1)]
+
+
+def test_an_image_that_waits_for_the_first_camera_info_of_all(pairing, clock):
+    p = pairing()
+    p.image(50)
+    p.image(51)
+    p.wait_out(clock)
+    assert p.pairs == []
+    p.info(1)
+    p.input._settle_late()
+    assert p.pairs == [(51, 1)]
 
 
 def test_a_latched_publisher_that_starts_anew_brings_its_calibration(pairing, clock):
@@ -346,9 +466,11 @@ def test_a_latched_publisher_that_starts_anew_brings_its_calibration(pairing, cl
     assert p.input.counts.infos == 1
     clock[0] += 2 * LATCHED_AFTER
     p.image(50)
+    p.wait_out(clock)
     p.latched(2)  # only there: the other subscription is not matched yet when it is published
     clock[0] += 2 * LATCHED_AFTER
     p.image(51)
+    p.wait_out(clock)
     assert p.pairs == [(50, 1), (51, 2)]
     assert p.input.counts.infos == 2
 
@@ -374,11 +496,12 @@ def test_an_old_latched_camera_info_does_not_overrule_a_stream(pairing, clock):
         p.info(second)
     p.latched(1)
     p.image(7)  # whose camera_info is lost
-    p.image(8)
+    p.wait_out(clock)
     assert p.pairs == [(7, 6)]
     clock[0] += 2 * LATCHED_AFTER
-    p.image(9)
-    assert p.pairs[1:] == [(8, 1), (9, 1)]  # the stream has ended before it came, for all that is known
+    p.image(8)
+    p.wait_out(clock)
+    assert p.pairs[1:] == [(8, 1)]  # the stream has ended before it came, for all that is known
 
 
 def test_a_latched_publisher_that_starts_anew_over_dds(pairing):
@@ -393,7 +516,7 @@ def test_a_latched_publisher_that_starts_anew_over_dds(pairing):
 
         def taken(second=second):
             p.input.look()
-            p.image(50 + len(p.pairs))
+            p.image(50 + p.input.counts.images)
             return p.pairs and p.pairs[-1][1] == second
 
         p.wait(taken)
@@ -416,21 +539,12 @@ def test_lost_camera_info_is_waited_for_and_then_replaced(pairing):
     assert p.pairs[1:] == [(7, 7)]
 
 
-def test_the_next_image_ends_the_wait(pairing):
-    p = pairing()
-    p.info(5)
-    p.image(6)
-    p.image(7)
-    assert p.pairs == [(6, 5)]
-    p.info(7)
-    assert p.pairs == [(6, 5), (7, 7)]
-
-
-def test_camera_info_of_another_frame_is_not_taken(pairing):
+def test_camera_info_of_another_frame_is_not_taken(pairing, clock):
     p = pairing()
     p.info(5, "rear")
     p.image(6)
     p.image(7)
+    p.wait_out(clock)
     assert p.pairs == []
     assert "frame_ids" in p.input.problem()
     p.info(8, "rear")
