@@ -317,6 +317,10 @@ class Boxes3D:
         boxes = Boxes2D(project_boxes(camera.P, self.center, self.size, self.yaw), self.labels, self.scores)
         return boxes.clip(camera.width, camera.height)
 
+    def moved(self, offset: Tensor) -> Boxes3D:
+        """The same boxes in a frame of the same orientation: ``center + offset``, shape (3,), metres."""
+        return replace(self, center=self.center + offset.to(self.center))
+
     def flip(self, width: float | None = None) -> Boxes3D:
         """In the world mirrored with :meth:`Camera.flip`; the 2D boxes follow if the image's width is given."""
         mirror = self.center.new_tensor([-1, 1, 1])

@@ -118,6 +118,20 @@ class Camera:
     def cy(self) -> float:
         return float(self.P[1, 2])
 
+    @property
+    def offset(self) -> Tensor:
+        """shape (3,), float64, metres: what leads from the frame in which P projects to the camera's own optical frame,
+        whose origin is the optical centre: ``X_own = X + offset``, as ``P = K [I | offset]``.
+
+        Of the right camera of a stereo pair, whose P holds ``-fx B``, it is (-B, 0, 0); of KITTI's camera 2, 6 cm.
+        """
+        offset: Tensor = torch.linalg.solve(self.K, self.P[:, 3])
+        return offset
+
+    def centred(self) -> Camera:
+        """The same camera with P projecting from its own optical frame: the frame that a ROS header names."""
+        return Camera(torch.cat([self.K, self.K.new_zeros(3, 1)], 1), self.width, self.height)
+
     # -- geometry ---------------------------------------------------------------------------------------------------
     def project(self, xyz: Tensor) -> Tensor:
         """(N, 3) metres -> (N, 2) pixels; see :func:`project`."""

@@ -26,6 +26,9 @@ class Decoder:
     orientation, so that boxes are in the frame that the image's header names; P and R, which belong to a rectified
     image, are not used then. Undistorting the image rather than the boxes keeps what the network sees a pinhole
     image, as in training.
+
+    The camera's P projects from its own optical frame, which the header names, and not from that of the left camera of
+    a stereo pair, where CameraInfo's P of the right one holds the baseline.
     """
 
     def __init__(self, image_topic: str, camera_info_topic: str, rectified: bool = True) -> None:
@@ -60,7 +63,7 @@ class Decoder:
             self._camera = None  # also where the new one is no good
             name = f"{self._camera_info_topic} (for {self._image_topic})"
             try:
-                camera = camera_from_info(info, name, self._rectified)
+                camera = camera_from_info(info, name, self._rectified).centred()
                 self._maps = None if self._rectified else undistortion_maps(info, camera, name)
             except UserError as error:
                 raise Rejection("calibration", str(error)) from None

@@ -63,7 +63,8 @@ def test_a_data_set_survives_as_a_bag(root: Path, tmp_path: Path, storage: str) 
         label = dataset.files(index)["label"]
         expected, (stamp, frame_id, boxes) = read_objects(label).boxes3d(), truth[index]
         assert (stamp, frame_id, boxes.labels) == (frames[index].stamp, "camera_optical_frame", expected.labels)
-        torch.testing.assert_close(boxes.center, expected.center, rtol=0, atol=0)
+        own = expected.center + dataset[index].camera.offset  # the frame that the header names
+        torch.testing.assert_close(boxes.center, own, rtol=0, atol=1e-12)
         torch.testing.assert_close(boxes.size, expected.size, rtol=0, atol=0)
         torch.testing.assert_close(boxes.yaw, expected.yaw, rtol=0, atol=1e-12)
         assert texts[index] == (stamp, label.read_text())
@@ -187,8 +188,44 @@ def test_the_detector_finds_in_a_bag_what_it_finds_in_the_folder(root: Path, bag
     frames = list(read_frames(bag))
     assert [(stamp, frame_id) for stamp, frame_id, _ in found] == [(f.stamp, f.frame_id) for f in frames]
     boxes = detector.predict(frames[0].image, frames[0].camera, 0.05)
-    torch.testing.assert_close(found[0][2].center, boxes.center.double(), rtol=0, atol=0)
+    published = boxes.moved(frames[0].camera.offset)  # into the frame that the header names
+    torch.testing.assert_close(found[0][2].center, published.center.double(), rtol=0, atol=0)
     assert found[0][2].labels == boxes.labels
+
+
+def test_a_right_stereo_camera_is_evaluated_in_its_own_frame(tmp_path: Path) -> None:
+    """Detections and truth of the bag are in the frame that the header names; label files and results are in KITTI's,
+    from which P projects. Exact detections are worth as much by either truth."""
+    write_dataset(tmp_path / "set", SynthConfig(480, 144), 2, 11)
+    calib = tmp_path / "set" / "training" / "calib"
+    for file in calib.glob("*.txt"):
+        lines = [line.split() for line in file.read_text().splitlines() if line]
+        for line in lines:
+            if line[0] == "P2:":
+                line[4] = repr(float(line[4]) - 0.54 * float(line[1]))
+        file.write_text("".join(" ".join(line) + "\n" for line in lines))
+    for label in (tmp_path / "set" / "training" / "label_2").glob("*.txt"):  # the scene stays, as the camera sees it
+        rows = [line.split() for line in label.read_text().splitlines()]
+        for row in rows:
+            row[11] = repr(float(row[11]) + 0.54)
+        label.write_text("".join(" ".join(row) + "\n" for row in rows))
+    bag = tmp_path / "bag"
+    make_bag("kitti", tmp_path / "set", bag, BagOptions())
+    dataset = KittiDataset(tmp_path / "set")
+    shift = dataset[0].camera.offset
+    assert -0.55 < float(shift[0]) < -0.4
+    exact = [read_objects(dataset.files(i)["label"]).boxes3d() for i in range(2)]
+    for boxes, (_, _, told) in zip(exact, read_detections(bag, "/camera/ground_truth", CLASSES), strict=True):
+        torch.testing.assert_close(told.center, boxes.center.double() + shift, rtol=0, atol=1e-6)
+    answers = iter([*exact, *exact])
+    frames = list(read_frames(bag))
+    for truth in ("/camera/ground_truth", "/camera/ground_truth_kitti"):
+        scores = evaluate_bag(bag, lambda frame: (next(answers), 0.01), CLASSES[:2], tmp_path / "out", truth)
+        assert scores["recall"]["Car"]["all"]["recall"] == 1
+        found = list(read_detections(tmp_path / "out" / "detections", classes=CLASSES))
+        for frame, boxes, (_, frame_id, told) in zip(frames, exact, found, strict=True):
+            assert frame_id == frame.frame_id
+            torch.testing.assert_close(told.center, boxes.center.double() + shift, rtol=0, atol=1e-6)
 
 
 def test_dropped_frames_and_the_truth_of_a_detections_topic(root: Path, bag: Path, tmp_path: Path) -> None:

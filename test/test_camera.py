@@ -43,6 +43,24 @@ def points(draw: st.DrawFn, max_count: int = 8) -> Tensor:
     return torch.tensor(draw(st.lists(one, min_size=1, max_size=max_count)), dtype=torch.float64)
 
 
+# -- the camera's own frame -------------------------------------------------------------------------------------------
+def test_the_right_camera_of_a_stereo_pair_is_b_to_the_right() -> None:
+    P = torch.tensor([[500.0, 0, 320, -60], [0, 500, 240, 0], [0, 0, 1, 0]], dtype=torch.float64)  # B = 60 / 500
+    right = Camera(P, 640, 480)
+    assert right.offset.tolist() == pytest.approx([-0.12, 0, 0], abs=1e-15)
+    assert right.centred().P.tolist() == [[500, 0, 320, 0], [0, 500, 240, 0], [0, 0, 1, 0]]
+    assert (right.centred().width, right.centred().height) == (640, 480)
+
+
+@given(cameras(), points(), floats(0.2, 3), st.integers(-20, 20))
+def test_the_own_frame_sees_what_the_camera_sees(camera: Camera, xyz: Tensor, scale: float, x0: int) -> None:
+    own = camera.centred()
+    assert own.offset.tolist() == [0, 0, 0]
+    torch.testing.assert_close(own.project(xyz + camera.offset), camera.project(xyz), rtol=1e-7, atol=1e-6)
+    for changed in (camera.crop(x0, 3, 40, 30), camera.resize(math.ceil(64 * scale), 48)):  # it is no matter of pixels
+        torch.testing.assert_close(changed.offset, camera.offset, rtol=1e-9, atol=1e-9)
+
+
 # -- projection -------------------------------------------------------------------------------------------------------
 def test_projection_of_a_hand_worked_point() -> None:
     # u = (721.5377 * 2 + 609.5593 * 10 + 44.85728) / (10 + 0.002745884), v likewise with y = 1

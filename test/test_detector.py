@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from skd_core import Boxes3D, Camera, Detector
+from skd_core.boxes import Boxes2D
 from skd_core.cli import main
 from skd_core.data.kitti import read_objects
 from skd_core.devices import pick_device
@@ -58,6 +59,25 @@ def picture(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> NDArray[
 def same(a: Boxes3D, b: Boxes3D) -> bool:
     names = ("center", "size", "yaw", "scores", "xyxy", "depth_std")
     return a.labels == b.labels and all(torch.equal(getattr(a, n), getattr(b, n)) for n in names)
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["own boxes", "given boxes"])
+@pytest.mark.parametrize("column", [[-173.0, 0, 0], [14.4, 0.07, 0.0027], [30.0, -20, 0.1]])
+def test_a_camera_beside_the_origin_moves_the_boxes_and_nothing_else(
+    detector: Detector, column: list[float], outside: bool
+) -> None:
+    """The network sees the picture, not the frame: in the camera's own one, boxes and headings are the same."""
+    P = camera().centred().P.clone()
+    P[:, 3] = torch.tensor(column)
+    beside = Camera(P, WIDTH, HEIGHT)
+    found = detector.predict(picture(), camera(), 0.0)
+    given = Boxes2D(found.xyxy, found.labels, found.scores) if outside else None
+    own = detector.predict(picture(), beside.centred(), 0.0, boxes2d=given)
+    boxes = detector.predict(picture(), beside, 0.0, boxes2d=given).moved(beside.offset)
+    assert len(own) > 3
+    torch.testing.assert_close(boxes.center, own.center, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(boxes.yaw, own.yaw, rtol=0, atol=1e-5)
+    torch.testing.assert_close(boxes.size, own.size)
 
 
 # -- predict -----------------------------------------------------------------------------------------------------------

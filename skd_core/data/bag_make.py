@@ -101,7 +101,8 @@ def make_bag(kind: str, source: Path, out: Path, options: BagOptions | None = No
             frame, namespace = entry.frame, entry.namespace
             bag.write_frame(frame, f"{namespace}/image", f"{namespace}/camera_info")
             if entry.truth is not None:
-                bag.write_detections(f"{namespace}/{GROUND_TRUTH}", entry.truth, frame.stamp, frame.frame_id)
+                truth = entry.truth.moved(frame.camera.offset)  # into the frame that the header names
+                bag.write_detections(f"{namespace}/{GROUND_TRUTH}", truth, frame.stamp, frame.frame_id)
             if entry.truth_text is not None:
                 bag.write_text(f"{namespace}/{GROUND_TRUTH_KITTI}", entry.truth_text, frame.stamp)
     return count

@@ -96,7 +96,8 @@ def evaluate_bag(
             if answer is None:
                 evaluation.dropped += 1
                 continue
-            writer.write_detections(DETECTIONS_TOPIC, answer[0], frame.stamp, frame.frame_id)
+            published = answer[0].moved(frame.camera.offset)  # into the frame that the header names
+            writer.write_detections(DETECTIONS_TOPIC, published, frame.stamp, frame.frame_id)
             _add(evaluation, frame, answer, truth, classes, results)
         if not evaluation.stamps:
             why = f"{evaluation.dropped} frames were dropped" if evaluation.dropped else "no frame that can be used"

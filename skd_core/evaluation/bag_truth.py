@@ -42,7 +42,8 @@ class Truth:
         if stamp in self._boxes:
             labels, values = self._boxes[stamp]
             center, size, yaw, scores = map(torch.from_numpy, np.split(values, [3, 6, 7], -1))
-            return labels_from_boxes(Boxes3D(center, size, yaw[:, 0], labels, scores[:, 0]), camera)
+            boxes = Boxes3D(center, size, yaw[:, 0], labels, scores[:, 0])  # in the frame that the header names
+            return labels_from_boxes(boxes.moved(-camera.offset), camera)
         return self._objects[self._numbers[stamp]] if stamp in self._numbers else None
 
     def add_boxes(self, stamp: int, boxes: Boxes3D) -> None:

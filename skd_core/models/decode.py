@@ -104,8 +104,11 @@ def decode_3d(
     log_z = torch.where(cut, free, torch.log(geometric) + 0.3 * torch.tanh(raw.depth[:, 0]))
     log_z = log_z.clamp(math.log(0.5), math.log(200.0))
 
-    center = unproject(P, uv[:, None], torch.exp(log_z)[:, None])[:, 0]  # (N, 3)
-    yaw = wrap_angle(turned + torch.atan2(center[:, 0], center[:, 2]).detach())
+    # depth and heading are as seen from the optical centre, which is not P's origin where P holds a baseline
+    z = torch.exp(log_z) - P[:, 2, 3]
+    center = unproject(P, uv[:, None], z[:, None])[:, 0]  # (N, 3)
+    x = center[:, 0] + (P[:, 0, 3] - P[:, 0, 2] * P[:, 2, 3]) / P[:, 0, 0]
+    yaw = wrap_angle(turned + torch.atan2(x, center[:, 2] + P[:, 2, 3]).detach())
     return Prediction3D(center, size, yaw, log_z, raw.depth[:, 1], share, raw.yaw, alpha, raw.direction)
 
 

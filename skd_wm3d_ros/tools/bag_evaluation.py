@@ -72,7 +72,7 @@ def evaluate_live(bag: Path, out: Path, options: NodeOptions, rate: float | None
         if answer is None:
             return None
         labels = tuple(spelling.get(label, label) for label in answer.boxes.labels)
-        return replace(answer.boxes, labels=labels), answer.latency
+        return replace(answer.boxes, labels=labels).moved(-frame.camera.offset), answer.latency
 
     return evaluate_bag(bag, answered, classes, out, rectified=options.rectified, sure=detector.threshold, **more)
 
@@ -90,9 +90,8 @@ def compare(bag: Path, live: Path, options: NodeOptions, camera: CameraTopics) -
         if frame.stamp not in answers:
             continue
         frames += 1
-        difference = largest_difference(
-            answers[frame.stamp], detector.predict(frame.image, frame.camera, options.threshold)
-        )
+        offline = detector.predict(frame.image, frame.camera, options.threshold)
+        difference = largest_difference(answers[frame.stamp], offline.moved(frame.camera.offset))
         different += difference > SAME
         largest = max(largest, difference)
     return Parity(frames, different, largest)

@@ -256,7 +256,8 @@ def report(bag: Path, answers: list[Answer], out: Path, note: str = "") -> None:
     for frame in read_frames(bag):
         if frame.stamp in by_stamp:
             boxes = by_stamp[frame.stamp]
-            rows.append(stack(draw_boxes3d(frame.image, boxes, frame.camera), draw_bev(boxes, camera=frame.camera)))
+            camera = frame.camera.centred()  # the answers are in the frame that the header names
+            rows.append(stack(draw_boxes3d(frame.image, boxes, camera), draw_bev(boxes, camera=camera)))
         if frame.stamp == most.stamp:
             above = draw_bev(most.boxes, camera=frame.camera, size=(800, 800))
             write_image(out / "bev.png", add_caption(above, note))

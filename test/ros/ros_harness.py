@@ -54,7 +54,8 @@ def camera_info() -> CameraInfo:
 
 
 def camera() -> Camera:
-    return Camera(np.array(camera_info().p).reshape(3, 4), WIDTH, HEIGHT)  # type: ignore[arg-type]
+    """That camera in its own optical frame, which the header names."""
+    return Camera(np.array(camera_info().p).reshape(3, 4), WIDTH, HEIGHT).centred()  # type: ignore[arg-type]
 
 
 def picture(seed: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from ros_harness import (
     WIDTH,
     DetectorProcess,
     Rig,
+    camera,
     camera_info,
     changed,
     compressed,
@@ -218,7 +219,24 @@ def test_camera_info_that_changes(rig, detectors):
     zoomed.p[[0, 5]] *= 1.5
     pixels = picture(4)
     for info, shown in ((small, np.ascontiguousarray(pixels[::2, ::2])), (zoomed, pixels), (camera_info(), pixels)):
-        assert_boxes(rig.ask(image_message(shown), info), detectors[0].predict(shown, camera_from_info(info), 0.0))
+        assert_boxes(
+            rig.ask(image_message(shown), info), detectors[0].predict(shown, camera_from_info(info).centred(), 0.0)
+        )
+
+
+@pytest.mark.parametrize("baseline", [0.12, -0.54])
+def test_a_right_stereo_camera_in_its_own_frame(rig, detectors, baseline):
+    """The header names the camera that took the picture: the same picture means the same boxes, whatever P holds."""
+    right = camera_info()
+    right.p[[3, 7, 11]] = [-right.p[0] * baseline, 0.0, 0.0]
+    alone = changed(camera_info(), p=np.array(right.p) * ([1, 1, 1, 0] * 3))
+    boxes = [boxes_from_detections(rig.ask(image_message(picture(1)), info)) for info in (alone, right)]
+    torch.testing.assert_close(boxes[1].center, boxes[0].center, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(boxes[1].yaw, boxes[0].yaw, rtol=0, atol=1e-5)
+    # the library's are in the left camera's frame, as KITTI has it, and B to the right there
+    left = detectors[0].predict(picture(1), camera_from_info(right), 0.0)
+    shift = torch.tensor([baseline, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(left.center.double() - shift, boxes[1].center, rtol=1e-4, atol=1e-4)
 
 
 def test_a_camera_that_dies_and_returns(rig):
@@ -285,7 +303,7 @@ def test_fifty_activations_under_load(rig, load):
 
 
 def test_other_weights_under_load(rig, load, weights, detectors):
-    expected = [detector.predict(picture(1), camera_from_info(camera_info()), 0.0) for detector in detectors]
+    expected = [detector.predict(picture(1), camera(), 0.0) for detector in detectors]
     assert not torch.allclose(expected[0].center[:5], expected[1].center[:5]), "the test needs weights that differ"
     for path, boxes in ((weights[1], expected[1]), (weights[0], expected[0])):
         assert rig.transition(DEACTIVATE)
