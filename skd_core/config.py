@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from skd_core.errors import UserError
 from skd_core.priors import prior_of
@@ -27,10 +38,10 @@ class ModelConfig(Strict):
 
     classes: tuple[str, ...] = ("Car", "Pedestrian", "Cyclist")
     backbone: str = "dla34"
-    neck_channels: int = Field(64, ge=8)
-    head_channels: int = Field(256, ge=8)
-    roi_size: int = Field(7, ge=1)
-    depth_channels: int = Field(256, ge=8)  # of the teacher's depth head
+    neck_channels: int = Field(64, ge=8, le=4096)
+    head_channels: int = Field(256, ge=8, le=4096)
+    roi_size: int = Field(7, ge=1, le=64)
+    depth_channels: int = Field(256, ge=8, le=4096)  # of the teacher's depth head
     input_size: tuple[int, int] = (1280, 384)  # width, height, pixels; with focal: of the window training looks through
     focal: float | None = Field(None, gt=0)  # of the network's input, pixels; None: what input_size makes of the images
     center_range: float = Field(1.0, ge=1)  # the projected centre lies in the 2D box grown by this factor
@@ -55,21 +66,25 @@ class ModelConfig(Strict):
     @field_validator("input_size")
     @classmethod
     def _size(cls, size: tuple[int, int]) -> tuple[int, int]:
-        if min(size) < 32:
-            raise ValueError("width and height must be at least 32 pixels")
+        if min(size) < 32 or max(size) > 16384:
+            raise ValueError("width and height must be 32 to 16384 pixels")
         return size
+
+
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, in which ``~`` is the home folder."""
 
 
 class SetConfig(Strict):
     """One data set."""
 
     kind: Literal["kitti", "nuscenes"] = "kitti"  # the layout of its folder
-    root: str
+    root: Place
     split: str | None = None  # kitti: a name in ImageSets/; nuscenes: train, val, mini_train, ...; all images if none
     version: str | None = None  # nuscenes: v1.0-trainval, ...; may be left out where there is only one
     share: float = Field(1.0, gt=0)  # of every batch, relative to the other sets' shares
     boxes: Literal["amodal", "tight"] = "amodal"  # tight: around the visible part, as a 2D detector gives them
-    depth_dir: str | None = None  # of this set, in a list of sets
+    depth_dir: Place | None = None  # of this set, in a list of sets
     only_2d: bool = False  # teaches the 2D heads alone, such as where the focal length is uncertain
     licence: str | None = None  # of images and labels, such as CC-BY-NC-SA-4.0; the weights keep it in their metadata
 
@@ -92,7 +107,7 @@ class DataConfig(Strict):
 
     train: OneOrMany  # a list is a mixture: every batch holds each set's share
     val: SetConfig | None = None  # 3D labels are read here only, and only to report
-    depth_dir: str | None = None  # estimated depth, training only: beside image_2 (kitti), under root (nuscenes)
+    depth_dir: Place | None = None  # estimated depth, training only: beside image_2 (kitti), under root (nuscenes)
     depth_kind: Literal["metric", "relative"] = "metric"  # relative: inverse depth of any scale and shift
     camera_height: float = Field(1.65, gt=0)  # metres above the road; relative depth only
     workers: int = Field(0, ge=0)
@@ -170,8 +185,8 @@ class MethodConfig(Strict):
 class ScheduleConfig(Strict):
     """METHOD 6, Schedule [peer]. The 3D losses' ramps scale with the number of epochs [ours]."""
 
-    epochs: int = Field(140, ge=1)
-    batch_size: int = Field(16, ge=1)
+    epochs: int = Field(140, ge=1, le=1_000_000)
+    batch_size: int = Field(16, ge=1, le=65_536)
     learning_rate: float = Field(1.25e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
     warmup_epochs: float = Field(5, ge=0)
@@ -197,7 +212,7 @@ class ScheduleConfig(Strict):
 class InitialConfig(Strict):
     """What training starts from."""
 
-    weights: str | None = None  # a student's .safetensors, or a backbone's file or package (training.pretrained)
+    weights: Place | None = None  # a student's .safetensors, or a backbone's file or package (training.pretrained)
     head_3d: bool = False  # the 3D head starts from the weights too
     freeze: tuple[str, ...] = ()  # parts of the backbone that stay as they are, such as conv_stem, blocks.0
 
@@ -205,7 +220,7 @@ class InitialConfig(Strict):
 class TrainConfig(Strict):
     """All of `skd_core train`."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     model: ModelConfig = ModelConfig()
     initial: InitialConfig = InitialConfig()

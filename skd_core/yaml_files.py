@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from skd_core.errors import UserError
+from skd_core.files import read_text
 
 MAX_BYTES = 4_000_000
 MAX_VALUES = 200_000
@@ -102,16 +103,7 @@ def read_yaml(path: str | Path, *, first: bool = False) -> Any:
     Raises:
         UserError: no such file, not a regular file, not UTF-8, or see :func:`load_yaml`.
     """
-    try:
-        if not Path(path).is_file():
-            raise UserError(f"{path}: {'is no regular file' if Path(path).exists() else 'no such file'}")
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file (UTF-8)") from None
+    text = read_text(path, MAX_BYTES, "YAML file")
     return load_yaml(text, str(path), first=first)
 
 

@@ -68,8 +68,8 @@ def test_only_regular_utf8_files_are_opened(tmp_path):
     os.mkfifo(fifo)
     (tmp_path / "latin").write_bytes(b"a: \xe9")
     (tmp_path / "mark").write_bytes(b"\xef\xbb\xbfa: 1")
-    for name, words in (("fifo", "no regular file"), ("latin", "not a text file"), ("none", "no such file"),
-                        (".", "no regular file")):  # fmt: skip
+    for name, words in (("fifo", "not a regular file"), ("latin", "not a text file"), ("none", "No such file"),
+                        (".", "Is a directory")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             read_yaml(tmp_path / name)
     assert read_yaml(tmp_path / "mark") == {"a": 1}
@@ -135,3 +135,30 @@ def test_any_camera_yaml_is_a_camera_or_a_user_error(tmp_path_factory, value):
     path.write_text(yaml.safe_dump(value), encoding="utf-8")
     said = fault(lambda: Camera.from_file(path, 640, 480))
     assert said == "" or str(path) in said
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [("seed=-1", "greater than or equal to 0"), (f"seed={2**64}", "less than 4294967296"),
+     ("model.input_size=[1000000000, 64]", "32 to 16384 pixels"), ("model.input_size=[.inf, 64]", "model.input_size"),
+     ("model.head_channels=99999999", "4096"), ("model.roi_size=99999999", "64"), ("schedule.epochs=1e30", "epochs"),
+     ("schedule.batch_size=99999999999", "65536"), ("seed={a: 1, a: 2}", "key 'a' is given twice"),
+     ("seed=" + "9" * 5000, "digits"), ("data.train.root=2001-99-99", "")],
+)  # fmt: skip
+def test_sizes_and_seeds_of_a_config_are_bounded(tmp_path, item, words):
+    path = tmp_path / "train.yaml"
+    path.write_text("data: {train: {root: ~/streets}}\n")
+    said = fault(lambda: load_config(path, [item]))
+    assert words in said
+    assert bool(said) == bool(words)
+
+
+def test_a_tilde_in_a_config_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home_of_a_test")
+    path = tmp_path / "train.yaml"
+    path.write_text("data: {train: [{root: ~/a, depth_dir: ~/d}], val: {root: '~'}}\ninitial: {weights: ~/w}\n")
+    config = load_config(path)
+    assert config.data.sets[0].root == "/home_of_a_test/a"
+    assert config.data.sets[0].depth_dir == "/home_of_a_test/d"
+    assert config.data.val.root == "/home_of_a_test"
+    assert config.initial.weights == "/home_of_a_test/w"

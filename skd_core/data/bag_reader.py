@@ -24,6 +24,7 @@ from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefiniti
 from rosbags.rosbag2 import Reader
 from rosbags.rosbag2.storage_mcap import decompress
 
+from skd_core.data.bag_check import check_storage
 from skd_core.errors import UserError
 from skd_core.files import natural_order
 
@@ -119,6 +120,7 @@ class BagReader:
     def _open(self) -> list[Storage]:
         if not self.path.exists():
             raise UserError(f"{self.path}: no such bag folder")
+        check_storage(self.path)
         if self.path.is_dir() and (self.path / "metadata.yaml").is_file():
             try:
                 return [_open_whole(self.path)]
