@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from skd_core.calibration import Calibration, read_calibration, read_kitti
 from skd_core.errors import UserError
-from skd_core.yaml_files import load_yaml
+from skd_core.notes import warn_once
+
+MIDDLE = ((0.3, 0.7), (0.25, 0.75))
+"""Where a principal point is expected, in units of the image's width and height."""
 
 FISHEYE = ("equidistant", "fisheye")
 """Distortion models with r = f * theta: no pinhole even where D is 0."""
@@ -141,6 +145,17 @@ class Camera:
         """(N, 2) pixels and (N,) depths -> (N, 3) metres; see :func:`unproject`."""
         return unproject(self.P, uv, z)
 
+    def check_center(self, name: object) -> None:
+        """Warn of a principal point far from the middle: a calibration of another camera, or of another resolution."""
+        across, down = self.cx / self.width, self.cy / self.height
+        if not (MIDDLE[0][0] <= across <= MIDDLE[0][1] and MIDDLE[1][0] <= down <= MIDDLE[1][1]):
+            warn_once(
+                ("center", self.width, self.height, Path(str(name)).parent),
+                f"{name}: its principal point ({self.cx:.0f}, {self.cy:.0f}) is far from the middle of the "
+                f"{self.width}x{self.height} image: if it is a calibration of another camera or resolution, all "
+                "distances are wrong; only for images cut out of larger ones this is right",
+            )
+
     # -- what happens to the image happens to P ------------------------------------------------------------------------
     def crop(self, x0: int, y0: int, width: int, height: int) -> Camera:
         """Camera of the image's window whose top left pixel is (x0, y0); the window may reach outside (padding)."""
@@ -166,13 +181,7 @@ class Camera:
         Raises:
             UserError: missing file, missing line, or not 12 numbers; the message names the line.
         """
-        wanted = {key, key.replace("P", "P_rect_0")}
-        for number, line in enumerate(_read_text(path).splitlines(), 1):
-            name, _, rest = line.partition(":")
-            if name.strip() in wanted:
-                where = f"{path}:{number}"
-                return _named(where, _matrix(f"{where}: {name.strip()}", rest.split(), 3, 4), width, height)
-        raise UserError(f"{path}: no line '{key}:'; is this a KITTI calibration file?")
+        return _of_file(read_kitti(path, key), (width, height))
 
     @staticmethod
     def from_ros(info: Mapping[str, Any], name: str = "camera_info") -> Camera:
@@ -215,31 +224,24 @@ class Camera:
         return _named(f"{name}: after binning", binned, camera.width // bx, camera.height // by)
 
     @staticmethod
-    def from_file(path: str | Path, width: int | None = None, height: int | None = None) -> Camera:
-        """From a KITTI calibration text, a ROS calibration YAML or a CameraInfo YAML (``ros2 topic echo --once``).
+    def from_file(
+        path: str | Path, width: int | None = None, height: int | None = None, name: str | None = None
+    ) -> Camera:
+        """From a calibration file of any kind, see :mod:`skd_core.calibration`.
 
-        A KITTI file does not hold the image size, so width and height are needed for it. Where both the file and the
-        arguments give a size, they must agree.
+        Args:
+            path: the file, or ``FILE:NAME`` for one camera of several.
+            width, height: of the image, pixels.
+            name: of the camera, where ``path`` does not name it.
+
+        KITTI's files do not hold the image size, so width and height are needed for them, and a principal point far
+        from the middle of that size is warned of. Where both the file and the arguments give a size, they must agree.
 
         Raises:
-            UserError: an unreadable or malformed file, or one for images of another size.
+            UserError: an unreadable or malformed file, one for images of another size, or distortion without P.
         """
-        text = _read_text(path)
-        if any(line.startswith(("P2:", "P_rect_02:")) for line in text.splitlines()):
-            if width is None or height is None:
-                raise UserError(f"{path}: a KITTI calibration holds no image size; pass width and height")
-            return Camera.from_kitti(path, width, height)
-        kinds = "neither a KITTI calibration (no 'P2:' line) nor a camera YAML"
-        try:
-            info = load_yaml(text, "camera YAML", first=True)
-        except UserError as error:
-            raise UserError(f"{path}: {kinds} ({error})") from None
-        if not isinstance(info, Mapping):
-            raise UserError(f"{path}: {kinds}")
-        camera = Camera.from_ros(info, str(path))
-        if width is not None and height is not None and (camera.width, camera.height) != (width, height):
-            raise UserError(f"{path}: is for {camera.width}x{camera.height} images, but the image is {width}x{height}")
-        return camera
+        size = None if width is None or height is None else (width, height)
+        return _of_file(read_calibration(path, name), size)
 
     def __repr__(self) -> str:
         focal = f"fx={self.fx:.1f}, fy={self.fy:.1f}, cx={self.cx:.1f}, cy={self.cy:.1f}"
@@ -280,9 +282,27 @@ def _named(name: str, P: Tensor, width: int, height: int) -> Camera:
         raise UserError(f"{name}: {error}") from None
 
 
-def _read_text(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UserError(f"{path}: cannot read camera file: {reason}") from None
+def _of_file(found: Calibration, size: tuple[int, int] | None) -> Camera:
+    """The camera of a calibration file for images of a size, which it may not hold itself."""
+    name, kitti = found.source, found.kind == "KITTI"
+    if not kitti and not found.k[0] and not found.p[0]:
+        raise UserError(f"{name}: uncalibrated: no camera matrix in it (or one of zeros); calibrate the camera")
+    if not kitti and not found.p[0] and (any(found.d) or found.distortion_model in FISHEYE):
+        raise UserError(
+            f"{name}: this {found.kind} calibration has distortion, and no P of rectified images: rectify the images "
+            "(cv2.undistort keeps K) and set its coefficients to 0, or add the projection_matrix"
+        )
+    sized = found.width > 0 and found.height > 0
+    if not sized and size is None:
+        raise UserError(f"{name}: this {found.kind} calibration holds no image size; pass width and height")
+    width, height = (found.width, found.height) if sized or size is None else size
+    if kitti:
+        camera = _named(name, torch.tensor(found.p, dtype=torch.float64).reshape(3, 4), width, height)
+    else:
+        fields = vars(replace(found, width=width, height=height))
+        camera = Camera.from_ros(fields | {"roi": vars(found.roi)}, name)
+    if sized and size is not None and (camera.width, camera.height) != size:
+        raise UserError(f"{name}: is for {camera.width}x{camera.height} images, but the image is {size[0]}x{size[1]}")
+    if not sized:
+        camera.check_center(name)
+    return camera

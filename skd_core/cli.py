@@ -184,7 +184,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
     camera: Annotated[
         Path,
-        typer.Option(help="KITTI calib, ROS calibration or CameraInfo YAML; or a folder of NAME.txt or NAME.yaml."),
+        typer.Option(help="Calibration: KITTI, ROS, OpenCV or Kalibr, FILE:NAME of several; or folder of NAME.txt ..."),
     ],
     out: Annotated[Path, typer.Option(help="Gets results/NAME.txt (KITTI format) and pictures/NAME.png.")],
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",

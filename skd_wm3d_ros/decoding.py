@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import array
-
-import cv2
 import numpy as np
-from cv_bridge import CvBridge, CvBridgeError
 from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from skd_core.camera import Camera
-from skd_core.data.ros_messages import camera_from_info, decode_compressed, undistort, undistortion_maps
+from skd_core.data.decoding import EncodingError
+from skd_core.data.ros_messages import camera_from_info, decode_compressed, decode_raw, undistort, undistortion_maps
 from skd_core.errors import UserError
 from skd_wm3d_ros.rejection import Rejection
-
-_ALIASES = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8", "16UC1": "mono16"}
-"""OpenCV's names, which say nothing about colour, as the order OpenCV keeps."""
 
 
 class Decoder:
@@ -33,7 +27,6 @@ class Decoder:
 
     def __init__(self, image_topic: str, camera_info_topic: str, rectified: bool = True) -> None:
         self._image_topic, self._camera_info_topic, self._rectified = image_topic, camera_info_topic, rectified
-        self._bridge = CvBridge()
         self._info: CameraInfo | None = None
         self._camera: Camera | None = None
         self._maps: tuple[NDArray[np.generic], NDArray[np.generic]] | None = None
@@ -71,45 +64,16 @@ class Decoder:
         return self._camera
 
     def _picture_of(self, image: Image | CompressedImage) -> NDArray[np.uint8]:
-        if isinstance(image, CompressedImage):
-            try:
-                return decode_compressed(image, self._image_topic)
-            except UserError as error:
-                raise Rejection("compressed data", str(error)) from None
+        """The picture as :mod:`skd_core.data.decoding` reads it, in bags too."""
+        kind = "compressed data" if isinstance(image, CompressedImage) else "size"
         try:
-            return np.asarray(self._bridge.imgmsg_to_cv2(self._tight(image), desired_encoding="rgb8"))
-        except Rejection:
-            raise
-        except (CvBridgeError, TypeError, ValueError, KeyError, cv2.error) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise Rejection(
-                "encoding", f"{self._image_topic}: encoding '{image.encoding}' cannot be decoded ({reason})"
-            ) from None
-
-    def _tight(self, image: Image) -> Image:
-        """The image without padding at the end of its rows: cv_bridge only takes some paddings."""
-        encoding = _ALIASES.get(image.encoding, image.encoding)
-        dtype, channels = self._bridge.encoding_to_dtype_with_channels(encoding)
-        row = image.width * channels * np.dtype(dtype).itemsize
-        size = image.step * image.height
-        if row == 0 or size == 0 or image.step < row or len(image.data) < size:
-            raise Rejection(
-                "size",
-                f"{self._image_topic}: {len(image.data)} bytes are no {image.width}x{image.height} {encoding} image "
-                f"with a step of {image.step}",
-            )
-        if image.step == row and len(image.data) == size and encoding == image.encoding:
-            return image
-        rows = np.frombuffer(image.data, np.uint8, size).reshape(image.height, image.step)[:, :row]
-        data = array.array("B", rows.tobytes())
-        return Image(
-            height=image.height,
-            width=image.width,
-            encoding=encoding,
-            is_bigendian=image.is_bigendian,
-            step=row,
-            data=data,
-        )
+            if isinstance(image, CompressedImage):
+                return decode_compressed(image, self._image_topic)
+            return decode_raw(image, self._image_topic)
+        except EncodingError as error:
+            raise Rejection("encoding", str(error)) from None
+        except UserError as error:
+            raise Rejection(kind, str(error)) from None
 
 
 def _same_camera(a: CameraInfo, b: CameraInfo) -> bool:

@@ -417,7 +417,7 @@ def test_malformed_images_are_named() -> None:
     for message in (short, narrow, SimpleNamespace(height=0, width=6, encoding="rgb8", step=18, data=b"")):
         with pytest.raises(UserError, match=r"^/cam: .* image with a step of"):
             decode_raw(message, "/cam")
-    with pytest.raises(UserError, match="'32FC1' is not one of"):
+    with pytest.raises(UserError, match="encoding '32FC1' cannot be decoded: it is not one of"):
         decode_raw(raw(pixels, "32FC1"))
     jpeg = cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
     assert decode_compressed(SimpleNamespace(data=jpeg + bytes(10), format="jpeg")).shape == (40, 40, 3)  # padded

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from skd_core import notes
 from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.folder import ImageFolder
-from skd_core.data.kitti import KittiDataset, read_boxes2d, read_objects, write_results
+from skd_core.data.kitti import KittiDataset, read_boxes2d, read_given_boxes2d, read_objects, write_results
 from skd_core.data.sample import Sample, read_depth, read_image
 from skd_core.errors import UserError
 
@@ -112,7 +116,7 @@ def broken(column: int, value: str) -> str:
     ("line", "message"),
     [
         (CAR.rsplit(" ", 1)[0], r":3: expected 15 columns, as a label line has, got 14"),
-        (CAR + " 0.9", r":3: expected 15 columns.*got 16 \(this looks like a result line\)"),
+        ("Car 0 0 0 1 2 3 4", r":3: expected 15 columns.*got 8 \(2D boxes alone; 3D boxes are needed here\)"),
         ("Car", r":3: expected 15 columns.*got 1$"),
         (broken(3, "abc"), r":3: column 4 must be a number, got 'abc'"),
         (broken(14, "nan"), r":3: column 15 must be finite, got 'nan'"),
@@ -128,13 +132,63 @@ def test_a_malformed_label_is_named_with_its_line(tmp_path: Path, line: str, mes
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("more", [" 0.0000", " 0.9 17", " nan", " -1 -1 -1 track7", "\t1e400"])
+def test_columns_of_labels_beyond_the_15th_are_ignored(tmp_path: Path, more: str) -> None:
+    """nuscenes-devkit's export has a score there, trackers an id; lines of one file need not be alike."""
+    plain, path = read_objects(text_file(tmp_path, f"{CAR}\n{VAN}\n")), text_file(tmp_path, f"{CAR}{more}\n{VAN}\n")
+    for found, expected in zip(vars(read_objects(path)).values(), vars(plain).values(), strict=True):
+        assert np.array_equal(found, expected)
+    assert read_boxes2d(path).xyxy.tolist() == plain.xyxy.tolist()
+
+
+def test_labels_of_2d_boxes_alone_do_where_only_those_are_read(tmp_path: Path) -> None:
+    path = text_file(tmp_path, "Car 0.00 0 -10 1 2 3 4\n\nVan -1 -1 -10 5 6 7.5 8\n")
+    assert read_boxes2d(path).xyxy.tolist() == [[1, 2, 3, 4], [5, 6, 7.5, 8]]
+    assert read_given_boxes2d(path).labels == ("Car", "Van")
+    with pytest.raises(UserError, match="3D boxes are needed here"):
+        read_objects(path)
+
+
+READERS = (read_objects, read_boxes2d, read_given_boxes2d, lambda path: read_objects(path, results=True))
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_pipe_and_a_huge_file_are_no_labels(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with open(tmp_path / "sparse.txt", "wb") as file:
+        file.truncate(1 << 40)
+    for name, message in (("pipe.txt", "not a regular file"), ("sparse.txt", "more than the")):
+        with pytest.raises(UserError, match=f"cannot read label file: .*{message}"):
+            read(tmp_path / name)
+
+
+NUMBER = st.floats().map(str) | st.integers(-3, 2000).map(str) | st.sampled_from(["-", "1e400", "0x1", "1_0", "\u0661"])
+WORD = st.text(st.characters(codec="utf-8"), max_size=4) | NUMBER
+
+
+LINES = st.lists(WORD, max_size=18).map(" ".join) | st.sampled_from([CAR, CAR + " 0.5"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(LINES, max_size=4).map("\n".join))
+def test_of_any_text_come_objects_or_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "000007.txt").write_bytes(text.encode())
+    for read in READERS:
+        said = "one line"
+        try:
+            read(tmp_path / "000007.txt")
+        except UserError as error:
+            said = str(error)
+        assert len(said.splitlines()) == 1
+
+
 def test_a_label_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r":1: expected 16 columns.*got 15 \(this looks like a label line\)"):
         read_objects(text_file(tmp_path, CAR), results=True)
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone.txt: cannot read: No such file"):
+    with pytest.raises(UserError, match=r"gone.txt: cannot read label file: No such file"):
         read_objects(tmp_path / "gone.txt")
     with pytest.raises(UserError, match="cannot read"):
         read_boxes2d(tmp_path)
@@ -255,7 +309,7 @@ def test_grey_transparent_palette_and_16_bit_pictures(tmp_path: Path) -> None:
     grey = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
     assert read_image(save(tmp_path / "grey.png", grey)).tolist() == [grey.tolist()] * 3
     deep = np.array([[0, 257, 128 * 257], [65535, 300, 256]], np.uint16)
-    assert read_image(save(tmp_path / "deep.png", deep))[1].tolist() == [[0, 1, 128], [255, 1, 0]]
+    assert read_image(save(tmp_path / "deep.png", deep))[1].tolist() == [[0, 1, 128], [255, 1, 1]]
     clear = np.full((2, 2, 4), (10, 20, 30, 0), np.uint8)
     assert read_image(save(tmp_path / "clear.png", clear))[:, 0, 0].tolist() == [10, 20, 30]
     Image.fromarray(np.full((2, 2, 3), 77, np.uint8)).convert("P").save(tmp_path / "palette.png")
@@ -269,6 +323,63 @@ def test_a_rotation_note_is_not_obeyed(tmp_path: Path) -> None:
     exif[0x0112] = 6  # "turn me by 90 degrees"
     path = save(tmp_path / "a.jpg", np.zeros((4, 9, 3), np.uint8), exif=exif)
     assert read_image(path).shape == (3, 4, 9)
+
+
+def test_pictures_of_more_than_8_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In colour too, which Pillow cuts to the upper byte; of 12 bits in 16 the lower ones are filled."""
+    notes._said.clear()
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    rgb[0, 0] = 255
+    deep = rgb.astype(np.uint16) * 257
+    for suffix in ("png", "tiff"):
+        for shift in (0, 4, 2, 6):
+            path = tmp_path / f"{shift}.{suffix}"
+            cv2.imwrite(str(path), deep[..., ::-1] >> shift)
+            assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), rgb), path
+            cv2.imwrite(str(path), deep[..., 1] >> shift)
+            assert np.array_equal(read_image(path)[2].numpy(), rgb[..., 1]), path
+            assert len(caplog.records) == {0: 0, 4: 1, 2: 2, 6: 3}[shift] or suffix == "tiff"
+    assert "4.png: a 16-bit picture whose brightest pixel is 4095 of 65535 is taken as one of 12 bits" in caplog.text
+    cv2.imwrite(str(tmp_path / "depth.tiff"), np.ones((4, 4), np.float32))
+    with pytest.raises(UserError, match=r"depth.tiff: pixels of type float32 are no picture"):
+        read_image(tmp_path / "depth.tiff")
+
+
+def test_what_is_no_picture_file_is_named_without_reading_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    with open(tmp_path / "sparse.png", "wb") as file:
+        file.truncate(1 << 42)
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 20)}
+    with open(tmp_path / "huge.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, shape)
+    for name, message in [
+        ("pipe.png", "not a regular file"), ("folder.png", "Is a directory"), ("sparse.png", "more than the"),
+        ("program.png", "not an image"), ("huge.npy", ""),
+    ]:  # fmt: skip
+        for read in (read_image, read_depth) if name != "huge.npy" else (read_depth,):
+            with pytest.raises(UserError, match=f"{name}: cannot read (image|depth map): .*{message}"):
+                read(tmp_path / name)
+
+
+@given(st.binary(max_size=400), st.sampled_from([".png", ".jpg", ".tiff", ".bmp", ".ppm", ".npy"]), st.booleans())
+def test_of_any_bytes_comes_a_picture_or_one_line(data: bytes, suffix: str, header: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        if suffix == ".npy":
+            np.save(path, np.ones((3, 3), np.float32))
+        else:
+            cv2.imwrite(str(path), np.full((5, 4, 3), 77, np.uint8))
+        whole = path.read_bytes()
+        path.write_bytes(whole[:60] + data if header else data + whole[len(data) :])
+        for read in (read_image, read_depth):
+            said = "one line"
+            try:
+                read(path)
+            except UserError as error:
+                said = str(error)
+            assert len(said.splitlines()) == 1
 
 
 def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ ROOMS = (
     "skd_core.files",
     "skd_core.yaml_files",
     "skd_core.console",
+    "skd_core.notes",
+    "skd_core.calibration",
     "skd_core.camera",
     "skd_core.boxes",
     "skd_core.geometry",

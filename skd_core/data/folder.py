@@ -8,11 +8,13 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from skd_core.boxes import Boxes2D
+from skd_core.calibration import split_choice
 from skd_core.camera import Camera
 from skd_core.data.sample import Sample, read_image
 from skd_core.errors import UserError
 from skd_core.files import natural_order
 
+CAMERA_SUFFIXES = (".txt", ".yaml", ".yml", ".json", ".xml")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -22,12 +24,13 @@ class ImageFolder(Dataset[Sample]):
     Attributes:
         paths: the image files.
         names: their names without folder and suffix, each of them once.
+        cameras: the calibration file of each.
 
     Args:
         images: image files and folders of images (not searched deeper).
         camera: calibration file of all images, see :meth:`skd_core.camera.Camera.from_file`, or a folder with one for
-            each, NAME.txt or NAME.yaml, as KITTI has it. A KITTI calibration holds no image size and is taken to be for
-            these images; any other must agree with their size.
+            each, NAME.txt or NAME.yaml, as KITTI has it; ``PATH:P0`` for one camera of several. A calibration without
+            image size, as KITTI's, is taken to be for these images; any other must agree with their size.
 
     Raises:
         UserError: a path is missing, there is no image, or two images have the same name.
@@ -36,7 +39,8 @@ class ImageFolder(Dataset[Sample]):
     def __init__(self, images: str | Path | Sequence[str | Path], camera: str | Path) -> None:
         self.paths = image_files(images)
         self.names = [path.stem for path in self.paths]
-        self.cameras = [_camera_file(Path(camera), name) for name in self.names]
+        found = [camera_file(Path(camera), name) for name in self.names]
+        self.cameras, self._chosen = [file for file, _ in found], [chosen for _, chosen in found]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,7 +57,7 @@ class ImageFolder(Dataset[Sample]):
         """
         path = self.paths[index]
         image = read_image(path)
-        camera = Camera.from_file(self.cameras[index], width=image.shape[2], height=image.shape[1])
+        camera = Camera.from_file(self.cameras[index], image.shape[2], image.shape[1], self._chosen[index])
         return Sample(self.names[index], image, camera, Boxes2D.empty(), Boxes2D.empty())
 
 
@@ -76,16 +80,21 @@ def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _camera_file(path: Path, name: str) -> Path:
-    """The calibration of an image: the file itself, or the one of that name in a folder."""
-    if path.is_file():
-        return path
+def camera_file(camera: Path, name: str) -> tuple[Path, str | None]:
+    """The calibration of an image, the file itself or the one of that name in a folder; and which camera of it.
+
+    Raises:
+        UserError: there is none.
+    """
+    path, chosen = split_choice(camera)
     if not path.is_dir():
-        raise UserError(f"{path}: no such camera file")
-    for suffix in (".txt", ".yaml", ".yml"):
-        if (path / f"{name}{suffix}").is_file():
-            return path / f"{name}{suffix}"
-    raise UserError(f"{path}: no calibration for image {name} (NAME.txt or NAME.yaml)")
+        if not path.exists():
+            raise UserError(f"{path}: no such camera file")
+        return path, chosen
+    for suffix in CAMERA_SUFFIXES:
+        if (path / f"{name}{suffix}").exists():
+            return path / f"{name}{suffix}", chosen
+    raise UserError(f"{path}: no calibration for image {name} (NAME{' or '.join(CAMERA_SUFFIXES)})")
 
 
 def _images_at(path: Path) -> list[Path]:

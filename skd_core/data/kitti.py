@@ -6,7 +6,8 @@ One line of a label file has 15 columns, one of a result file 16::
     type  truncated  occluded  alpha  x1 y1 x2 y2 px   h w l m  x y z m       rotation_y  score
                                                                 bottom centre
 
-Training reads columns 0 and 4..7 only (:func:`read_boxes2d`): no 3D label can reach it.
+Labels may have more columns, as some exporters write (a score, a track): they are ignored. Training reads columns 0 and
+4..7 only (:func:`read_boxes2d`): no 3D label can reach it, and labels of 2D boxes alone (8 columns) will do.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from skd_core.camera import Camera
 from skd_core.data.folder import IMAGE_SUFFIXES
 from skd_core.data.sample import Sample, read_depth, read_image
 from skd_core.errors import UserError
-from skd_core.files import write_atomic
+from skd_core.files import read_text, write_atomic
 
 Floats = npt.NDArray[np.float64]
-LABEL_COLUMNS, RESULT_COLUMNS = 15, 16
+BOX_COLUMNS, LABEL_COLUMNS, RESULT_COLUMNS = 8, 15, 16
 
 
 @dataclass(eq=False)
@@ -93,9 +94,10 @@ class KittiObjects:
 
 
 def read_objects(path: str | Path, results: bool = False) -> KittiObjects:
-    """Read a label file (15 columns) or a result file (16 columns, the last one the score).
+    """Read a label file (15 columns or more) or a result file (16 columns, the last one the score).
 
-    Blank lines, CRLF and trailing spaces are fine, and so is an empty file (no objects).
+    Blank lines, CRLF and trailing spaces are fine, and so is an empty file (no objects). Columns of labels beyond the
+    15th are not looked at.
 
     Raises:
         UserError: unreadable file; a line with another number of columns, a value that is no finite number, or, in
@@ -107,7 +109,7 @@ def read_objects(path: str | Path, results: bool = False) -> KittiObjects:
     rows: list[list[float]] = []
     try:
         for line in lines:
-            rows.append([float(value) for value in line[1:]])
+            rows.append([float(value) for value in (line[1:] if results else line[1:LABEL_COLUMNS])])
         table = np.array(rows, dtype=np.float64).reshape(len(rows), width - 1)
         valid = bool(np.isfinite(table).all() and (results or (table[:, 5:7] >= table[:, 3:5]).all()))
     except ValueError:
@@ -293,7 +295,7 @@ def read_split(folder: Path, split: str) -> list[str]:
         there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise UserError(f"{path}: no such split; there are: {there}")
     names = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path, kind="split").splitlines(), 1):
         words = line.split()
         if len(words) > 1:
             raise UserError(f"{path}:{number}: expected one frame name per line, got {line.strip()!r}")
@@ -303,30 +305,22 @@ def read_split(folder: Path, split: str) -> list[str]:
 
 def _read_lines(path: str | Path) -> list[list[str]]:
     """The lines of a file that are not blank, split into columns."""
-    return [columns for line in _read_text(path).splitlines() if (columns := line.split())]
-
-
-def _read_text(path: str | Path) -> str:
-    try:
-        with open(path, encoding="utf-8-sig") as file:  # some editors put a mark before the first word
-            return file.read()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from None
+    return [columns for line in read_text(path, kind="label file").splitlines() if (columns := line.split())]
 
 
 def _explain(path: str | Path, width: int | None, numeric: Sequence[int]) -> UserError:
     """The error for the first malformed line: the slow path, so that reading thousands of good files stays fast."""
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path, kind="label file").splitlines(), 1):
         columns = line.split()
         where = f"{path}:{number}"
         if not columns:
             continue
-        if width is not None and len(columns) != width:
-            kinds = {LABEL_COLUMNS: "a label", RESULT_COLUMNS: "a result"}
-            hint = f" (this looks like {kinds[len(columns)]} line)" if len(columns) in kinds else ""
-            return UserError(f"{where}: expected {width} columns, as {kinds[width]} line has, got {len(columns)}{hint}")
+        if width == RESULT_COLUMNS and len(columns) != width:
+            hint = " (this looks like a label line)" if len(columns) == LABEL_COLUMNS else ""
+            return UserError(f"{where}: expected 16 columns, as a result line has, got {len(columns)}{hint}")
+        if width == LABEL_COLUMNS and len(columns) < width:
+            hint = " (2D boxes alone; 3D boxes are needed here)" if len(columns) == BOX_COLUMNS else ""
+            return UserError(f"{where}: expected 15 columns, as a label line has, got {len(columns)}{hint}")
         if len(columns) <= numeric[-1]:
             return UserError(f"{where}: expected at least {numeric[-1] + 1} columns, got {len(columns)}")
         for i in numeric:

@@ -18,24 +18,11 @@ from torch import Tensor
 
 from skd_core.boxes import Boxes3D
 from skd_core.camera import FISHEYE, Camera
+from skd_core.data.decoding import decode_picture, decode_pixels
 from skd_core.errors import UserError
 
 Maps = tuple[NDArray[Any], NDArray[Any]]
 """What :func:`cv2.remap` takes: where in the raw image each pixel comes from."""
-
-_TO_RGB = {
-    "rgb8": (3, None),
-    "8UC3": (3, cv2.COLOR_BGR2RGB),  # cv_bridge's name of an OpenCV colour image
-    "bgr8": (3, cv2.COLOR_BGR2RGB),
-    "rgba8": (4, cv2.COLOR_RGBA2RGB),
-    "bgra8": (4, cv2.COLOR_BGRA2RGB),
-    "mono8": (1, cv2.COLOR_GRAY2RGB),
-    "8UC1": (1, cv2.COLOR_GRAY2RGB),
-    "bayer_rggb8": (1, cv2.COLOR_BayerRGGB2RGB),
-    "bayer_bggr8": (1, cv2.COLOR_BayerBGGR2RGB),
-    "bayer_gbrg8": (1, cv2.COLOR_BayerGBRG2RGB),
-    "bayer_grbg8": (1, cv2.COLOR_BayerGRBG2RGB),
-}
 
 DISTORTION_MODELS = {
     "plumb_bob": (4, 5),
@@ -43,10 +30,7 @@ DISTORTION_MODELS = {
     "equidistant": (4,),
     "fisheye": (4,),
 }
-"""Distortion models of sensor_msgs/CameraInfo and the lengths of their D."""
-
-_JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"  # some cameras pad after the end
-_PNG_BEGIN, _PNG_END = b"\x89PNG", b"IEND"
+"""Distortion models of sensor_msgs/CameraInfo and the lengths of their D; zeros behind the last one say nothing."""
 
 
 def stamp_nanoseconds(header: Any) -> int:
@@ -102,6 +86,7 @@ def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> M
         return None
     if model not in DISTORTION_MODELS:
         raise UserError(f"{name}: distortion_model '{model}' is not one of {', '.join(DISTORTION_MODELS)}")
+    D = _fitting(D, DISTORTION_MODELS[model])
     if len(D) not in DISTORTION_MODELS[model]:
         lengths = " or ".join(map(str, DISTORTION_MODELS[model]))
         raise UserError(f"{name}: distortion_model '{model}' needs {lengths} coefficients in D, got {len(D)}")
@@ -112,46 +97,38 @@ def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> M
     return cv2.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
 
 
+def _fitting(D: NDArray[np.float64], lengths: Sequence[int]) -> NDArray[np.float64]:
+    """D of the least length of a model that holds all its coefficients but the zeros at the end; else as it is.
+
+    Drivers send plumb_bob with 8 and rational_polynomial with 14, the rest being zeros; a D that is too short for its
+    model is a mistake and stays one.
+    """
+    used = int(np.flatnonzero(D)[-1]) + 1 if D.any() else 0
+    return next((D[:length] for length in lengths if used <= length <= len(D)), D)
+
+
 def undistort(image: NDArray[np.uint8], maps: Maps | None) -> NDArray[np.uint8]:
     """An image, shape (H, W, 3), without distortion: as it is where :func:`undistortion_maps` gave None."""
     return image if maps is None else cv2.remap(image, *maps, cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
 
 def decode_raw(image: Any, name: str = "image") -> NDArray[np.uint8]:
-    """A sensor_msgs/Image as RGB, shape (H, W, 3); ``step`` may be padded.
+    """A sensor_msgs/Image as RGB, shape (H, W, 3); see :func:`skd_core.data.decoding.decode_pixels`.
 
     Raises:
-        UserError: an encoding that is not supported, or fewer bytes than height x step.
+        UserError: an encoding that is not read, or bytes that do not fit size and step.
     """
-    if image.encoding not in _TO_RGB:
-        raise UserError(f"{name}: encoding '{image.encoding}' is not one of {', '.join(_TO_RGB)}")
-    channels, conversion = _TO_RGB[image.encoding]
-    height, width, step, size = image.height, image.width, image.step, len(image.data)
-    if height <= 0 or width <= 0 or step < width * channels or size < height * step:
-        raise UserError(f"{name}: {size} bytes are no {width}x{height} {image.encoding} image with a step of {step}")
-    rows = np.frombuffer(image.data, np.uint8, height * step).reshape(height, step)[:, : width * channels]
-    pixels = np.ascontiguousarray(rows).reshape((height, width) if channels == 1 else (height, width, channels))
-    return pixels if conversion is None else cv2.cvtColor(pixels, conversion).astype(np.uint8, copy=False)
+    size, big_endian = (image.width, image.height), bool(getattr(image, "is_bigendian", False))
+    return decode_pixels(image.data, image.encoding, size, image.step, big_endian, name)
 
 
 def decode_compressed(image: Any, name: str = "image") -> NDArray[np.uint8]:
-    """A sensor_msgs/CompressedImage (jpeg, png) as RGB, shape (H, W, 3).
+    """A sensor_msgs/CompressedImage as RGB, shape (H, W, 3); see :func:`skd_core.data.decoding.decode_picture`.
 
     Raises:
         UserError: the data is no complete picture.
     """
-    data = np.frombuffer(image.data, np.uint8)
-    begin, end = data[:4].tobytes(), data[-64:].tobytes()
-    for kind, first, last in (("JPEG", _JPEG_BEGIN, _JPEG_END), ("PNG", _PNG_BEGIN, _PNG_END)):
-        if begin.startswith(first) and last not in end:  # OpenCV would fill up with grey
-            raise UserError(f"{name}: incomplete {kind} of {len(data)} bytes")
-    try:  # as stored: a calibration knows nothing of EXIF orientation
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
-    except cv2.error:  # a header that asks for more pixels than OpenCV allows
-        pixels = None
-    if pixels is None:
-        raise UserError(f"{name}: {len(data)} bytes of format '{image.format}' are no picture")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+    return decode_picture(image.data, image.format, name)
 
 
 def boxes_from_detections(array: Any, classes: Sequence[str] = ()) -> Boxes3D:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -12,10 +13,20 @@ from torch import Tensor
 
 from skd_core.boxes import Boxes2D, Boxes3D, at_border
 from skd_core.camera import Camera
+from skd_core.data.decoding import PICTURE_FORMATS, check_size, from_opencv, note_orientation
 from skd_core.errors import UserError
+from skd_core.files import check_regular
 
 NOTE = "depth.json"
 """In a folder of depth maps: what made them, and their kind."""
+FILE_LIMIT = 1 << 30
+"""Bytes of the largest picture or depth map."""
+
+_PILLOW_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError,
+    RuntimeError, Image.DecompressionBombError,
+)  # fmt: skip
+"""What malformed bytes lead to."""
 
 
 @dataclass(eq=False)
@@ -69,21 +80,33 @@ class Sample:
 def read_image(path: str | Path) -> Tensor:
     """Read a picture as shape (3, H, W), uint8, RGB.
 
-    Grey images get three equal channels, transparency is dropped, 16 bits become 8 over their full range. An EXIF
-    rotation is not applied: the calibration belongs to the pixels as they are stored.
+    Grey images get three equal channels, transparency is dropped, 16 bits become 8, see
+    :func:`skd_core.data.decoding.to_8_bits`. An EXIF rotation is not applied, but warned of: the calibration belongs to
+    the pixels as they are stored.
 
     Raises:
-        UserError: missing, truncated, or not a picture.
+        UserError: missing, truncated, no picture, no regular file, or too large.
     """
+    check_regular(path, FILE_LIMIT, "image")
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+            check_size(picture, path)
+            note_orientation(picture, path)
+            raw_modes = [tile[3] if isinstance(tile[3], str) else (tile[3] or ("",))[0] for tile in picture.tile]
             picture.load()
-            if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-                pixels = (np.asarray(picture, dtype=np.int32).clip(0, 65535) // 257).astype(np.uint8)
-                pixels = np.repeat(pixels[..., None], 3, -1)
-            else:
+            pixels = np.asarray(picture) if picture.mode.startswith(("I", "F")) else None
+            if pixels is None and any("16" in str(raw) for raw in raw_modes):  # Pillow would keep the upper byte only
+                content = np.frombuffer(Path(path).read_bytes(), np.uint8)
+                pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+            if pixels is None:
                 pixels = np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            elif pixels.dtype.kind in "iu" and pixels.dtype != np.uint8:  # some as 32 bits, or high byte first
+                pixels = from_opencv(pixels.clip(0, 65535).astype(np.uint16), name=str(path))
+            else:
+                pixels = from_opencv(pixels, name=str(path))
+    except UserError:
+        raise
+    except (*_PILLOW_ERRORS, cv2.error) as error:
         raise UserError(f"{path}: cannot read image: {_reason(error)}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
@@ -96,19 +119,21 @@ def read_depth(path: str | Path) -> Tensor:
             not finite and positive is unknown.
 
     Raises:
-        UserError: missing or truncated file, or neither of the two formats.
+        UserError: missing or truncated file, no regular file, or neither of the two formats.
     """
+    check_regular(path, FILE_LIMIT, "depth map")
     try:
         if Path(path).suffix == ".npy":
-            metres = np.load(path, allow_pickle=False)
+            metres = np.load(path, mmap_mode="r", allow_pickle=False)  # a forged shape then takes no memory
         else:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=PICTURE_FORMATS) as picture:
+                check_size(picture, path)
                 if not picture.mode.startswith("I"):
                     raise UserError(f"{path}: depth must be a 16-bit grey PNG (metres x 256), got mode {picture.mode}")
                 metres = np.asarray(picture, dtype=np.float32) / 256
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except _PILLOW_ERRORS as error:
         raise UserError(f"{path}: cannot read depth map: {_reason(error)}") from None
     if metres.ndim != 2 or metres.dtype.kind not in "fiu":
         raise UserError(f"{path}: depth must be a 2D array of numbers, got {metres.dtype} of shape {metres.shape}")

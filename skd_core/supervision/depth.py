@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skd_core.camera import Camera
-from skd_core.data.folder import image_files
+from skd_core.data.folder import camera_file, image_files
 from skd_core.data.sample import NOTE, Sample, read_image
 from skd_core.devices import pick_device
 from skd_core.errors import UserError
@@ -222,8 +222,8 @@ def fill_cache(
         image = read_image(path)
         depth = estimate(image).numpy()
         if camera is not None and model_focal is not None:
-            file = camera / f"{path.stem}.txt" if camera.is_dir() else camera
-            depth = depth * (Camera.from_file(file, image.shape[2], image.shape[1]).fx / model_focal)
+            file, name = camera_file(camera, path.stem)
+            depth = depth * (Camera.from_file(file, image.shape[2], image.shape[1], name).fx / model_focal)
         write_atomic(out / f"{path.stem}{suffix}", encode_depth(depth, kind))
     return len(missing), len(paths) - len(missing)
 
