@@ -79,12 +79,13 @@ def encode(center: Tensor, size: Tensor, yaw: Tensor, roi: Tensor, camera: Camer
     P = camera.P.to(center)
     uv = project(P, center)
     share = (uv - roi[:, :2]) / (roi[:, 2:] - roi[:, :2])
-    alpha = yaw - torch.atan2(center[:, 0], center[:, 2])
+    x, _, z = (center + camera.offset.to(center)).unbind(-1)  # as seen from the optical centre
+    alpha = yaw - torch.atan2(x, z)
     ry = alpha + torch.atan2(uv[:, 0] - P[0, 2], P[0, 0])
     e = 0.5 * (size[:, 0] * ry.sin().abs() + size[:, 1] * ry.cos().abs())
     geometric = P[1, 1] * size[:, 2] / (roi[:, 3] - roi[:, 1]) + e
-    correction = torch.atanh((center[:, 2] / geometric).log() / 0.3)
-    depth = torch.stack([torch.where(cut, 0.0, correction), torch.full_like(yaw, -2.0), -center[:, 2].log()], -1)
+    correction = torch.atanh((z / geometric).log() / 0.3)
+    depth = torch.stack([torch.where(cut, 0.0, correction), torch.full_like(yaw, -2.0), -z.log()], -1)
     vector = torch.stack([torch.cos(2 * alpha), torch.sin(2 * alpha)], -1)
     turned = torch.cos(alpha) < 0
     direction = torch.stack([~turned, turned], -1).to(center)
