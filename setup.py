@@ -31,6 +31,8 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/hook", ["resource/executables_on_path.dsv"]),
+        (f"share/{NAME}/bin", ["resource/path/skd_core"]),
+        (f"lib/{NAME}", sorted(glob("resource/ros2_run/*"))),
         (f"share/{NAME}/launch", sorted(glob("launch/*.launch.py"))),
         (f"share/{NAME}/config", sorted(glob("config/*.yaml") + glob("config/*.xml"))),
         (f"share/{NAME}/config/train", sorted(glob("config/train/*.yaml"))),
@@ -70,8 +72,6 @@ setup(
         "console_scripts": [
             "skd_core = skd_core.cli:main",
             "detector_node = skd_wm3d_ros.detector_node:main",
-            "bag_player = skd_wm3d_ros.tools.bag_player:main",
-            "soak = skd_wm3d_ros.tools.soak:main",
         ],
     },
 )

@@ -8,9 +8,11 @@ import importlib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -79,6 +81,13 @@ def test_ros_packages_in_use_are_dependencies(manifest):
     assert ros - {"yolo_msgs"} <= declared  # taken where it is installed, and said where it is not
 
 
+def test_what_rviz_needs_is_a_dependency(manifest):
+    declared = {element.text for element in manifest.iter("exec_depend")}
+    plugins = set(re.findall(r"Class: (\w+)/", (ROOT / "rviz" / "detector.rviz").read_text(encoding="utf-8")))
+    assert plugins - {"rviz_common", "rviz_default_plugins"} <= declared  # those two are rviz2's
+    assert {"rviz2", "compressed_image_transport"} <= declared
+
+
 def test_one_version_everywhere(manifest):
     changelog = (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8")
     newest = re.search(r"^(\d+\.\d+\.\d+) \(", changelog, re.MULTILINE)[1]
@@ -109,7 +118,7 @@ def test_the_lock_satisfies_what_setup_py_asks_for():
 
 def test_entry_points_lead_to_functions():
     scripts = {e.name: e for e in distribution(NAME).entry_points if e.group == "console_scripts"}
-    assert set(scripts) == {"skd_core", "detector_node", "bag_player", "soak"}
+    assert set(scripts) == {"skd_core", "detector_node"}
     for name, entry in scripts.items():
         if name != "skd_core" and importlib.util.find_spec("rclpy") is None:
             continue
@@ -203,9 +212,37 @@ def test_a_sourced_workspace_has_skd_core_on_the_path(colcon_install, tmp_path):
     script = f'. "{colcon_install}/setup.bash" && command -v skd_core && skd_core --version'
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = run("bash", "-c", script, cwd=tmp_path, PATH=path)
-    assert done.stdout.splitlines() == [str(colcon_install / NAME / "lib" / NAME / "skd_core"), skd_core.__version__], (
-        done.stderr
-    )
+    found = str(colcon_install / NAME / "share" / NAME / "bin" / "skd_core")
+    assert done.stdout.splitlines() == [found, skd_core.__version__], done.stderr
+
+
+def test_a_sourced_workspace_puts_nothing_else_on_the_path(colcon_install, tmp_path):
+    script = f'. "{colcon_install}/setup.bash" && echo "$PATH"'
+    done = run("bash", "-c", script, cwd=tmp_path, PATH="/usr/bin:/bin")
+    added = [Path(folder) for folder in done.stdout.strip().split(os.pathsep) if str(colcon_install) in folder]
+    assert [file.name for folder in added for file in folder.iterdir()] == ["skd_core"]
+
+
+def test_a_wheel_puts_two_commands_on_the_path(tmp_path):
+    """The rest is for `ros2 run`: soak and bag_player are too common as names."""
+    for file in tracked_files():
+        copy = tmp_path / "tree" / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix != ".safetensors":
+            shutil.copy(file, copy)
+    command = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index")
+    done = run(*command, "-w", tmp_path, tmp_path / "tree", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        entry_points = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+        config = configparser.ConfigParser()
+        config.read_string(wheel.read(entry_points).decode())
+        modes = {info.filename.partition(".data/")[2]: info.external_attr >> 16 for info in wheel.infolist()}
+    assert set(config["console_scripts"]) == {"skd_core", "detector_node"}
+    assert not [name for name in modes if name.startswith(("scripts/", "data/bin/"))]
+    executables = {name: mode for name, mode in modes.items() if name.startswith(f"data/lib/{NAME}/")}
+    assert {Path(name).name for name in executables} == {"bag_player", "soak"}
+    assert all(mode & 0o111 for mode in executables.values())
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

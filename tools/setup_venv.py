@@ -121,7 +121,7 @@ def link_shared_files() -> None:
     links = {
         VENV / "share" / "ament_index" / "resource_index" / "packages" / PACKAGE: ROOT / "resource" / PACKAGE,
         share / "package.xml": ROOT / "package.xml",
-        **{executables / name: VENV / "bin" / name for name in ("detector_node", "bag_player", "soak")},
+        executables / "detector_node": VENV / "bin" / "detector_node",
     }
     for folder in ("launch", "config", "rviz"):
         for file in (ROOT / folder).rglob("*"):
@@ -133,6 +133,12 @@ def link_shared_files() -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(target)
+    for script in (
+        ROOT / "resource" / "ros2_run"
+    ).iterdir():  # not links: they must start with this environment's Python
+        copy = executables / script.name
+        copy.write_text(f"#!{PYTHON}\n" + script.read_text().partition("\n")[2])
+        copy.chmod(0o755)
 
 
 def check() -> None:
