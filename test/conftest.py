@@ -1,7 +1,21 @@
 """Settings of all tests."""
 
+import logging
+
+import pytest
 from hypothesis import settings
 
 # A busy machine must not fail a test, and a red run must be red again: no deadline, the same examples every time.
 settings.register_profile("skd", deadline=None, derandomize=True)
 settings.load_profile("skd")
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """pytest's, which hears our loggers under a sourced ROS too: its pytest plugins load `launch`, whose class of
+    loggers does not propagate, so that nothing reaches the root logger where pytest listens."""
+    logging.setLoggerClass(logging.Logger)  # of those that are made from here on
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] in ("skd_core", "skd_wm3d_ros") and isinstance(logger, logging.Logger):
+            logger.propagate = True
+    return caplog
