@@ -19,6 +19,19 @@ from skd_core.yaml_files import read_yaml
 KEYS = ("name", "image_topic", "camera_info_topic", "detections_2d_topic", "parameters", "params_file")
 
 
+COMPRESSED = "/compressed"
+
+
+def transported(image_topic: str, transport: str) -> str:
+    """Topic that an image comes on.
+
+    Args:
+        image_topic: of the raw image; where the transport is compressed, its own suffix may be there already.
+        transport: "raw" or "compressed".
+    """
+    return f"{image_topic.removesuffix(COMPRESSED)}{COMPRESSED}" if transport == "compressed" else image_topic
+
+
 class CameraFileError(ValueError):
     """A file that is no list of cameras; one line that names the file and what is wrong."""
 

@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from skd_wm3d_ros.environment import cure
+
 if TYPE_CHECKING:
     from skd_wm3d_ros.node import DetectorNode, LoadDetector
 
@@ -74,20 +76,24 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
         load: weights, device and precision -> a detector; another one only for measurements.
 
     Returns:
-        the exit status: 0, or 2 for a parameter, an argument or a camera file that cannot be.
+        the exit status: 0, or 2 for a parameter, an argument or a camera file that cannot be, or a package that is
+        missing.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os._exit(0))  # nothing to clean up while importing
-    import cv2
-    import rclpy
-    from rclpy._rclpy_pybind11 import RCLError, UnknownROSArgsError
-    from rclpy.exceptions import ParameterException
-    from rclpy.executors import ExternalShutdownException
-    from rclpy.signals import SignalHandlerOptions
-    from rclpy.utilities import remove_ros_args
+    try:
+        import cv2
+        import rclpy
+        from rclpy._rclpy_pybind11 import RCLError, UnknownROSArgsError
+        from rclpy.exceptions import ParameterException
+        from rclpy.executors import ExternalShutdownException
+        from rclpy.signals import SignalHandlerOptions
+        from rclpy.utilities import remove_ros_args
 
-    from skd_wm3d_ros.cameras import CameraFileError, read_cameras
-    from skd_wm3d_ros.node import DetectorNode
+        from skd_wm3d_ros.cameras import CameraFileError, read_cameras
+        from skd_wm3d_ros.node import DetectorNode
+    except ImportError as error:
+        return _complain(cure(error))
 
     cv2.setNumThreads(1)  # its idle threads spin after every call: more CPU for each frame than converting it takes
     options = {"load": load} if load else {}

@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from skd_core.data.ros_messages import stamp_nanoseconds
 from skd_wm3d_ros import qos
+from skd_wm3d_ros.cameras import transported
 from skd_wm3d_ros.loss import LossMeter
 
 SYNC_QUEUE = 10  # messages of each topic that wait for their partner
@@ -104,9 +105,8 @@ class CameraInput:
         self._latched: Arrival | None = None  # and on that for latched ones
         self._waiting: deque[_Waiting] = deque()  # the first came first
         self._done_early: deque[int] = deque(maxlen=SYNC_QUEUE)  # stamps that may still find their own camera_info
-        image_topic = node.resolve_topic_name("image")
         # a remapping of `image` does not reach `image/compressed`, so the suffix is put on the remapped name
-        self.image_topic = f"{image_topic}/compressed" if transport == "compressed" else image_topic
+        self.image_topic = transported(node.resolve_topic_name("image"), transport)
         self.camera_info_topic = node.resolve_topic_name("camera_info")
         image_type = CompressedImage if transport == "compressed" else Image
         self._sources = (
@@ -174,10 +174,7 @@ class CameraInput:
             return f"no frame on {self.image_topic} for {age:.0f} s: is the camera's driver alive?"
         if self.counts.pairs and now - self.counts.last_pair <= SILENCE:
             if (lost := self.loss.lost()) > MUCH_LOSS:
-                return (
-                    f"{lost:.0%} of the images on {self.image_topic} are lost on the way: set "
-                    "FASTRTPS_DEFAULT_PROFILES_FILE to config/fastdds_images.xml for the camera's driver and this node"
-                )
+                return f"{lost:.0%} of the images on {self.image_topic} are lost on the way: {qos.cure_of_loss()}"
             return self.qos_problem or None
         if not images and not infos:
             return f"no image on {self.image_topic} and no camera_info on {self.camera_info_topic} yet"

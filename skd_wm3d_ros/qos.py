@@ -20,6 +20,7 @@ from rclpy.qos import (
     ReliabilityPolicy,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.utilities import get_rmw_implementation_identifier
 
 _SENSOR = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _BOXES = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -87,6 +88,20 @@ def misfit_of_publisher(node: Node, publisher: Any) -> str:
             cure = _cure(topic, "publisher", policy) or "change the subscriber"
             return f"{_name(other)} subscribes to {topic} with an incompatible QoS ({policy}), gets nothing: {cure}"
     return ""
+
+
+def cure_of_loss(middleware: str = "") -> str:
+    """What to do where images are lost between two processes.
+
+    Args:
+        middleware: such as rmw_fastrtps_cpp; "" = this process's.
+    """
+    middleware = middleware or get_rmw_implementation_identifier()
+    if middleware.startswith("rmw_fastrtps"):
+        return "set FASTRTPS_DEFAULT_PROFILES_FILE to config/fastdds_images.xml for the camera's driver and this node"
+    if middleware.startswith("rmw_cyclonedds"):
+        return "raise the largest socket buffer (sudo sysctl -w net.core.rmem_max=33554432)"
+    return f"make the camera's driver publish reliably, or raise the buffers of {middleware}"
 
 
 def _conflict(publisher: QoSProfile, subscription: QoSProfile) -> str:

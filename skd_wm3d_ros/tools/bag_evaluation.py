@@ -108,7 +108,7 @@ def largest_difference(a: Boxes3D, b: Boxes3D) -> float:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Entry point; the exit code is 1 where live and offline detections differ."""
+    """Entry point; the exit code is 1 where live and offline detections differ or there are none to compare."""
     parser = argparse.ArgumentParser(prog="bag_evaluation", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bag", type=Path, help="rosbag2 folder")
     parser.add_argument("--weights", default="default", help="weights file (default: the bundled weights)")
@@ -142,6 +142,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"wrote {parsed.out}/report.html, scores.json, results, detections, live")
         if parsed.check:
             found = compare(parsed.bag, parsed.out / "live", options, camera)
+            if not found.frames:
+                print("live and offline: no frame was answered, nothing to compare")
+                return 1
             verdict = "identical" if not found.different else f"{found.different} DIFFER"
             print(f"live and offline: {found.frames} frames, {verdict} (largest difference {found.largest:.1e})")
             return int(found.different > 0)

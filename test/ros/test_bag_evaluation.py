@@ -26,7 +26,7 @@ from skd_core.data.bag import (
     typestore,
 )
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.tools import demo
+from skd_wm3d_ros.tools import bag_evaluation, demo
 from skd_wm3d_ros.tools.bag_evaluation import compare, largest_difference, main
 from skd_wm3d_ros.tools.demo import NodeOptions
 
@@ -124,6 +124,15 @@ def test_who_plays(monkeypatch, tmp_path):
     command = demo.player_command(tmp_path, TOPICS, 2.0, "/x")
     assert command[:4] == ["ros2", "bag", "play", str(tmp_path)]
     assert command[command.index("--topics") + 1 :][:2] == [TOPICS.image, TOPICS.camera_info]
+
+
+@pytest.mark.parametrize(("parity", "status"), [((3, 0, 0.0), 0), ((3, 1, 0.5), 1), ((0, 0, 0.0), 1)])
+def test_the_exit_status_is_what_was_found(monkeypatch, tmp_path, parity, status):
+    """Nothing compared is no agreement."""
+    for name in ("find_camera", "evaluate_live", "print_scores"):
+        monkeypatch.setattr(bag_evaluation, name, lambda *args, **kwargs: None)
+    monkeypatch.setattr(bag_evaluation, "compare", lambda *args: bag_evaluation.Parity(*parity))
+    assert main([str(tmp_path), "--check"]) == status
 
 
 def test_wrong_input_ends_with_one_line(tmp_path, capsys):

@@ -319,6 +319,15 @@ def pairing(node):
         each.input.destroy()
 
 
+@pytest.mark.parametrize("topic", ["/cam/image", "/cam/image/compressed"])
+def test_the_suffix_of_compressed_images_is_put_on_once(node, topic):
+    other = rclpy.create_node("remapped", cli_args=["--ros-args", "-r", f"image:={topic}"])
+    made = CameraInput(other, lambda image, info: None, transport="compressed")
+    assert made.image_topic == made._subscriptions[0].topic_name == "/cam/image/compressed"
+    made.destroy()
+    other.destroy_node()
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Monotonic seconds, as a list of one number."""

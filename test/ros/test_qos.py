@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from rclpy.duration import Duration, Infinite
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.utilities import get_rmw_implementation_identifier
 
 from skd_wm3d_ros import qos
 
@@ -47,3 +48,20 @@ def test_a_profile_that_rclpy_changes_is_nobody_else_s(make):
     before = make().reliability
     make().reliability = BEST_EFFORT if before == RELIABLE else RELIABLE
     assert make().reliability == before
+
+
+@pytest.mark.parametrize(
+    ("middleware", "said"),
+    [
+        ("", "FASTRTPS_DEFAULT_PROFILES_FILE"),  # this process's: from PyPI there is only Fast DDS
+        ("rmw_fastrtps_dynamic_cpp", "FASTRTPS_DEFAULT_PROFILES_FILE"),
+        ("rmw_cyclonedds_cpp", "net.core.rmem_max"),
+        ("rmw_zenoh_cpp", "rmw_zenoh_cpp"),
+    ],
+)
+def test_what_to_do_about_lost_images_is_of_the_middleware(middleware, said):
+    if not middleware and not get_rmw_implementation_identifier().startswith("rmw_fastrtps"):
+        pytest.skip("another middleware")
+    cure = qos.cure_of_loss(middleware)
+    assert said in cure
+    assert ("FASTRTPS" in cure) == ("fastrtps" in (middleware or "rmw_fastrtps_cpp"))
