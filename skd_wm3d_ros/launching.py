@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
+from skd_core.errors import UserError
+from skd_core.yaml_files import read_yaml
 
 PACKAGE = "skd_wm3d_ros"
 BOOLEANS = {
@@ -135,9 +136,8 @@ def file_parameters(path: str, node: str) -> dict[str, Any]:
         node: its name with its namespace, such as /front/detector; ``/**`` and ``*`` in the file match as in ROS.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        content = read_yaml(path)
+    except UserError:
         return {}
     wild: dict[str, Any] = {}
     exact: dict[str, Any] = {}  # goes before wildcards, wherever it stands
