@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Sequence
 
 _OURS = ("skd_core", "skd_wm3d_ros")
 _ROS = ("ament_index_python", "cv_bridge", "launch", "launch_ros", "message_filters", "rclpy", "tf2_ros", "yolo_msgs")
@@ -33,25 +31,3 @@ def cure(error: ImportError) -> str:
         f"{reason}: activate the virtual environment that `make setup` made (source .venv/bin/activate) in the shell "
         "that starts this"
     )
-
-
-def run_tool(name: str, args: Sequence[str] | None = None) -> int:
-    """Run a program of :mod:`skd_wm3d_ros.tools`.
-
-    Args:
-        name: of its module.
-        args: its command line without the program's name; the process's own if None.
-
-    Returns:
-        its exit status; 2, after one line, where it does not exist or its packages are not installed.
-    """
-    module = f"skd_wm3d_ros.tools.{name}"
-    try:
-        main = importlib.import_module(module).main
-    except ImportError as error:
-        if error.name == module:
-            print(f"skd_wm3d_ros.tools: error: there is no program '{name}'", file=sys.stderr)
-        else:
-            print(f"{name}: error: {cure(error)}", file=sys.stderr)
-        return 2
-    return int(main(args) or 0)

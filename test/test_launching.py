@@ -17,6 +17,7 @@ from skd_wm3d_ros.cameras import transported
 from skd_wm3d_ros.launch_arguments import BAG, DETECTOR, EVALUATION, MULTI_CAMERA, evaluation_command
 from skd_wm3d_ros.launching import ArgumentError, absolute, node_parameters, values
 from skd_wm3d_ros.rviz_view import configuration, view
+from skd_wm3d_ros.tools import programs
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = (*DETECTOR, *MULTI_CAMERA, BAG, *EVALUATION)
@@ -306,7 +307,11 @@ def test_launch_files_import_no_torch():
 def test_programs_of_the_tools():
     command = [sys.executable, "-m", "skd_wm3d_ros.tools"]
     done = subprocess.run([*command, "nothing"], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (2, "skd_wm3d_ros.tools: error: there is no program 'nothing'\n")
+    assert (done.returncode, done.stderr.partition(";")[0]) == (2, "no program 'nothing' in skd_wm3d_ros.tools")
+    files = {file.stem for file in (ROOT / "skd_wm3d_ros" / "tools").glob("*.py") if "def main(" in file.read_text()}
+    assert files == {*programs.PROGRAMS}
+    for name in ("bag_player", "soak"):
+        assert f'run_tool("{name}")' in (ROOT / "resource" / "ros2_run" / name).read_text()
 
 
 @pytest.mark.parametrize("name", ["detector", "multi_camera", "evaluate_bag"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import json
 import subprocess
 import sys
@@ -224,6 +225,8 @@ def alone() -> dict[str, str]:
     rooms = {}
     for number, room in enumerate(ROOMS):
         inside = [module for module in sources() if room_of(module) == room]
+        if importlib.util.find_spec("launch_ros") is None:
+            inside = [module for module in inside if module != "skd_wm3d_ros.launch_actions"]
         rooms[room] = inside, [name for name in ROOMS[number + 1 :] if name != "skd_core"]
     done = subprocess.run(
         [sys.executable, "-c", CHILD], input=json.dumps([rooms, str(ROOT)]), cwd=ROOT, capture_output=True, text=True

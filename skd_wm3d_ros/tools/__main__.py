@@ -2,7 +2,7 @@
 
 import sys
 
-from skd_wm3d_ros.environment import run_tool
+from skd_wm3d_ros.tools.programs import run_tool
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
