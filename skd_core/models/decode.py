@@ -24,7 +24,7 @@ class Prediction3D:
         center: shape (N, 3), volume centre, metres.
         size: shape (N, 3), (l, w, h), metres.
         yaw: shape (N,), radians, modulo pi unless the direction is trained.
-        log_z: shape (N,), log of the centre's depth.
+        log_z: shape (N,), log of the centre's depth as seen from the optical centre: its depth in P's frame + P[2, 3].
         log_sigma: shape (N,), log sigma_z, the relative standard deviation of the depth (Laplace: scale sigma/sqrt2).
         center_uv: shape (N, 2), projected centre as a share of the RoI, in (0, 1) unless ``model.center_range`` is
             larger; see :meth:`relative_to`.
