@@ -27,7 +27,16 @@ LIMIT = 4 << 20
 _KITTI_LINE = re.compile(r"\s*(P_rect_\d\d|P\d)(?:\s*[:=]\s*|\s+)\[?\s*([-+.\d]|nan|inf)([^\]#]*)", re.IGNORECASE)
 _KEYS = {
     "k": ("k", "cameramatrix", "cammatrix", "intrinsicmatrix", "intrinsics", "intrinsic", "m", "mtx"),
-    "d": ("d", "distortioncoefficients", "distortioncoeffs", "distcoeffs", "distcoefs", "distortion", "dist"),
+    "d": (
+        "d",
+        "distortioncoefficients",
+        "distortioncoeffs",
+        "distcoeffs",
+        "distcoeff",
+        "distcoefs",
+        "distortion",
+        "dist",
+    ),
     "p": ("p", "projectionmatrix", "projmatrix"),
     "width": ("width", "imagewidth"),
     "height": ("height", "imageheight"),
@@ -40,7 +49,7 @@ _KEYS = {
     "binning_y": ("binningy",),
 }
 _FIELDS = {key: name for name, keys in _KEYS.items() for key in keys}
-_SIDES = ("1", "2", "left", "right", "l", "r")
+_SIDES = ("0", "1", "2", "3", "left", "right", "l", "r")
 _MODELS = {"radtan": "plumb_bob", "none": "plumb_bob", "": "plumb_bob", "opencv": "plumb_bob"}
 _WHOLE = "width, height, roi and binning must be whole numbers"
 _KINDS = "neither a KITTI calibration (no 'P2:' line) nor a camera file of ROS, OpenCV or Kalibr"
@@ -90,7 +99,7 @@ class Calibration:
 def split_choice(path: str | Path) -> tuple[Path, str | None]:
     """ "calib.txt:P0" -> the file and the camera's name in it; the name is None where there is none."""
     file, colon, name = str(path).rpartition(":")
-    if colon and name and "/" not in name and not _exists(Path(path)) and _exists(Path(file)):
+    if colon and name and not _exists(Path(path)) and _exists(Path(file)):
         return Path(file), name
     return Path(path), None
 
@@ -250,10 +259,10 @@ def _fields(value: Mapping[Any, Any], side: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, part in value.items():
         bare = re.sub(r"[\W_]", "", str(key)).lower()
-        if side:
-            if not bare.endswith(side):
+        if side:  # M1, camera_matrix_left, left_camera_matrix
+            if side not in (bare[: len(side)], bare[-len(side) :]):
                 continue
-            bare = bare.removesuffix(side)
+            bare = bare.removesuffix(side) if bare.endswith(side) else bare.removeprefix(side)
         if bare in _FIELDS and part not in (None, "", "~", "null"):
             found.setdefault(_FIELDS[bare], part)
     return found

@@ -239,6 +239,11 @@ TWO = {
     "Kalibr": KALIBR + KALIBR.replace("cam0", "cam1").replace("371.8", "99.0"),
     "OpenCV stereo": opencv("yml", M1=MATRIX, D1=[[0.0] * 5], M2=[[99.0, *K[1:3]], *MATRIX[1:]], D2=[[0.0] * 5],
                             image_size=[640, 192]),
+    "OpenCV left and right": opencv(
+        "xml", left_camera_matrix=MATRIX, camera_matrix_right=[[99.0, *K[1:3]], *MATRIX[1:]], image_size=[640, 192]
+    ),
+    "ROS names with a slash": OST.replace("narrow_stereo", "n/left")
+    + "---\n" + OST.replace("narrow_stereo", "n/right").replace("371.8", "99.0"),
     "two names": OST + "---\n" + OST.replace("narrow_stereo", "wide").replace("371.8", "99.0"),
     "left and right": f"left: {{K: {K}, width: 640, height: 192}}\n"
                       f"right: {{K: {[99.0, *K[1:]]}, width: 640, height: 192}}",
@@ -246,6 +251,7 @@ TWO = {
               f"- {{camera_name: b, K: {[99.0, *K[1:]]}, width: 640, height: 192}}\n",
 }  # fmt: skip
 NAMES = {
+    "OpenCV left and right": ("left", "right"), "ROS names with a slash": ("n/left", "n/right"),
     "Kalibr": ("cam0", "cam1"), "OpenCV stereo": ("1", "2"), "two names": ("narrow_stereo", "wide"),
     "left and right": ("left", "right"), "a list": ("a", "b"),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skd_core import notes
@@ -369,3 +369,33 @@ def test_zeros_at_the_end_of_d_say_nothing(model: str, d: list[float], zeros: in
 def test_a_d_that_does_not_fit_is_refused(model: str, d: list[float]) -> None:
     with pytest.raises(UserError, match=f"front: distortion_model '{model}' needs .* coefficients in D, got {len(d)}"):
         maps(model, d)
+
+
+NUMBERS = st.floats() | st.sampled_from([0.0, 1e308, -1e308, 1e-308]) | st.floats(-3000, 3000)
+SIZES = st.sampled_from([0, 1, 48, 64, 4000, 2**31, 2**32 - 1])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(NUMBERS, min_size=9, max_size=9) | st.just([90.0, 0, 31.5, 0, 90, 23.5, 0, 0, 1]),
+    st.lists(NUMBERS, min_size=12, max_size=12),
+    st.lists(NUMBERS, max_size=16),
+    st.sampled_from(["plumb_bob", "rational_polynomial", "equidistant", "fisheye", "", "x\n"]),
+    st.tuples(*[SIZES] * 6, st.integers(0, 5)),
+    st.booleans(),
+)
+def test_any_camera_info(
+    k: list[float], p: list[float], d: list[float], model: str, sizes: tuple[int, ...], rectified: bool
+) -> None:
+    """Into :class:`Camera` and maps of bounded size, or one line."""
+    width, height, x, y, w, h, binning = sizes
+    roi = SimpleNamespace(x_offset=x, y_offset=y, width=w, height=h)
+    info = SimpleNamespace(width=width, height=height, k=k, p=p, d=d, roi=roi)
+    info.binning_x, info.binning_y, info.distortion_model = binning, binning, model
+    said = "one line"
+    try:
+        camera = camera_from_info(info, "front", rectified)
+        undistortion_maps(info, camera, "front")
+    except UserError as error:
+        said = str(error)
+    assert len(said.splitlines()) == 1

@@ -147,6 +147,10 @@ def test_labels_of_2d_boxes_alone_do_where_only_those_are_read(tmp_path: Path) -
     assert read_given_boxes2d(path).labels == ("Car", "Van")
     with pytest.raises(UserError, match="3D boxes are needed here"):
         read_objects(path)
+    objects = read_objects(path, with_3d=False)
+    assert objects.xyxy.tolist() == [[1, 2, 3, 4], [5, 6, 7.5, 8]]
+    assert objects.location.tolist() == [[-1000] * 3] * 2
+    assert objects.rotation_y.tolist() == [-10, -10]
 
 
 READERS = (read_objects, read_boxes2d, read_given_boxes2d, lambda path: read_objects(path, results=True))

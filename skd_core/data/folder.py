@@ -25,6 +25,7 @@ class ImageFolder(Dataset[Sample]):
         paths: the image files.
         names: their names without folder and suffix, each of them once.
         cameras: the calibration file of each.
+        chosen: the name of the camera in it, None for the usual one.
 
     Args:
         images: image files and folders of images (not searched deeper).
@@ -40,7 +41,7 @@ class ImageFolder(Dataset[Sample]):
         self.paths = image_files(images)
         self.names = [path.stem for path in self.paths]
         found = [camera_file(Path(camera), name) for name in self.names]
-        self.cameras, self._chosen = [file for file, _ in found], [chosen for _, chosen in found]
+        self.cameras, self.chosen = [file for file, _ in found], [chosen for _, chosen in found]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -57,7 +58,7 @@ class ImageFolder(Dataset[Sample]):
         """
         path = self.paths[index]
         image = read_image(path)
-        camera = Camera.from_file(self.cameras[index], image.shape[2], image.shape[1], self._chosen[index])
+        camera = Camera.from_file(self.cameras[index], image.shape[2], image.shape[1], self.chosen[index])
         return Sample(self.names[index], image, camera, Boxes2D.empty(), Boxes2D.empty())
 
 

@@ -30,6 +30,8 @@ from skd_core.files import read_text, write_atomic
 
 Floats = npt.NDArray[np.float64]
 BOX_COLUMNS, LABEL_COLUMNS, RESULT_COLUMNS = 8, 15, 16
+UNKNOWN_3D = "-1 -1 -1 -1000 -1000 -1000 -10"
+"""h w l, x y z and rotation_y where nothing is known of them."""
 
 
 @dataclass(eq=False)
@@ -93,11 +95,15 @@ class KittiObjects:
         )
 
 
-def read_objects(path: str | Path, results: bool = False) -> KittiObjects:
+def read_objects(path: str | Path, results: bool = False, with_3d: bool = True) -> KittiObjects:
     """Read a label file (15 columns or more) or a result file (16 columns, the last one the score).
 
     Blank lines, CRLF and trailing spaces are fine, and so is an empty file (no objects). Columns of labels beyond the
     15th are not looked at.
+
+    Args:
+        results: whether it is a result file.
+        with_3d: without it, labels of 2D boxes alone (8 columns) do; what they lack is unknown.
 
     Raises:
         UserError: unreadable file; a line with another number of columns, a value that is no finite number, or, in
@@ -109,7 +115,10 @@ def read_objects(path: str | Path, results: bool = False) -> KittiObjects:
     rows: list[list[float]] = []
     try:
         for line in lines:
-            rows.append([float(value) for value in (line[1:] if results else line[1:LABEL_COLUMNS])])
+            words = line if results else line[:LABEL_COLUMNS]
+            if not results and not with_3d and len(words) == BOX_COLUMNS:
+                words = [*words, *UNKNOWN_3D.split()]
+            rows.append([float(value) for value in words[1:]])
         table = np.array(rows, dtype=np.float64).reshape(len(rows), width - 1)
         valid = bool(np.isfinite(table).all() and (results or (table[:, 5:7] >= table[:, 3:5]).all()))
     except ValueError:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from skd_core.boxes import Boxes3D
 from skd_core.camera import FISHEYE, Camera
-from skd_core.data.decoding import decode_picture, decode_pixels
+from skd_core.data.decoding import MOST_PIXELS, decode_picture, decode_pixels
 from skd_core.errors import UserError
 
 Maps = tuple[NDArray[Any], NDArray[Any]]
@@ -79,22 +79,26 @@ def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> M
         name: what to call it in an error.
 
     Raises:
-        UserError: an unknown distortion model, or one with a wrong number of coefficients.
+        UserError: an unknown distortion model, one with a wrong number of coefficients, or numbers that cannot be.
     """
     model, D = info.distortion_model, np.asarray(info.d, np.float64)
     if not is_distorted(info):
         return None
     if model not in DISTORTION_MODELS:
-        raise UserError(f"{name}: distortion_model '{model}' is not one of {', '.join(DISTORTION_MODELS)}")
+        said = " ".join(model.split())
+        raise UserError(f"{name}: distortion_model '{said}' is not one of {', '.join(DISTORTION_MODELS)}")
     D = _fitting(D, DISTORTION_MODELS[model])
     if len(D) not in DISTORTION_MODELS[model]:
         lengths = " or ".join(map(str, DISTORTION_MODELS[model]))
         raise UserError(f"{name}: distortion_model '{model}' needs {lengths} coefficients in D, got {len(D)}")
     K, size = camera.K.numpy(), (camera.width, camera.height)
-    rotation = np.eye(3)
-    if model in FISHEYE:
-        return cv2.fisheye.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
-    return cv2.initUndistortRectifyMap(K, D, rotation, K, size, cv2.CV_16SC2)
+    if camera.width * camera.height > MOST_PIXELS:
+        raise UserError(f"{name}: {camera.width}x{camera.height} pixels, more than the {MOST_PIXELS} that are read")
+    make_maps = cv2.fisheye.initUndistortRectifyMap if model in FISHEYE else cv2.initUndistortRectifyMap
+    try:
+        return make_maps(K, D, np.eye(3), K, size, cv2.CV_16SC2)
+    except cv2.error:
+        raise UserError(f"{name}: the image cannot be undistorted with this K and D; check the calibration") from None
 
 
 def _fitting(D: NDArray[np.float64], lengths: Sequence[int]) -> NDArray[np.float64]:

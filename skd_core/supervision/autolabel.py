@@ -31,9 +31,9 @@ from tqdm import tqdm
 from skd_core.boxes import Boxes2D
 from skd_core.camera import Camera
 from skd_core.data.folder import IMAGE_SUFFIXES
-from skd_core.data.kitti import read_boxes2d
+from skd_core.data.kitti import UNKNOWN_3D, read_boxes2d
 from skd_core.errors import UserError
-from skd_core.files import make_folder, write_atomic
+from skd_core.files import make_folder, read_text, write_atomic
 from skd_core.iou import covered
 from skd_core.supervision.autolabel_input import Frame
 from skd_core.supervision.class_map import DONT_CARE
@@ -43,8 +43,6 @@ from skd_core.supervision.tiles import join
 from skd_core.visualize import write_image
 
 NOTE, LOG = "autolabel.json", "autolabel.jsonl"
-UNKNOWN_3D = "-1 -1 -1 -1000 -1000 -1000 -10"
-"""KITTI's dimensions, location and rotation_y of what has none."""
 DOUBTFUL = 0.2
 """Least score of a DontCare box: what a detector is loaded with for autolabelling. [ours]"""
 
@@ -258,7 +256,7 @@ def _given_lines(given: Path | None, name: str) -> list[str] | None:
     if path is None or not path.is_file():
         return None
     read_boxes2d(path)  # names what is malformed
-    return [line.strip() + "\n" for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [line.strip() + "\n" for line in read_text(path, kind="label file").splitlines() if line.strip()]
 
 
 def _classes_in(given: Path | None) -> set[str]:

@@ -128,7 +128,7 @@ def agreement_with(out: Path, truth: Path, names: Sequence[str], classes: Sequen
             scores = log.scores(name, file_hash(_label_file(out, name)))
             if len(scores) == len(boxes):
                 boxes = Boxes2D(boxes.xyxy, boxes.labels, torch.tensor(scores))
-            frames.append((boxes, read_objects(truth / f"{name}.txt")))
+            frames.append((boxes, read_objects(truth / f"{name}.txt", with_3d=False)))
     if not frames:
         raise UserError(f"{truth}: no label file for any of the {len(names)} frames, such as {names[0]}.txt")
     return compare(frames, classes)

@@ -106,6 +106,7 @@ def _image_frames(images: ImageFolder, chosen: Sequence[int]) -> Iterator[Frame]
         path = images.paths[number]
         try:
             digest = hashlib.sha256(path.read_bytes() + images.cameras[number].read_bytes())
+            digest.update((images.chosen[number] or "").encode())
         except OSError as error:
             raise UserError(f"{path}: cannot read it or its camera's file: {error.strerror}") from None
         yield Frame(images.names[number], digest.hexdigest(), path, functools.partial(_read, images, number))

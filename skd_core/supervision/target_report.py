@@ -22,8 +22,7 @@ from skd_core.boxes import Boxes3D
 from skd_core.console import output_console
 from skd_core.data.kitti import LABEL_COLUMNS, KittiDataset
 from skd_core.data.sample import Sample
-from skd_core.errors import UserError
-from skd_core.files import finite, write_atomic
+from skd_core.files import finite, read_text, write_atomic
 from skd_core.priors import prior_of
 from skd_core.supervision.depth import check_kind
 from skd_core.supervision.pseudo import PseudoTargets, box_depth, pseudo_targets
@@ -175,10 +174,7 @@ def report_targets(
 
 def _has_3d(path: Path) -> bool:
     """Whether every line of a label file has KITTI's columns, of which the 3D ones may still say unknown."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: cannot read") from None
+    lines = read_text(path, kind="label file").splitlines()
     return all(len(words) >= LABEL_COLUMNS for line in lines if (words := line.split()))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from skd_core.errors import UserError
+from skd_core.files import read_text
 from skd_core.synthetic.mesh import Array
 
 
@@ -27,7 +28,7 @@ def read_layout(folder: Path, seed: int, frame: int) -> list[tuple[str, Array, A
     order = np.random.Generator(np.random.PCG64([seed, frame // len(files)])).permutation(len(files))
     path = files[int(order[frame % len(files)])]
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path, kind="label file").splitlines(), 1):
         words = line.split()
         if not words or words[0] == "DontCare":
             continue
