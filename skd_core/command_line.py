@@ -84,9 +84,8 @@ def _check_place(name: str, text: str, is_path: bool) -> None:
         mode = os.stat(text).st_mode
     except (OSError, ValueError) as error:
         if is_path and isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise UserError(
-                f"{name}: {text if len(text) < 120 else f'{text[:50]}...{text[-50:]}'}: {error.strerror}"
-            ) from None
+            shown = text if len(text) < 120 else f"{text[:50]}...{text[-50:]}"
+            raise UserError(f"{name}: {shown}: {error.strerror}") from None
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UserError(f"{text}: is a pipe or a device ({name}); give a regular file or a folder")

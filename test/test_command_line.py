@@ -167,6 +167,16 @@ def test_help_needs_neither_torch_nor_opencv_nor_matplotlib():
     assert heavy in ("[]", "['pydantic']")  # typer itself brings the latter since 0.28
 
 
+def test_predict_loads_no_more_than_it_needs():
+    code = (
+        "import sys, skd_core.inference.predict, skd_core.inference.outside;"
+        "print([m for m in ('matplotlib', 'scipy', 'rosbags', 'lightning', 'onnxruntime', 'transformers',"
+        "'numba', 'tensorboard', 'nuscenes', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_words_in_brackets_and_colons_are_printed_as_they_are(capsys):
     from rich.table import Table
 
