@@ -93,6 +93,32 @@ def test_big_endian_16_bit():
     assert np.abs(decode(message)[0].astype(int) - 100).max() <= 1
 
 
+def test_a_compressed_mosaic_a_padded_jpeg_and_nv12_reach_the_network_in_colour():
+    """As the bags' reader has them: both call one decoder (test_decoding.py)."""
+    mosaic = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mosaic[::2, ::2], mosaic[1::2, 1::2] = 250, 30  # red, blue
+    mosaic[::2, 1::2] = mosaic[1::2, ::2] = 100
+    message = changed(compressed(mosaic[:, ::-1], ".png"), format="bayer_rggb8; png compressed bayer_rggb8")
+    assert (decode(message)[0][2:-2, 2:-2] == [250, 100, 30]).all()
+
+    whole = compressed(picture(1), ".jpg")
+    padded = changed(compressed(picture(1), ".jpg"), data=whole.data + array.array("B", bytes(512)))
+    np.testing.assert_array_equal(decode(padded)[0], decode(whole)[0])
+
+    planes = np.concatenate([np.full((HEIGHT, WIDTH), 81), np.tile((90, 240), (HEIGHT // 2, WIDTH // 2))])
+    data = array.array("B", planes.astype(np.uint8).tobytes())
+    red = Image(height=HEIGHT, width=WIDTH, encoding="nv12", step=WIDTH, data=data)
+    assert np.abs(decode(red)[0].astype(int) - [255, 0, 0]).max() <= 2
+
+
+def test_plumb_bob_with_8_numbers_undistorts_as_with_5():
+    d = [-0.2, 0.05, 0.001, -0.002, 0.01]
+    image = image_message(picture(1))
+    short = decode(image, changed(camera_info(), d=d), rectified=False)[0]
+    np.testing.assert_array_equal(decode(image, changed(camera_info(), d=[*d, 0, 0, 0]), rectified=False)[0], short)
+    assert (short != picture(1)).any()
+
+
 # -- what is malformed ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("image", "kind", "said"), MALFORMED_IMAGES.values(), ids=MALFORMED_IMAGES)
 def test_malformed_images(image, kind, said):
