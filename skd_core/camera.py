@@ -181,7 +181,7 @@ class Camera:
         Raises:
             UserError: missing file, missing line, or not 12 numbers; the message names the line.
         """
-        return _of_file(read_kitti(path, key), (width, height))
+        return of_calibration(read_kitti(path, key), (width, height))
 
     @staticmethod
     def from_ros(info: Mapping[str, Any], name: str = "camera_info") -> Camera:
@@ -241,7 +241,7 @@ class Camera:
             UserError: an unreadable or malformed file, one for images of another size, or distortion without P.
         """
         size = None if width is None or height is None else (width, height)
-        return _of_file(read_calibration(path, name), size)
+        return of_calibration(read_calibration(path, name), size)
 
     def __repr__(self) -> str:
         focal = f"fx={self.fx:.1f}, fy={self.fy:.1f}, cx={self.cx:.1f}, cy={self.cy:.1f}"
@@ -282,15 +282,28 @@ def _named(name: str, P: Tensor, width: int, height: int) -> Camera:
         raise UserError(f"{name}: {error}") from None
 
 
-def _of_file(found: Calibration, size: tuple[int, int] | None) -> Camera:
-    """The camera of a calibration file for images of a size, which it may not hold itself."""
+def of_calibration(found: Calibration, size: tuple[int, int] | None, rectified: bool = True) -> Camera:
+    """The camera of a calibration for images of a size (width, height), which it may not hold itself.
+
+    Args:
+        rectified: whether the images are; without, K counts, which they have once they are undistorted, and P does not.
+
+    Raises:
+        UserError: no usable matrix, no size or another one, or distortion without P for rectified images.
+    """
     name, kitti = found.source, found.kind == "KITTI"
+    if not rectified:
+        if not found.k[0]:
+            raise UserError(
+                f"{name}: this {found.kind} calibration has no K of raw images; KITTI's images are rectified"
+            )
+        found = replace(found, p=(0.0,) * 12, d=(), distortion_model="")
     if not kitti and not found.k[0] and not found.p[0]:
         raise UserError(f"{name}: uncalibrated: no camera matrix in it (or one of zeros); calibrate the camera")
     if not kitti and not found.p[0] and (any(found.d) or found.distortion_model in FISHEYE):
         raise UserError(
             f"{name}: this {found.kind} calibration has distortion, and no P of rectified images: rectify the images "
-            "(cv2.undistort keeps K) and set its coefficients to 0, or add the projection_matrix"
+            "(predict does with --raw-images), or add the projection_matrix"
         )
     sized = found.width > 0 and found.height > 0
     if not sized and size is None:

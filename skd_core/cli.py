@@ -196,15 +196,17 @@ def predict(
         str | None, typer.Option(help="Or those of a 2D detector: FILE.onnx in YOLOX's format.")
     ] = None,
     tiles: Annotated[int, typer.Option(min=0, help="Windows it looks at besides the whole image.")] = 4,
+    raw_images: Annotated[bool, typer.Option("--raw-images", help="Undistort the images first, with K and D.")] = False,
 ) -> None:
-    """Detect 3D boxes in rectified images."""
+    """Detect 3D boxes in images of one camera, which are rectified, or raw and then undistorted."""
     from skd_core.inference.detector import Detector
     from skd_core.inference.outside import open_source
     from skd_core.inference.predict import predict_images
 
     network = Detector.load(weights, device)
     source = open_source(boxes, detector, tiles, network.classes)
-    print(predict_images(images, camera, network, out, threshold, draw=draw, source=source))
+    done = predict_images(images, camera, network, out, threshold, draw=draw, source=source, rectified=not raw_images)
+    print(done)
 
 
 @app.command(cls=CheckedCommand)

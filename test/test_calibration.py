@@ -327,6 +327,25 @@ def test_it_can_take_the_place_of_a_camera_info(tmp_path: Path) -> None:
     assert undistortion_maps(found, raw) is not None
 
 
+@pytest.mark.parametrize("model", ["radtan", "equidistant"])
+def test_raw_images_are_undistorted_with_k_and_d(tmp_path: Path, model: str) -> None:
+    """A spot in the raw image is found where the pinhole camera with K sees it, as cv2 computes for one point."""
+    text = KALIBR.replace("radtan", model).replace("[0, 0, 0, 0]", "[-0.2, 0.05, 0.001, -0.002]")
+    pixels = np.zeros((192, 640, 3), np.uint8)
+    cv2.circle(pixels, (500, 150), 4, (255, 255, 255), -1)
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    sample = ImageFolder(tmp_path / "a.png", write(tmp_path, text), rectified=False)[0]
+    assert sample.camera.P.flatten().tolist() == KP
+    points, matrix, d = np.array([[[500.0, 150.0]]]), np.array(MATRIX), np.array([-0.2, 0.05, 0.001, -0.002])
+    undistort = cv2.fisheye.undistortPoints if model == "equidistant" else cv2.undistortPoints
+    expected = undistort(points, matrix, d, P=matrix)[0, 0]
+    rows, columns = np.nonzero(sample.image[0].numpy() > 100)
+    assert [columns.mean(), rows.mean()] == pytest.approx(expected, abs=1)
+    assert np.abs(expected - [500, 150]).max() > 5
+    with pytest.raises(UserError, match="has no K of raw images"):
+        ImageFolder(tmp_path / "a.png", write(tmp_path, f"P2: {LINE}"), rectified=False)[0]
+
+
 def test_a_choice_goes_with_a_folder_and_its_images(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((192, 640, 3), np.uint8))
     (tmp_path / "calib").mkdir()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.data import Dataset
 
 from skd_core.boxes import Boxes2D
-from skd_core.calibration import split_choice
-from skd_core.camera import Camera
+from skd_core.calibration import Calibration, read_calibration, split_choice
+from skd_core.camera import of_calibration
+from skd_core.data.ros_messages import Maps, undistort, undistortion_maps
 from skd_core.data.sample import Sample, read_image
 from skd_core.errors import UserError
 from skd_core.files import natural_order
@@ -32,12 +34,16 @@ class ImageFolder(Dataset[Sample]):
         camera: calibration file of all images, see :meth:`skd_core.camera.Camera.from_file`, or a folder with one for
             each, NAME.txt or NAME.yaml, as KITTI has it; ``PATH:P0`` for one camera of several. A calibration without
             image size, as KITTI's, is taken to be for these images; any other must agree with their size.
+        rectified: without, images are undistorted with the calibration's K and D, as the node does where
+            ``image_is_rectified`` is false; then K is their camera.
 
     Raises:
         UserError: a path is missing, there is no image, or two images have the same name.
     """
 
-    def __init__(self, images: str | Path | Sequence[str | Path], camera: str | Path) -> None:
+    def __init__(self, images: str | Path | Sequence[str | Path], camera: str | Path, rectified: bool = True) -> None:
+        self.rectified = rectified
+        self._maps: tuple[tuple[Calibration, tuple[int, int]], Maps | None] | None = None  # of the last image
         self.paths = image_files(images)
         self.names = [path.stem for path in self.paths]
         found = [camera_file(Path(camera), name) for name in self.names]
@@ -58,7 +64,14 @@ class ImageFolder(Dataset[Sample]):
         """
         path = self.paths[index]
         image = read_image(path)
-        camera = Camera.from_file(self.cameras[index], image.shape[2], image.shape[1], self.chosen[index])
+        size = (image.shape[2], image.shape[1])
+        calibration = read_calibration(self.cameras[index], self.chosen[index])
+        camera = of_calibration(calibration, size, self.rectified)
+        if not self.rectified:
+            if self._maps is None or self._maps[0] != (calibration, size):
+                self._maps = (calibration, size), undistortion_maps(calibration, camera, calibration.source)
+            pixels = undistort(image.permute(1, 2, 0).numpy(), self._maps[1])
+            image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
         return Sample(self.names[index], image, camera, Boxes2D.empty(), Boxes2D.empty())
 
 

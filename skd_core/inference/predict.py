@@ -60,6 +60,7 @@ def predict_images(
     *,
     draw: bool = True,
     source: Source | None = None,
+    rectified: bool = True,
 ) -> Summary:
     """Detect in images of one camera.
 
@@ -68,6 +69,7 @@ def predict_images(
         out: gets ``results/NAME.txt`` (KITTI format, full precision) and ``pictures/NAME.png``.
         threshold: least score, None for the weights' own; draw: whether to write pictures.
         source: of 2D boxes to place, in the place of the network's own.
+        rectified: whether the images are; without, they are undistorted first, and the pictures are of those.
 
     Returns:
         how many images and detections, and where the results are.
@@ -80,7 +82,7 @@ def predict_images(
         given = None if source is None else source.find(sample.name, pixels)
         return detector.predict(pixels, sample.camera, threshold, boxes2d=given)
 
-    return _write(ImageFolder(images, camera), find, out, draw, source, caution(detector.metadata))
+    return _write(ImageFolder(images, camera, rectified), find, out, draw, source, caution(detector.metadata))
 
 
 def lift_images(
