@@ -43,7 +43,7 @@ class CameraEntry:
     Attributes:
         name: namespace of its node: the detections are on /<name>/detector/detections.
         image_topic: without "/compressed", as image_transport has it.
-        camera_info_topic: of the same camera.
+        camera_info_topic: of the same camera; "" where its parameter calibration names a file.
         detections_2d_topic: 2D boxes of another node, where boxes_from is topic; "" = detections_2d in the namespace.
         parameters: of its node, over what ``params_file`` says; nested names are one, with dots.
         params_file: parameter file, which exists; "" = the defaults.
@@ -51,7 +51,7 @@ class CameraEntry:
 
     name: str
     image_topic: str
-    camera_info_topic: str
+    camera_info_topic: str = ""
     detections_2d_topic: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     params_file: str = ""
@@ -123,7 +123,10 @@ def read_cameras(path: str | Path) -> list[CameraEntry]:
         unknown = [str(key) for key in row if key not in KEYS]
         if unknown:
             raise CameraFileError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(KEYS)}")
-        missing = [key for key in KEYS[:3] if not isinstance(row.get(key), str) or not row[key]]
+        parameters = row.get("parameters")
+        calibrated = isinstance(parameters, dict) and bool(parameters.get("calibration"))  # by a file
+        needed = KEYS[:2] if calibrated and row.get("camera_info_topic") is None else KEYS[:3]
+        missing = [key for key in needed if not isinstance(row.get(key), str) or not row[key]]
         if missing:
             raise CameraFileError(f"{where}: {', '.join(missing)} must be given as text")
         if not isinstance(row.get("detections_2d_topic") or "", str):

@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from skd_core.data.ros_messages import stamp_nanoseconds
 from skd_wm3d_ros import qos
+from skd_wm3d_ros.calibration_file import CalibrationFile, CalibrationSource
 from skd_wm3d_ros.cameras import transported
 from skd_wm3d_ros.loss import LossMeter
 
@@ -85,6 +86,7 @@ class CameraInput:
         slop: greatest difference of the two stamps in seconds; 0 = equal stamps.
         use_latest_info: whether an image may be paired with a camera_info of another stamp.
         wait: seconds that an image waits for its own, beyond ``slop``.
+        calibration: makes the camera_info of each image; None = it is subscribed to.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class CameraInput:
         slop: float = 0.0,
         use_latest_info: bool = True,
         wait: float = GRACE,
+        calibration: CalibrationFile | None = None,
     ) -> None:
         self._node, self._on_pair, self._use_latest = node, on_pair, use_latest_info
         self._wait = wait + slop
@@ -107,13 +110,14 @@ class CameraInput:
         self._done_early: deque[int] = deque(maxlen=SYNC_QUEUE)  # stamps that may still find their own camera_info
         # a remapping of `image` does not reach `image/compressed`, so the suffix is put on the remapped name
         self.image_topic = transported(node.resolve_topic_name("image"), transport)
-        self.camera_info_topic = node.resolve_topic_name("camera_info")
         image_type = CompressedImage if transport == "compressed" else Image
+        made = CalibrationSource(calibration) if calibration else None
+        self.camera_info_topic = made.getTopic() if made else node.resolve_topic_name("camera_info")
         self._sources = (
             subscribe(node, image_type, self.image_topic, qos.sensor_qos()),
-            subscribe(node, CameraInfo, self.camera_info_topic, qos.sensor_qos()),
+            made or subscribe(node, CameraInfo, self.camera_info_topic, qos.sensor_qos()),
         )
-        self._subscriptions = [source.sub for source in self._sources]
+        self._subscriptions = [source.sub for source in self._sources if source.sub is not None]
         images, infos = (self._with_good_stamps(source) for source in self._sources)
         images.registerCallback(self._image_arrived)  # before the synchronizer's callbacks
         infos.registerCallback(self._info_arrived)
@@ -128,6 +132,8 @@ class CameraInput:
         self._guard = node.create_guard_condition(self._settle_late)
         if use_latest_info:
             infos.registerCallback(lambda info: self._set_timer())  # after the synchronizer's
+        if made:
+            made.follow(images)
 
     def destroy(self) -> None:
         """Unsubscribe."""
@@ -141,7 +147,9 @@ class CameraInput:
     def look(self) -> None:
         """Look at who publishes; to be called now and then."""
         self._look_for_latched()
-        problem = next(filter(None, (qos.misfit_of_subscription(self._node, s.sub) for s in self._sources)), "")
+        problem = next(
+            filter(None, (qos.misfit_of_subscription(self._node, s.sub) for s in self._sources if s.sub)), ""
+        )
         if problem and problem != self.qos_problem:
             self._node.get_logger().error(problem)
         self.qos_problem = problem
@@ -176,8 +184,9 @@ class CameraInput:
             if (lost := self.loss.lost()) > MUCH_LOSS:
                 return f"{lost:.0%} of the images on {self.image_topic} are lost on the way: {qos.cure_of_loss()}"
             return self.qos_problem or None
-        if not images and not infos:
-            return f"no image on {self.image_topic} and no camera_info on {self.camera_info_topic} yet"
+        if not images and (not infos or self._sources[1].sub is None):
+            other = "" if self._sources[1].sub is None else f" and no camera_info on {self.camera_info_topic}"
+            return f"no image on {self.image_topic}{other} yet"
         if not infos:
             return (
                 f"images arrive on {self.image_topic} but no camera_info on {self.camera_info_topic}: "
@@ -229,7 +238,7 @@ class CameraInput:
     def _look_for_latched(self) -> None:
         """What was latched before this node came is only sent to a transient-local subscription; but one of that kind
         does not match drivers that stream without latching, which then warn. So it is made where it is of use."""
-        if not self._use_latest or len(self._subscriptions) > 2:
+        if not self._use_latest or len(self._subscriptions) != 2:  # it is made already, or a file's is taken
             return
         publishers = self._node.get_publishers_info_by_topic(self.camera_info_topic)
         if any(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers):

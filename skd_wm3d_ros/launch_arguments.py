@@ -84,6 +84,7 @@ DETECTOR = (
     _parameter("detections_2d_fit", "How that picture holds the image", ("stretch", "letterbox")),
     _parameter("image_transport", "compressed: subscribe to <image_topic>/compressed", ("raw", "compressed")),
     _flag("image_is_rectified", "false: a raw image, undistorted with K and D of its calibration"),
+    _parameter("calibration", "Calibration file, for a camera that publishes no camera_info"),
     _parameter("target_frame", "Frame of the detections, by TF"),
     _flag("tracking", "Fill the detections' id with a track's number"),
     RESPAWN,

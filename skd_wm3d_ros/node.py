@@ -25,6 +25,7 @@ from skd_core.inference.detector import Detector
 from skd_wm3d_ros import messages, parameters
 from skd_wm3d_ros.box_input import Frame
 from skd_wm3d_ros.box_sources import BoxSource, make_source
+from skd_wm3d_ros.calibration_file import CalibrationFile
 from skd_wm3d_ros.decoding import Decoder
 from skd_wm3d_ros.diagnostics import ERROR, OK, WARN, to_diagnostics
 from skd_wm3d_ros.fallback import RobustDetector
@@ -145,8 +146,10 @@ class DetectorNode(LifecycleNode):
         assert self.detector is not None
         assert self._outputs is not None
         assert self._boxes is not None
-        target = self._value("target_frame")
+        target, rectified = self._value("target_frame"), self._value("image_is_rectified")
         try:
+            file = self._value("calibration")
+            calibration = CalibrationFile(file, rectified) if file else None
             self._lookup = FrameLookup(self, target, self._tf_buffer) if target else None
             self._boxes.activate(self, self._take, self._reject)
         except UserError as error:
@@ -163,6 +166,7 @@ class DetectorNode(LifecycleNode):
             self._value("sync_slop"),
             self._value("use_latest_camera_info"),
             self._value("camera_info_wait"),
+            calibration,
         )
         topics = self._input.image_topic, self._input.camera_info_topic
         self._pipeline = Pipeline(
@@ -170,7 +174,7 @@ class DetectorNode(LifecycleNode):
             detector=self.detector,
             boxes=self._boxes,
             outputs=self._outputs,
-            decode=Decoder(*topics, self._value("image_is_rectified")),
+            decode=Decoder(*topics, rectified),
             lookup=self._lookup,
             tracker=self._tracker if self._value("tracking") else None,
             markers=self._markers,

@@ -147,6 +147,12 @@ PARAMETERS = (
         when="activate",
     ),
     Spec(
+        "calibration",
+        "",
+        "Calibration file in the place of camera_info, for a camera that publishes none; empty = camera_info is used.",
+        when="activate",
+    ),
+    Spec(
         "use_latest_camera_info",
         True,
         "Pair an image that has no camera_info of its own stamp with the latest one of its frame_id (latched drivers).",
