@@ -132,7 +132,8 @@ def open_rviz(context: Any, share: str, views: Sequence[View], use_sim_time: boo
     with NamedTemporaryFile("w", dir=launch_config.log_dir, suffix=".rviz", delete=False, encoding="utf-8") as file:
         file.write(text)
     frame = FIXED_FRAME.value(given) or views[0].frame
-    wait = [sys.executable, "-m", "skd_wm3d_ros.tools.rviz_frame", views[0].camera_info, views[0].detections]
+    topics = views[0].image, views[0].camera_info, views[0].detections
+    wait = [sys.executable, "-m", "skd_wm3d_ros.tools.rviz_frame", *topics]
     return [
         Node(
             package="rviz2",

@@ -12,7 +12,7 @@ import pytest
 import rclpy
 import yaml
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from skd_wm3d_ros import launching, parameters
 from skd_wm3d_ros.launch_arguments import DETECTOR
@@ -166,7 +166,7 @@ def test_rviz_opens_in_the_frame_of_the_detections(rviz, monkeypatch, tmp_path):
     assert fixed_frame(window) is None  # only the camera knows
     assert window["prefix"].split()[1:] == [
         *("-m", "skd_wm3d_ros.tools.rviz_frame"),
-        *("/cam/info", "/front/detector/detections"),
+        *("/front/image", "/cam/info", "/front/detector/detections"),
     ]
 
 
@@ -206,8 +206,20 @@ def test_frame_of_a_camera(ros, durability):
     if durability != DurabilityPolicy.TRANSIENT_LOCAL:
         node.create_timer(0.05, lambda: publisher.publish(info))
     try:
-        assert rviz_frame.find_frame(node, "camera_info", "detections", timeout=30.0) == "camera_optical"
-        assert rviz_frame.find_frame(node, "nothing", "detections", timeout=0.2) == ""
+        assert rviz_frame.find_frame(node, "image", "camera_info", "detections", timeout=30.0) == "camera_optical"
+        assert rviz_frame.find_frame(node, "none", "nothing", "detections", timeout=0.2) == ""
+    finally:
+        node.destroy_node()
+
+
+@pytest.mark.parametrize(("topic", "kind"), [("image", Image), ("image/compressed", CompressedImage)])
+def test_frame_of_a_camera_without_camera_info(ros, topic, kind):
+    node, image = rclpy.create_node("camera"), kind()
+    image.header.frame_id = "camera_optical"
+    publisher = node.create_publisher(kind, topic, 1)
+    node.create_timer(0.05, lambda: publisher.publish(image))
+    try:
+        assert rviz_frame.find_frame(node, topic, "camera_info", "detections", timeout=30.0) == "camera_optical"
     finally:
         node.destroy_node()
 
