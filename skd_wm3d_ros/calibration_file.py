@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import message_filters
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 
+from skd_core.calibration import Calibration, read_calibration
 from skd_core.camera import Camera
+from skd_core.data.ros_messages import camera_from_info, undistortion_maps
 from skd_core.errors import UserError
-from skd_core.yaml_files import read_yaml
 
-NOMINAL = (1242, 375)  # size of KITTI's images, to look at a calibration that holds none
 UNKNOWN = (1, 1)  # size of an image that cannot be decoded: it will be rejected for that
 
 
@@ -24,8 +22,8 @@ class CalibrationFile:
     """Makes the camera_info of each image of a camera, with the image's header.
 
     Args:
-        path: of the file, see :meth:`skd_core.camera.Camera.from_file`.
-        rectified: whether the images are; others need a ROS calibration with K and D.
+        path: of the file, or ``FILE:NAME``, of any kind in :mod:`skd_core.calibration`.
+        rectified: whether the images are: P is taken; of others K and D.
 
     Raises:
         UserError: an unreadable or malformed file, or one without what such images need.
@@ -33,24 +31,33 @@ class CalibrationFile:
 
     def __init__(self, path: str | Path, rectified: bool = True) -> None:
         self.path = str(Path(path).expanduser())
-        self._info = _rectified(self.path) if rectified else _raw(self.path)
+        found = read_calibration(self.path)
+        self._sized = found.width > 0 and found.height > 0
+        size = (found.width, found.height) if self._sized else _likely_size(found)
+        self._info = _rectified(self.path, None if self._sized else size) if rectified else _raw(found, size)
+        self._size = size
 
     def __call__(self, image: Image | CompressedImage) -> CameraInfo:
         """The camera_info of an image; of its size where the file holds none."""
         info = self._info
-        made = CameraInfo(
+        size = (info.width, info.height) if self._sized else size_of(image)
+        if size not in (self._size, UNKNOWN) and not self._sized:
+            self._size = size
+            matrix = [*info.p] if info.p[0] else [*info.k[:3], 0.0, *info.k[3:6], 0.0, *info.k[6:], 0.0]
+            Camera.from_ros({"width": size[0], "height": size[1], "p": matrix}, self.path).check_center(self.path)
+        return CameraInfo(
             header=image.header,
-            width=info.width,
-            height=info.height,
+            width=size[0],
+            height=size[1],
             distortion_model=info.distortion_model,
             d=info.d,
             k=info.k,
             r=info.r,
             p=info.p,
+            binning_x=info.binning_x,
+            binning_y=info.binning_y,
+            roi=info.roi,
         )
-        if not info.width:
-            made.width, made.height = size_of(image)
-        return made
 
 
 class CalibrationSource(message_filters.SimpleFilter):
@@ -82,42 +89,38 @@ def size_of(image: Image | CompressedImage) -> tuple[int, int]:
         return UNKNOWN
 
 
-def _rectified(path: str) -> CameraInfo:
-    try:
-        camera, size = Camera.from_file(path), None
-    except UserError as error:
-        try:
-            camera, size = Camera.from_file(path, *NOMINAL), (0, 0)  # KITTI's files hold no size
-        except UserError:
-            raise error from None
-    width, height = size or (camera.width, camera.height)
+def _likely_size(found: Calibration) -> tuple[int, int]:
+    """Of images whose principal point is in the middle, where the file does not say."""
+    cx, cy = (found.p[2], found.p[6]) if found.p[0] else (found.k[2], found.k[5])
+    return max(round(2 * cx), 1), max(round(2 * cy), 1)
+
+
+def _rectified(path: str, size: tuple[int, int] | None) -> CameraInfo:
+    camera = Camera.from_file(path, *(size or (None, None)))
     return CameraInfo(
-        width=width,
-        height=height,
+        width=camera.width,
+        height=camera.height,
         k=camera.K.flatten().tolist(),
         r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
         p=camera.P.flatten().tolist(),
     )
 
 
-def _raw(path: str) -> CameraInfo:
-    content: Any = read_yaml(path, first=True)
-    fields = content if isinstance(content, Mapping) else {}
-
-    def numbers(*names: str) -> list[float]:
-        value: Any = next((fields[name] for name in names if fields.get(name) is not None), [])
-        return [float(number) for number in (value["data"] if isinstance(value, Mapping) else value)]
-
-    try:
-        return CameraInfo(
-            width=int(fields["image_width"] if "image_width" in fields else fields["width"]),
-            height=int(fields["image_height"] if "image_height" in fields else fields["height"]),
-            distortion_model=str(fields.get("distortion_model") or "plumb_bob"),
-            d=numbers("d", "D", "distortion_coefficients"),
-            k=numbers("k", "K", "camera_matrix"),
-        )
-    except (AssertionError, KeyError, TypeError, ValueError, OverflowError):
+def _raw(found: Calibration, size: tuple[int, int]) -> CameraInfo:
+    if found.k[0] == 0:
         raise UserError(
-            f"{path}: holds no size, K and D as a ROS calibration does, which raw images need; "
-            "rectify them and set image_is_rectified"
-        ) from None
+            f"{found.source}: this {found.kind} calibration has no K and D, which raw images need; rectify them and "
+            "set image_is_rectified"
+        )
+    info = CameraInfo(
+        width=size[0],
+        height=size[1],
+        distortion_model=found.distortion_model,
+        d=list(found.d),
+        k=list(found.k),
+        binning_x=found.binning_x,
+        binning_y=found.binning_y,
+        roi=RegionOfInterest(**vars(found.roi)),
+    )
+    undistortion_maps(info, camera_from_info(info, found.source, rectified=False), found.source)  # fails now or never
+    return info

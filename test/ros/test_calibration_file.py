@@ -42,6 +42,20 @@ def ros_file(tmp_path):
     return tmp_path / "ost.yaml"
 
 
+@pytest.fixture
+def camchain(tmp_path):
+    camera = {
+        "camera_model": "pinhole",
+        "distortion_coeffs": D[:4],
+        "distortion_model": "radtan",
+        "intrinsics": [K[0], K[4], K[2], K[5]],
+        "resolution": [WIDTH, HEIGHT],
+        "rostopic": "/cam0",
+    }
+    (tmp_path / "camchain.yaml").write_text(yaml.safe_dump({"cam0": camera, "cam1": camera | {"resolution": [4, 4]}}))
+    return f"{tmp_path}/camchain.yaml:cam0"
+
+
 def camera_of(image, info, rectified=True):
     return Decoder("/image", "FILE", rectified)(image, info)
 
@@ -58,9 +72,10 @@ def test_rectified_images_have_the_file_s_p(request, name, make):
     assert (camera.width, camera.height) == (WIDTH, HEIGHT)
 
 
-def test_raw_images_are_undistorted_with_k_and_d(ros_file):
-    image = image_message(picture(1))
-    pixels, camera = camera_of(image, CalibrationFile(ros_file, rectified=False)(image), rectified=False)
+@pytest.mark.parametrize("name", ["ros_file", "camchain"])
+def test_raw_images_are_undistorted_with_k_and_d(request, name):
+    image, file = image_message(picture(1)), CalibrationFile(request.getfixturevalue(name), rectified=False)
+    pixels, camera = camera_of(image, file(image), rectified=False)
     assert camera.K.flatten().tolist() == K
     info = camera_info()
     info.k, info.d, info.p, info.distortion_model = K, D, [0.0] * 12, "plumb_bob"
@@ -88,7 +103,7 @@ def test_a_file_that_is_none_is_named(tmp_path, text, rectified):
         CalibrationFile("/nowhere/c.yaml", rectified)
 
 
-def test_raw_images_need_a_ros_calibration(kitti):
+def test_raw_images_need_k_and_d(kitti):
     with pytest.raises(UserError, match="K and D"):
         CalibrationFile(kitti, rectified=False)
 
