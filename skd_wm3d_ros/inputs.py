@@ -97,6 +97,7 @@ class CameraInput:
         slop: float = 0.0,
         use_latest_info: bool = True,
         wait: float = GRACE,
+        *,
         calibration: CalibrationFile | None = None,
     ) -> None:
         self._node, self._on_pair, self._use_latest = node, on_pair, use_latest_info

@@ -166,7 +166,7 @@ class DetectorNode(LifecycleNode):
             self._value("sync_slop"),
             self._value("use_latest_camera_info"),
             self._value("camera_info_wait"),
-            calibration,
+            calibration=calibration,
         )
         topics = self._input.image_topic, self._input.camera_info_topic
         self._pipeline = Pipeline(
