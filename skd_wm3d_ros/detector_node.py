@@ -16,7 +16,8 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from skd_wm3d_ros.environment import cure
+from skd_core.errors import UserError
+from skd_wm3d_ros.environment import cure, require_jazzy
 
 if TYPE_CHECKING:
     from skd_wm3d_ros.node import DetectorNode, LoadDetector
@@ -82,6 +83,7 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os._exit(0))  # nothing to clean up while importing
     try:
+        require_jazzy()
         import cv2
         import rclpy
         from rclpy._rclpy_pybind11 import RCLError, UnknownROSArgsError
@@ -92,6 +94,8 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
 
         from skd_wm3d_ros.cameras import CameraFileError, read_cameras
         from skd_wm3d_ros.node import DetectorNode
+    except UserError as error:
+        return _complain(str(error))
     except ImportError as error:
         return _complain(cure(error))
 

@@ -1,8 +1,12 @@
-"""What to say where the Python that runs a program lacks a package. Imports nothing that may be missing."""
+"""What to say where the Python that runs a program lacks a package, or has too old a ROS 2. Imports nothing that may be
+missing."""
 
 from __future__ import annotations
 
+import os
 import sys
+
+from skd_core.errors import UserError
 
 _OURS = ("skd_core", "skd_wm3d_ros")
 _ROS = ("ament_index_python", "cv_bridge", "launch", "launch_ros", "message_filters", "rclpy", "tf2_ros", "yolo_msgs")
@@ -31,3 +35,27 @@ def cure(error: ImportError) -> str:
         f"{reason}: activate the virtual environment that `make setup` made (source .venv/bin/activate) in the shell "
         "that starts this"
     )
+
+
+def require_jazzy() -> None:
+    """Say that the ROS 2 of this machine is too old, before anything fails for it.
+
+    Humble's rclpy has neither a module of event handlers nor callbacks after parameters were set.
+
+    Raises:
+        UserError: it is older than Jazzy.
+        ImportError: there is no rclpy.
+    """
+    from rclpy.node import Node
+
+    try:
+        import rclpy.event_handler  # noqa: F401
+    except ImportError:
+        old = True
+    else:
+        old = not hasattr(Node, "add_post_set_parameters_callback")
+    if old:
+        raise UserError(
+            f"the node needs ROS 2 Jazzy or newer, this is {os.environ.get('ROS_DISTRO') or 'an older one'}: its rclpy "
+            "lacks what the node is built on; skd_core itself (predict, bag-eval) needs no ROS"
+        )

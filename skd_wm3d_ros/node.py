@@ -1,12 +1,14 @@
 """The detector as a managed (lifecycle) node.
 
 Subscribes ``image``, ``camera_info`` and, if told to, ``detections_2d``; publishes ``~/detections``, ``~/label_info``
-and, where someone listens, ``~/markers``, ``~/debug_image`` (raw and compressed), ``~/bev_image`` and
-``~/latency/...``. The executor's thread only receives; a worker decodes, infers and publishes.
+and, where someone listens, ``~/markers``, ``~/debug_image`` (raw and compressed), ``~/bev_image``,
+``~/latency/...`` and what parameters switch on. The executor's thread only receives; a worker decodes, infers and
+publishes.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from std_msgs.msg import Header
 
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros import messages, parameters
+from skd_wm3d_ros import messages, optional_outputs, parameters
 from skd_wm3d_ros.box_input import Frame
 from skd_wm3d_ros.box_sources import BoxSource, make_source
 from skd_wm3d_ros.calibration_file import CalibrationFile
@@ -79,6 +81,7 @@ class DetectorNode(LifecycleNode):
         )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._value("diagnostics_period"), self._publish_diagnostics, clock=steady)
+        self.add_pre_set_parameters_callback(functools.partial(parameters.numbers_for_floats, self))
         self.add_post_set_parameters_callback(self._parameters_set)
 
     def autostart(self) -> bool:
@@ -125,12 +128,13 @@ class DetectorNode(LifecycleNode):
             )
             self._boxes = make_source(self, self.detector.detector)
             parameters.declare_class_thresholds(self, self.detector.detector.classes)
+            optional = optional_outputs.wanted(self)
         except (UserError, RuntimeError, OSError) as error:  # RuntimeError: what CUDA raises
             self.detector = self._boxes = None
             self.fail(f"cannot configure: {error}")
             return FAILURE
         self._failure = ""
-        self._outputs = Outputs(self)
+        self._outputs = Outputs(self, optional)
         detector = self.detector.detector
         self.get_logger().info(
             f"weights '{path}' on {detector.device} ({detector.precision}), classes {', '.join(detector.classes)}, "

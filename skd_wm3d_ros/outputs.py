@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from rclpy.event_handler import PublisherEventCallbacks
@@ -14,6 +15,7 @@ from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
 from skd_wm3d_ros.diagnostics import STAGES
+from skd_wm3d_ros.optional_outputs import OPTIONAL
 from skd_wm3d_ros.qos import heavy_qos, latched_qos, misfit_of_publisher, output_qos, overridable
 
 TOPICS: dict[str, tuple[type, Callable[[], QoSProfile]]] = {
@@ -29,12 +31,18 @@ TOPICS: dict[str, tuple[type, Callable[[], QoSProfile]]] = {
 
 
 class Outputs:
-    """The publishers of a configured node; they send only while it is active."""
+    """The publishers of a configured node; they send only while it is active.
 
-    def __init__(self, node: LifecycleNode) -> None:
-        self._node = node
+    Args:
+        node: whose they are.
+        optional: messages of those that are switched on, see :func:`skd_wm3d_ros.optional_outputs.wanted`.
+    """
+
+    def __init__(self, node: LifecycleNode, optional: Mapping[str, ModuleType] | None = None) -> None:
+        self._node, self.optional = node, dict(optional or {})
         self.qos_problem = ""
-        self._publishers = {name: self._create(name, *what) for name, what in TOPICS.items()}
+        extra = {name: (getattr(module, OPTIONAL[name].message), output_qos) for name, module in self.optional.items()}
+        self._publishers = {name: self._create(name, *what) for name, what in (TOPICS | extra).items()}
 
     def publish(self, name: str, message: Any) -> None:
         """Publish, whoever listens."""
@@ -44,6 +52,10 @@ class Outputs:
         """Make the message and publish it, if anyone listens."""
         if self._publishers[name].get_subscription_count():
             self._publishers[name].publish(make())
+
+    def listeners(self) -> int:
+        """How many subscribe to what comes of frames; label_info is the same for all."""
+        return sum(p.get_subscription_count() for name, p in self._publishers.items() if name != "label_info")
 
     def destroy(self) -> None:
         """Unpublish."""

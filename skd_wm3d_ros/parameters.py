@@ -236,6 +236,14 @@ PARAMETERS = (
         when="dynamic",
     ),
     Spec(
+        "lazy",
+        False,
+        "Infer only while someone subscribes to what comes of it: detections, markers, pictures.",
+        when="dynamic",
+    ),
+    Spec("autoware_objects", False, "Publish ~/autoware_objects (autoware_perception_msgs/DetectedObjects) too."),
+    Spec("foxglove_scene", False, "Publish ~/foxglove_scene (foxglove_msgs/SceneUpdate) too."),
+    Spec(
         "marker_lifetime",
         0.5,
         "Seconds after which RViz removes markers that are not renewed.",
@@ -314,6 +322,19 @@ def thresholds(node: Node, classes: Sequence[str], stored: float) -> dict[str, f
     general = score_threshold(node, stored)
     own = {name: float(node.get_parameter(f"{CLASS_THRESHOLDS}.{name.lower()}").value) for name in classes}
     return {name: general if value < 0 else value for name, value in own.items()}
+
+
+def numbers_for_floats(node: Node, parameters: list[Parameter]) -> list[Parameter]:
+    """Take ``40`` where a parameter is a float, as ``ros2 param set`` sends it; for
+    ``add_pre_set_parameters_callback``."""
+
+    def taken(parameter: Parameter) -> Parameter:
+        whole = parameter.type_ == Parameter.Type.INTEGER and node.has_parameter(parameter.name)
+        if whole and node.get_parameter(parameter.name).type_ == Parameter.Type.DOUBLE:
+            return Parameter(parameter.name, value=float(parameter.value))
+        return parameter
+
+    return [taken(parameter) for parameter in parameters]
 
 
 def check(parameters: list[Parameter]) -> SetParametersResult:

@@ -25,6 +25,7 @@ from skd_wm3d_ros.decoding import Decoder
 from skd_wm3d_ros.diagnostics import STAGES, Statistics
 from skd_wm3d_ros.fallback import RobustDetector
 from skd_wm3d_ros.markers import MarkerMemory
+from skd_wm3d_ros.optional_outputs import OPTIONAL, About
 from skd_wm3d_ros.order import FrameOrder
 from skd_wm3d_ros.outputs import Outputs
 from skd_wm3d_ros.rejection import Rejection
@@ -86,7 +87,10 @@ class Pipeline:
     def process(self, frame: Frame) -> None:
         """Answer a frame, or count why not; never raises."""
         try:
-            self._detect(frame)
+            if self._value("lazy") and not self._cut and not self._outputs.listeners():
+                self.statistics.leave_out()
+            else:
+                self._detect(frame)
         except Rejection as rejection:
             self.reject(rejection.kind, str(rejection))
         except Exception as error:  # the node must outlive whatever one frame does to it
@@ -143,11 +147,15 @@ class Pipeline:
     ) -> None:
         offer = self._outputs.offer
         ids = self._track(header, boxes, transform)
-        self._outputs.publish("detections", messages.to_detections(boxes, out, transform, ids))
+        detections = messages.to_detections(boxes, out, transform, ids)
+        self._outputs.publish("detections", detections)
         lifetime = self._value("marker_lifetime")
         name = f"{self._node.get_namespace().strip('/')}/{header.frame_id}".lstrip("/")
         markers = functools.partial(messages.to_markers, boxes, out, lifetime, transform, ids, name)
         offer("markers", lambda: self._markers.update(markers(), out, lifetime))
+        about = About(name, lifetime, bool(self._detector.detector.metadata.get("heading_known", False)))
+        for output, module in self._outputs.optional.items():
+            offer(output, functools.partial(OPTIONAL[output].convert, detections, module, about))
         drawn = functools.cache(lambda: draw_boxes3d(picture, boxes, camera))
         offer("debug_image", lambda: messages.to_image(drawn(), header))
         offer("debug_image/compressed", lambda: messages.to_compressed(drawn(), header))

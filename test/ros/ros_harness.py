@@ -203,11 +203,14 @@ class Rig:
         self.start_camera()
         self.answers: dict[int, Detection3DArray] = {}
         self.diagnostics: list[Any] = []
-        self.node.create_subscription(Detection3DArray, "detector/detections", self._answer, RELIABLE)
+        self.listen()
         self.node.create_subscription(
             DiagnosticArray, "/diagnostics", lambda m: self.diagnostics.extend(m.status), RELIABLE
         )
         self._stamp = 1_000_000_000
+
+    def listen(self) -> None:
+        self.detections = self.node.create_subscription(Detection3DArray, "detector/detections", self._answer, RELIABLE)
 
     def start_camera(self) -> None:
         self.images = self.node.create_publisher(Image, "image", self._qos)

@@ -38,6 +38,7 @@ from ros_harness import (
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64
 from vision_msgs.msg import Detection3DArray, LabelInfo
+from visualization_msgs.msg import Marker, MarkerArray
 
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
@@ -379,6 +380,121 @@ def test_qos_overrides(rig, start):
     info = rig.node.get_publishers_info_by_topic("/detector/detections")[0]
     assert info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
     rig.node.destroy_subscription(subscription)
+
+
+def test_whole_numbers_are_taken_for_floats(rig, start):
+    """As `ros2 param set /detector max_range 40` sends them; a text is not, and ranges hold."""
+    node = start()
+    assert rig.set(max_range=15).successful
+    assert labels(ask(rig)) == ["car"]
+    assert node.get_parameter("max_range").value == 15.0
+    assert isinstance(node.get_parameter("max_range").value, float)
+    assert rig.set(**{"class_thresholds.car": 1, "max_range": 0}).successful
+    assert labels(ask(rig)) == ["pedestrian"]
+    for bad in (
+        {"max_range": "40"},
+        {"max_range": -1},
+        {"max_range": 100_000},
+        {"lazy": 1},
+        {"detector_2d_tiles": 2.0},
+    ):
+        assert not rig.set(**bad).successful
+    assert node.get_parameter("max_range").value == 0.0
+
+
+def test_lazy_infers_only_while_someone_listens(rig, start):
+    inferences = []
+    node = start(FakeDetector(act=lambda: inferences.append(1)), lazy=True)
+    assert ask(rig).detections  # the rig subscribes to the detections
+    rig.node.destroy_subscription(rig.detections)
+    rig.spin_until(lambda: not node.count_subscribers("/detector/detections"), "the end of the subscription")
+    rig.spin_until(lambda: not node._outputs.listeners(), "the node to know")
+    rig.spin_until(lambda: node._worker.waiting() == 0, "the end of the work")
+    before = len(inferences)
+    told = values(until_told(rig, "frames nobody listened for"))
+    assert len(inferences) == before
+    parts = ("frames answered", "frames rejected", "frames dropped for newer ones", "frames in work")
+    assert int(told["pairs"]) == sum(int(told[p]) for p in (*parts, "frames nobody listened for"))
+    assert told["frames rejected"] == "0"
+    assert rig.set(lazy=False).successful
+    rig.spin_until(lambda: (rig.send(image_message(picture(1)), camera_info()), len(inferences) > before)[1], "work")
+    assert rig.set(lazy=True).successful
+    rig.listen()
+    assert ask(rig).detections
+
+
+def test_two_cameras_share_one_display(rig, start):
+    """Of equal frame_ids even, their nodes' markers on one topic: neither wipes the other's."""
+    fakes = {name: FakeDetector() for name in ("front", "rear")}
+    shown = {}
+
+    def take(array):
+        assert {m.action for m in array.markers} <= {Marker.ADD, Marker.DELETE}
+        for marker in array.markers:
+            if marker.action == Marker.ADD:
+                shown[marker.ns, marker.id] = marker
+            else:
+                shown.pop((marker.ns, marker.id), None)
+
+    reliable = rig.node.create_subscription(MarkerArray, "/markers", take, 100)
+    for name, fake in fakes.items():
+        remaps = ("image:=/image", "camera_info:=/camera_info", "~/markers:=/markers")
+        arguments = ["--ros-args", *(part for remap in remaps for part in ("-r", remap))]
+        start(fake, options={"namespace": name, "cli_args": arguments}, marker_lifetime=60.0)
+
+    def of(name):
+        return {(ns.rsplit("/", 1)[1], number) for ns, number in shown if ns.startswith(f"{name}/")}
+
+    def until(condition, what):
+        rig.spin_until(lambda: (rig.send(image_message(picture(1)), camera_info()), condition())[1], what)
+
+    both, one = ({(kind, i) for kind in ("box", "heading", "text") for i in range(n)} for n in (2, 1))
+    until(lambda: of("front") == of("rear") == both, "markers of both cameras")
+    fakes["front"].found = fakes["front"].found[:1]
+    until(lambda: of("front") == one, "the end of what is gone")
+    assert of("rear") == both
+    fakes["rear"].found = []
+    until(lambda: not of("rear"), "the end of all of one camera's")
+    assert of("front") == one
+    rig.node.destroy_subscription(reliable)
+
+
+class Seen(FakeDetector):
+    """Remembers the focal length and the size of what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.frames = []
+
+    def predict(self, image, camera, threshold, boxes2d=None):
+        self.frames.append((camera.fx, image.shape[1], image.shape[0]))
+        return super().predict(image, camera, threshold, boxes2d)
+
+
+@pytest.mark.parametrize("first", ["image", "camera_info"])
+def test_a_slow_camera_that_zooms_and_changes_its_size(rig, start, first):
+    """One frame in more than two seconds, each unlike the one before, its camera_info a little after or before it."""
+    seen = Seen()
+    start(seen, camera_info_wait=1.0)  # not 50 ms: a busy machine must not decide
+    ask(rig)
+    seen.frames.clear()
+    expected = []
+    for focal, by in ((90.0, 1), (180.0, 2), (270.0, 1)):
+        end = time.monotonic() + 2.1
+        rig.spin_until(lambda end=end: time.monotonic() > end, "the pause")
+        pixels, info = np.ascontiguousarray(picture(1)[::by, ::by]), camera_info()
+        info.height, info.width = pixels.shape[:2]
+        info.k[[0, 4]] = info.p[[0, 5]] = focal
+        image = image_message(pixels)
+        image.header = info.header = rig.header()
+        publish = [lambda image=image: rig.images.publish(image), lambda info=info: rig.infos.publish(info)]
+        for send in publish if first == "image" else publish[::-1]:
+            send()
+            end = time.monotonic() + 0.03
+            rig.spin_until(lambda end=end: time.monotonic() > end, "the other's delay")
+        expected.append((focal, info.width, info.height))
+        rig.spin_until(lambda: len(seen.frames) == len(expected), "the frame")
+    assert seen.frames == expected
 
 
 # -- what is wrong ----------------------------------------------------------------------------------------------------
