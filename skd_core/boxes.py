@@ -33,7 +33,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,18 +47,6 @@ CORNER_SIGNS = torch.tensor(
 
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 """The 12 edges as pairs of corners."""
-
-LATERAL_FRACTION = 0.01
-"""Standard deviation of the centre across the viewing ray, as a fraction of the distance: 7 px at f = 720 px. [ours]"""
-DEPTH_FRACTION = 0.10
-"""Standard deviation of the depth where the network gives none, as a fraction of the depth. [ours]"""
-YAW_STD = 0.2
-"""Standard deviation of the yaw, radians: the network does not estimate it. [ours]"""
-TILT_STD = 0.05
-"""Standard deviation of roll and pitch, radians: boxes are upright by assumption, roads and mounts are not. [ours]"""
-
-_ROTATION_VARIANCES = np.square([TILT_STD, YAW_STD, TILT_STD])
-
 
 BORDER = 3.0
 """Pixels from the image border within which an edge of a 2D box counts as cut off."""
@@ -203,6 +190,10 @@ class Boxes2D:
         return replace(self, xyxy=self.xyxy.to(*args, **kwargs), scores=self.scores.to(*args, **kwargs))  # type: ignore[call-overload]
 
 
+TENSORS = ("center", "size", "yaw", "scores", "xyxy", "depth_std", "across_std", "yaw_std", "flip_odds")
+"""Of :class:`Boxes3D`."""
+
+
 @dataclass(eq=False)
 class Boxes3D:
     """Boxes in the camera frame; see the module's diagram for axes, origin and the sign of yaw.
@@ -215,6 +206,10 @@ class Boxes3D:
         scores: shape (N,), in [0, 1]; ones where nothing else is known.
         xyxy: shape (N, 4), the 2D boxes they were found with, pixels of the full image; NaN where unknown.
         depth_std: shape (N,), standard deviation of the centre's depth, metres; NaN where unknown.
+        across_std: shape (N, 2), of the centre across the viewing ray, sideways and upwards, metres; NaN where unknown.
+        yaw_std: shape (N,), of the yaw modulo pi, radians; NaN where unknown.
+        flip_odds: shape (N,), probability that front and rear are taken for each other: 0 where nothing else is said,
+            .5 where yaw is known modulo pi.
     """
 
     center: Tensor
@@ -224,6 +219,9 @@ class Boxes3D:
     scores: Tensor = field(default=None)  # type: ignore[assignment]
     xyxy: Tensor = field(default=None)  # type: ignore[assignment]
     depth_std: Tensor = field(default=None)  # type: ignore[assignment]
+    across_std: Tensor = field(default=None)  # type: ignore[assignment]
+    yaw_std: Tensor = field(default=None)  # type: ignore[assignment]
+    flip_odds: Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         self.center = _floats(self.center, -1, 3)
@@ -234,7 +232,10 @@ class Boxes3D:
         self.scores = torch.ones_like(unknown[:, 0]) if self.scores is None else _floats(self.scores, -1)
         self.xyxy = unknown if self.xyxy is None else _floats(self.xyxy, -1, 4)
         self.depth_std = unknown[:, 0] if self.depth_std is None else _floats(self.depth_std, -1)
-        _check_lengths(self, ("center", "size", "yaw", "labels", "scores", "xyxy", "depth_std"))
+        self.across_std = unknown[:, :2] if self.across_std is None else _floats(self.across_std, -1, 2)
+        self.yaw_std = unknown[:, 0] if self.yaw_std is None else _floats(self.yaw_std, -1)
+        self.flip_odds = torch.zeros_like(unknown[:, 0]) if self.flip_odds is None else _floats(self.flip_odds, -1)
+        _check_lengths(self, (*TENSORS, "labels"))
 
     @staticmethod
     def empty() -> Boxes3D:
@@ -258,10 +259,13 @@ class Boxes3D:
         """Boxes by a boolean mask, indices or a slice."""
         picked = _pick(len(self), index)
         at = picked.to(self.center.device)
-        return Boxes3D(
-            self.center[at], self.size[at], self.yaw[at], tuple(self.labels[i] for i in picked.tolist()),
-            self.scores[at], self.xyxy[at], self.depth_std[at],
-        )  # fmt: skip
+        labels = tuple(self.labels[i] for i in picked.tolist())
+        return Boxes3D(labels=labels, **{name: getattr(self, name)[at] for name in TENSORS})
+
+    @property
+    def heading_known(self) -> Tensor:
+        """shape (N,), bool: whether yaw is a heading, and not only known modulo pi."""
+        return self.flip_odds < 0.5
 
     @property
     def bottom(self) -> Tensor:
@@ -330,8 +334,7 @@ class Boxes3D:
 
     def to(self, *args: object, **kwargs: object) -> Boxes3D:
         """As :meth:`torch.Tensor.to`, for every tensor."""
-        names = ("center", "size", "yaw", "scores", "xyxy", "depth_std")
-        return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in names})
+        return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in TENSORS})
 
 
 def _floats(values: object, *shape: int) -> Tensor:
@@ -352,27 +355,3 @@ def _check_lengths(boxes: object, names: Sequence[str]) -> None:
     lengths = {name: len(getattr(boxes, name)) for name in names}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{type(boxes).__name__}: lengths differ: {lengths}")
-
-
-def pose_covariance(boxes: Boxes3D) -> Tensor:
-    """Covariance of (x, y, z, rotX, rotY, rotZ) in the camera frame [ours].
-
-    With c the centre, r = c/z and n = c/|c|: ``s_z^2 r r^T + s_lat^2 (I - n n^T)``. A wrong depth moves the centre
-    along the viewing ray, a wrong pixel moves it across. With s_lat = f |c|, f = :data:`LATERAL_FRACTION`, that is
-    ``(s_z^2 / z^2 - f^2) c c^T + f^2 |c|^2 I``. Yaw is the rotation about the camera's y axis.
-
-    Returns:
-        shape (N, 6, 6), float64, metres and radians, symmetric and positive definite.
-    """
-    # in numpy, and few steps: for the few boxes of a frame, calls cost more than numbers
-    values = torch.cat([boxes.center, boxes.depth_std[:, None]], 1).detach().double().cpu().numpy()
-    center, depth_std, z = values[:, :3], values[:, 3], np.maximum(np.abs(values[:, 2]), 0.1)
-    depth_std = np.maximum(np.where(np.isfinite(depth_std), depth_std, DEPTH_FRACTION * z), 1e-3)
-    squared_distance = np.maximum((center * center).sum(1), 0.01)
-    covariance = np.zeros((len(boxes), 6, 6))
-    weight = (depth_std / z) ** 2 - LATERAL_FRACTION**2
-    covariance[:, :3, :3] = (weight[:, None] * center)[:, :, None] * center[:, None, :]
-    diagonal = covariance.reshape(-1, 36)[:, ::7]
-    diagonal[:, :3] += (LATERAL_FRACTION**2 * squared_distance)[:, None]
-    diagonal[:, 3:] = _ROTATION_VARIANCES
-    return torch.from_numpy(covariance)

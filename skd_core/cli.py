@@ -413,16 +413,19 @@ def eval_real(
     choose_threshold: Annotated[
         bool, typer.Option("--choose-threshold", help="Take the lowest with at most .3 boxes on nothing a frame.")
     ] = False,
-    store: Annotated[bool, typer.Option("--store", help="Write the chosen threshold into the weights file.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure how far off boxes are, for the covariances of each class.")
+    ] = False,
+    store: Annotated[bool, typer.Option("--store", help="Write threshold or calibration into the weights.")] = False,
     tiles: Annotated[int, typer.Option(min=0, help="Windows a 2D detector looks at besides the whole image.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
 ) -> None:
     """What is found and how well it is placed, object by object, on frames with 3D labels."""
-    from skd_core.evaluation.real_report import Question, report_real
+    from skd_core.evaluation.real_report import Question, Wanted, report_real
 
     question = Question(weights, boxes, threshold, lift, tuple(kind or ()), tiles, device)
-    report_real(trees, split, question, json, choose_threshold, store)
+    report_real(trees, split, question, json, Wanted(choose_threshold, calibrate, store))
 
 
 @eval_app.command("nuscenes", cls=CheckedCommand)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,6 +26,10 @@ from skd_core.yaml_files import load_yaml, read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """Of a run, from its begin (0) to its end (1)."""
+FOCAL_LIMITS = 1.0, 1e5
+"""Pixels: a focal length of the network's input outside of them is a mistake."""
+PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)?")
+"""Of a model in timm, with or without a tag. Others may name a hub or a folder ("hf-hub:...", "local-dir:...")."""
 
 
 class Strict(BaseModel):
@@ -43,8 +48,9 @@ class ModelConfig(Strict):
     roi_size: int = Field(7, ge=1, le=64)
     depth_channels: int = Field(256, ge=8, le=4096)  # of the teacher's depth head
     input_size: tuple[int, int] = (1280, 384)  # width, height, pixels; with focal: of the window training looks through
-    focal: float | None = Field(None, gt=0)  # of the network's input, pixels; None: what input_size makes of the images
-    center_range: float = Field(1.0, ge=1)  # the projected centre lies in the 2D box grown by this factor
+    # of the network's input, pixels; None: what input_size makes of the images
+    focal: float | None = Field(None, ge=FOCAL_LIMITS[0], le=FOCAL_LIMITS[1])
+    center_range: float = Field(1.0, ge=1, le=100)  # the projected centre lies in the 2D box grown by this factor
     border_flags: bool = False  # the 3D heads are told which edges of a box the image border cuts
     direction: bool = False  # front and rear are told apart; only 3D labels can teach it
     center_offset: bool = True  # False: no way from the surface to the centre (ablation)
@@ -57,6 +63,13 @@ class ModelConfig(Strict):
         for name in classes:
             prior_of(name)
         return classes
+
+    @field_validator("backbone")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not PLAIN_NAME.fullmatch(name):
+            raise ValueError("needs a plain name of timm, such as dla34; nothing is fetched from a hub")
+        return name
 
     @property
     def snap_size(self) -> tuple[int, int] | None:

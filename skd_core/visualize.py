@@ -59,7 +59,7 @@ def color_of(label: str) -> Color:
 
 
 def draw_boxes3d(image: RGB, boxes: Boxes3D, camera: Camera, color: Color | None = None, text: bool = True) -> RGB:
-    """Draw the projected edges of 3D boxes with the front face crossed.
+    """Draw the projected edges of 3D boxes, with the front face crossed where the heading is known.
 
     Args:
         image: shape (H, W, 3), the image ``camera`` belongs to.
@@ -78,14 +78,15 @@ def draw_boxes3d(image: RGB, boxes: Boxes3D, camera: Camera, color: Color | None
         )
     width = _line_width(canvas)
     corners = boxes.corners.detach().cpu().double().numpy()
-    P = camera.P.cpu().numpy()
+    P, known = camera.P.cpu().numpy(), boxes.heading_known.tolist()
     labels = []
     for i in boxes.center[:, 2].argsort(descending=True).tolist():
         edges, cross = _project_lines(corners[i], EDGES, P), _project_lines(corners[i], _FRONT_CROSS, P)
         chosen = color or color_of(boxes.labels[i])
         _lines(canvas, edges, _BLACK, width + 2)
         _lines(canvas, edges, chosen, width)
-        _lines(canvas, cross, chosen, width)
+        if known[i]:
+            _lines(canvas, cross, chosen, width)
         if len(edges):
             corner = edges.reshape(-1, 2).clip(0, [camera.width, camera.height]).min(0)
             labels.append((f"{_title(boxes, i)} {float(boxes.center[i, 2]):.0f} m", corner, chosen))
@@ -127,9 +128,9 @@ def draw_bev(
 ) -> RGB:
     """Draw boxes from above: camera at the bottom centre, z forward up, x right; a grid line every 10 m.
 
-    At the bottom right stands what the colours mean. Boxes are filled, with a line from the centre to the front; where
-    ``depth_std`` is known, a line of plus and minus one standard deviation lies along the viewing ray. Truth is an
-    outline in :data:`TRUTH_COLOR`.
+    At the bottom right stands what the colours mean. Boxes are filled, with a line from the centre to the front, or
+    from end to end where the heading is not known; where ``depth_std`` is known, a line of plus and minus one standard
+    deviation lies along the viewing ray. Truth is an outline in :data:`TRUTH_COLOR`.
 
     Args:
         boxes: N boxes in the camera frame.
@@ -169,12 +170,13 @@ def draw_bev(
     canvas = np.asarray(cv2.addWeighted(filled, 0.45, canvas, 0.55, 0), np.uint8)
     centers = boxes.center[:, [0, 2]].detach().cpu().double().numpy()
     spreads = (boxes.depth_std / boxes.center[:, 2].clamp(min=NEAR_PLANE)).detach().cpu().double().numpy()
-    for outline, label, center, spread in zip(outlines, boxes.labels, centers, spreads, strict=True):
+    known = boxes.heading_known.tolist()
+    for outline, label, center, spread, front in zip(outlines, boxes.labels, centers, spreads, known, strict=True):
         _lines(canvas, place(np.stack([center * (1 - spread), center * (1 + spread)]))[None], color_of(label), 1)
-        _draw_outline(canvas, outline, color_of(label))
+        _draw_outline(canvas, outline, color_of(label), front)
     if truth is not None:
-        for outline in place(_footprints(truth)):
-            _draw_outline(canvas, outline, TRUTH_COLOR)
+        for outline, front in zip(place(_footprints(truth)), truth.heading_known.tolist(), strict=True):
+            _draw_outline(canvas, outline, TRUTH_COLOR, front)
     _legend(canvas, boxes, truth is not None)
     return canvas
 
@@ -265,10 +267,10 @@ def _footprints(boxes: Boxes3D) -> Points:
     return np.asarray(boxes.corners[:, :4, [0, 2]].detach().cpu().double().numpy())
 
 
-def _draw_outline(canvas: RGB, outline: Points, color: Color) -> None:
-    """A footprint of four points and the line from its centre to its front."""
+def _draw_outline(canvas: RGB, outline: Points, color: Color, front: bool) -> None:
+    """A footprint of four points and a line to its front: from its centre, or from its rear where none is known."""
     width = _line_width(canvas)
-    heading = np.stack([outline.mean(0), outline[:2].mean(0)])
+    heading = np.stack([outline.mean(0) if front else outline[2:].mean(0), outline[:2].mean(0)])
     _lines(canvas, np.stack([outline, np.roll(outline, -1, 0)], 1), color, width)
     _lines(canvas, heading[None], color, width)
 

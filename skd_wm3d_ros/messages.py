@@ -28,7 +28,8 @@ from vision_msgs.msg import (
 )
 from visualization_msgs.msg import Marker, MarkerArray
 
-from skd_core.boxes import EDGES, Boxes3D, pose_covariance
+from skd_core.boxes import EDGES, Boxes3D
+from skd_core.covariance import pose_covariance
 from skd_core.visualize import color_of
 from skd_wm3d_ros.transforms import IDENTITY, Transform
 
@@ -82,6 +83,8 @@ def to_markers(
 ) -> MarkerArray:
     """Boxes for RViz: outline, heading and text, to be added; :mod:`skd_wm3d_ros.markers` deletes what is gone.
 
+    The heading is an arrow to the front, or, where yaw is known modulo pi only, a line from end to end.
+
     Args:
         boxes, header, transform, ids: as in :func:`to_detections`.
         lifetime: seconds after which RViz removes them if nothing newer comes.
@@ -101,13 +104,18 @@ def to_markers(
         transform.points(above.numpy()).tolist(),
         transform.points(boxes.corners.numpy()).tolist(),
         ids or [""] * len(boxes),
+        boxes.heading_known.tolist(),
         strict=True,
     )
     markers: list[Marker] = []
-    for index, (label, score, distance, center, top, corners, track) in enumerate(rows):
+    for index, (label, score, distance, center, top, corners, track, known) in enumerate(rows):
         r, g, b = (channel / 255 for channel in color_of(label))
         points = [Point(x=x, y=y, z=z) for x, y, z in corners]
         middle, front = Point(x=center[0], y=center[1], z=center[2]), _mean([corners[i] for i in (0, 1, 4, 5)])
+        heading = (Marker.ARROW, Vector3(x=2 * LINE_WIDTH, y=4 * LINE_WIDTH, z=4 * LINE_WIDTH), [middle, front])
+        if not known:
+            rear = _mean([corners[i] for i in (2, 3, 6, 7)])
+            heading = (Marker.LINE_LIST, Vector3(x=LINE_WIDTH), [rear, front])
         common = {
             "header": header,
             "id": index,
@@ -128,10 +136,10 @@ def to_markers(
             Marker(
                 **common,
                 ns=f"{camera}/heading",
-                type=Marker.ARROW,
+                type=heading[0],
                 pose=pose,
-                scale=Vector3(x=2 * LINE_WIDTH, y=4 * LINE_WIDTH, z=4 * LINE_WIDTH),
-                points=[middle, front],
+                scale=heading[1],
+                points=heading[2],
             ),
             Marker(
                 **common,

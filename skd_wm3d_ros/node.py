@@ -309,7 +309,7 @@ class DetectorNode(LifecycleNode):
             self._outputs.look()
         if self.detector is not None:
             detector = self.detector.detector
-            values |= {"device": str(detector.device), "precision": detector.precision}
+            values |= {"device": str(detector.device), "precision": detector.precision} | detector.calibration.values()
             if self.detector.fallen_back:
                 values["CPU fallback"] = self.detector.fallen_back
         if pipeline is not None and self._input is not None and self._worker is not None and self._boxes is not None:

@@ -13,8 +13,9 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64, Header
 
-from skd_core.boxes import Boxes3D, pose_covariance
+from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
+from skd_core.covariance import pose_covariance
 from skd_core.data.ros_messages import stamp_nanoseconds
 from skd_core.visualize import draw_bev, draw_boxes3d
 from skd_wm3d_ros import messages, parameters, postprocess

@@ -15,6 +15,7 @@ from torchvision.ops import box_iou
 from skd_core.boxes import (
     CORNER_SIGNS,
     EDGES,
+    TENSORS,
     Boxes2D,
     Boxes3D,
     at_border,
@@ -329,7 +330,7 @@ def test_lengths_must_agree() -> None:
 
 def test_to_changes_every_tensor() -> None:
     boxes = three().to(torch.float64)
-    names = ("center", "size", "yaw", "scores", "xyxy", "depth_std")
+    names = TENSORS
     assert {getattr(boxes, name).dtype for name in names} == {torch.float64}
     assert boxes.labels == ("a", "b", "c")
     assert Boxes2D(torch.zeros(1, 4), ("a",)).to(torch.float64).scores.dtype == torch.float64

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from skd_core import Boxes2D, Boxes3D, Camera, Detector
 from skd_core.errors import UserError
 from skd_core.inference.detector import DEFAULT_THRESHOLD
-from skd_core.inference.weights import load_weights, store_threshold
+from skd_core.inference.weights import load_weights, store
 from skd_core.models.heads import MIN_LOG_SIGMA
 from skd_core.models.student import joint_score
 
@@ -181,7 +181,7 @@ def test_storing_a_threshold_changes_nothing_else(detector: Detector, tmp_path: 
     path = tmp_path / "w.safetensors"
     detector.save(path)
     before, tensors = load_weights(path)[1], load_file(str(path))
-    assert store_threshold(path, 0.27) == path
+    assert store(path, threshold=0.27) == path
     after = load_weights(path)[1]
     assert after == before | {"threshold": 0.27}
     assert all(torch.equal(value, tensors[name]) for name, value in load_file(str(path)).items())
@@ -196,10 +196,10 @@ def test_thresholds_that_cannot_be(detector: Detector, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     for value in (1.5, -0.1, float("nan")):
         with pytest.raises(UserError, match="threshold"):
-            store_threshold("default", value)
+            store("default", threshold=value)
     for wrong in ("high", 2, None, True):
         Detector(detector.student, detector.metadata | {"threshold": wrong}, "cpu").save(path)
-        with pytest.raises(UserError, match=rf"w\.safetensors.*threshold .*{wrong!r}"):
+        with pytest.raises(UserError, match=rf"w\.safetensors.*threshold.*{wrong!r}"):
             Detector.load(path, "cpu")
     with pytest.raises(UserError, match="no such file"):
-        store_threshold(tmp_path / "none.safetensors", 0.3)
+        store(tmp_path / "none.safetensors", threshold=0.3)

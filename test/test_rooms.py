@@ -26,6 +26,7 @@ ROOMS = (
     "skd_core.calibration",
     "skd_core.camera",
     "skd_core.boxes",
+    "skd_core.covariance",
     "skd_core.geometry",
     "skd_core.iou",
     "skd_core.devices",

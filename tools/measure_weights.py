@@ -116,7 +116,7 @@ if __name__ == "__main__":
     if len(sys.argv) not in (3, 4):
         raise SystemExit(__doc__)
     torch.set_num_threads(1)
-    detector = Detector.load(sys.argv[3] if len(sys.argv) == 4 else "default")
+    detector = Detector.load(sys.argv[3] if len(sys.argv) == 4 else "default").uncalibrated()
     held_out(detector, Path(sys.argv[1]))
     cars = np.array(list(on_lidar(detector, Path(sys.argv[2])))).reshape(-1, 2)
     for what, chosen in (("nearer", cars[:, 1] < LIDAR_FAR), ("farther", cars[:, 1] >= LIDAR_FAR)):

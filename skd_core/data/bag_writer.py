@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from skd_core.boxes import Boxes3D, pose_covariance
+from skd_core.boxes import Boxes3D
+from skd_core.covariance import pose_covariance
 from skd_core.data.bag_types import CAMERA_INFO, DETECTIONS, IMAGE, STRING, Frame, typestore
 from skd_core.errors import UserError
 from skd_core.files import make_folder

@@ -7,7 +7,6 @@ in both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from skd_core.boxes import Boxes3D
 from skd_core.camera import FISHEYE, Camera
+from skd_core.covariance import with_covariance
 from skd_core.data.decoding import MOST_PIXELS, decode_picture, decode_pixels
 from skd_core.errors import UserError
 
@@ -143,17 +143,15 @@ def boxes_from_detections(array: Any, classes: Sequence[str] = ()) -> Boxes3D:
         classes: names as the data set spells them; a class_id that equals one but for its case gets that name.
 
     Returns:
-        The boxes; ``depth_std`` from the covariance along the viewing ray, ``xyxy`` unknown.
+        The boxes; ``depth_std``, ``across_std``, ``yaw_std`` and ``flip_odds`` from the covariance (unknown where that
+        is all zero), ``xyxy`` unknown.
     """
     spelling = {name.lower(): name for name in classes}
-    center, size, quaternion, scores, depth_std, labels = [], [], [], [], [], []
+    center, size, quaternion, scores, covariance, labels = [], [], [], [], [], []
     for detection in array.detections:
         result, pose = detection.results[0], detection.bbox.center
-        c = np.array([pose.position.x, pose.position.y, pose.position.z])
-        n = c / max(float(np.linalg.norm(c)), 1e-9)
-        covariance = np.asarray(result.pose.covariance, dtype=np.float64).reshape(6, 6)[:3, :3]
-        depth_std.append(float(np.sqrt(max(n @ covariance @ n, 0.0)) * n[2]))  # n^T S n = (s_z |c| / z)^2
-        center.append(c.tolist())
+        covariance.append(np.asarray(result.pose.covariance, dtype=np.float64).reshape(6, 6))
+        center.append([pose.position.x, pose.position.y, pose.position.z])
         size.append([detection.bbox.size.x, detection.bbox.size.y, detection.bbox.size.z])
         q = pose.orientation
         quaternion.append([q.x, q.y, q.z, q.w])
@@ -165,4 +163,4 @@ def boxes_from_detections(array: Any, classes: Sequence[str] = ()) -> Boxes3D:
 
     yaw = Boxes3D.yaw_from_quaternion(column(quaternion, 4))
     boxes = Boxes3D(column(center, 3), column(size, 3), yaw, tuple(labels), column(scores, 1))
-    return replace(boxes, depth_std=column(depth_std, 1))
+    return with_covariance(boxes, torch.from_numpy(np.array(covariance).reshape(-1, 6, 6)))

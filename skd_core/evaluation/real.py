@@ -31,7 +31,9 @@ LEAST_HEIGHT, MOST_OCCLUDED, MOST_TRUNCATED = 25.0, 1, 0.5
 FOUND, NOTHING = 0.5, 0.3
 """2D IoU above which a detection has found a label, and below which it has to do with none."""
 NEAR, LARGE = 15.0, 1 / 3
-COLUMNS = ("iou_2d", "bev", "iou_3d", "depth", "yaw", "z", "cut", "large", "score")
+COLUMNS = (
+    "iou_2d", "bev", "iou_3d", "depth", "yaw", "z", "cut", "large", "score", "spread", "lateral", "vertical", "turned",
+)  # fmt: skip
 PARTS = ("whole", "cut", "near", "near, whole", "near, cut", "far, whole", "large", "all")
 
 
@@ -42,7 +44,10 @@ class Tally:
     Attributes:
         rows: shape (N, COLUMNS), one for each counted label: 2D IoU, BEV IoU and 3D IoU with its detection (0 where it
             is missed; NaN in 3D where the label has none), relative depth error and yaw error modulo pi in degrees (NaN
-            where missed), the label's depth in metres, whether it is cut and large, the detection's score (-1: missed).
+            where missed), the label's depth in metres, whether it is cut and large, the detection's score (-1: missed),
+            and of what is found (else NaN) the depth error in units of the detection's depth_std, the error across the
+            detection's viewing ray, sideways and upwards, as fractions of its distance, whether front and rear are
+            taken for each other.
         nothing: shape (M,), scores of detections on nothing; ill: shape (K,), of ill-fitting ones.
         frames: how many frames.
     """
@@ -60,7 +65,7 @@ class Tally:
         rows = self.rows.copy()
         gone = self["score"] < threshold
         rows[gone, :3] = np.where(np.isnan(rows[gone, :3]), np.nan, 0.0)
-        rows[gone, 3:5], rows[gone, 8] = np.nan, -1.0
+        rows[gone, 3:5], rows[gone, 8], rows[gone, 9:] = np.nan, -1.0, np.nan
         return Tally(rows, self.nothing[self.nothing >= threshold], self.ill[self.ill >= threshold], self.frames)
 
     def __getitem__(self, column: str) -> Floats:
@@ -111,6 +116,10 @@ class Tally:
     def ill_fitting(self) -> float:
         """Ill-fitting detections, a frame."""
         return len(self.ill) / max(self.frames, 1)
+
+
+NOTHING_YET = Tally(np.zeros((0, len(COLUMNS))), np.zeros(0), np.zeros(0), 0)
+"""Of no frames."""
 
 
 def join(tallies: Sequence[Tally]) -> Tally:
@@ -169,6 +178,7 @@ def _row(
     z = float(truth.center[0, 2]) if known else math.nan
     space = 0.0 if known else math.nan
     row = [0.0, space, space, math.nan, math.nan, z, float(cut), float(box[3] - box[1] >= LARGE * height), -1.0]
+    row += [math.nan] * 4
     if detection is None:
         return row
     guess = found[[detection]]
@@ -182,7 +192,19 @@ def _row(
             float(guess.center[0, 2]) / z - 1,
             abs(math.degrees(turn)),
         )
+        row[9:] = _misplaced(guess, truth)
     return row
+
+
+def _misplaced(guess: Boxes3D, truth: Boxes3D) -> list[float]:
+    """The last four columns, of one box of each."""
+    off, center = (guess.center - truth.center)[0].numpy(), guess.center[0].numpy()
+    distance = max(float(np.linalg.norm(center)), 1e-9)
+    level = np.array([center[2], 0.0, -center[0]]) / max(math.hypot(center[0], center[2]), 1e-9)
+    upwards = np.cross(center / distance, level)
+    turned = abs(math.remainder(float(guess.yaw[0] - truth.yaw[0]), 2 * math.pi)) > math.pi / 2
+    spread = float(off[2]) / max(float(guess.depth_std[0]), 1e-9)  # NaN stays NaN
+    return [spread, float(off @ level) / distance, float(off @ upwards) / distance, float(turned)]
 
 
 def _share(flags: Flags) -> float:

@@ -21,12 +21,14 @@ from skd_core.data.box_files import BoxFolder
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
-from skd_core.evaluation.real import PARTS, Tally, join, tally_frame
+from skd_core.evaluation.calibrate import calibrate, calibration_tables, held_out, remarks, stored
+from skd_core.evaluation.real import NOTHING_YET, PARTS, Tally, join, tally_frame
 from skd_core.evaluation.report import plain_table
 from skd_core.files import finite, write_atomic
 from skd_core.inference.detector import Detector
 from skd_core.inference.outside import detector_source
-from skd_core.inference.weights import store_threshold
+from skd_core.inference.weights import load_weights
+from skd_core.inference.weights import store as store_weights
 from skd_core.supervision.lift import lift
 from skd_core.visualize import RGB
 
@@ -51,6 +53,8 @@ class Frame:
 Find = Callable[[Frame], Boxes3D]
 Tallies = dict[str, Tally]
 """Kind -> what became of it."""
+Frames = dict[str, list[Tally]]
+"""Kind -> what became of it, frame by frame."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,27 @@ class Question:
     device: str = "auto"
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is chosen and kept beside the tables.
+
+    Attributes:
+        threshold: take the threshold from :func:`choose_threshold` on these frames.
+        calibration: measure the spread of errors, see :mod:`skd_core.evaluation.calibrate`.
+        store: write them into the weights.
+    """
+
+    threshold: bool = False
+    calibration: bool = False
+    store: bool = False
+
+
 def report_real(
     trees: Sequence[str],
     split: str | None,
     question: Question,
     json_file: Path | None = None,
-    choose: bool = False,
-    store: bool = False,
+    wanted: Wanted = Wanted(),
 ) -> None:
     """Measure, print a table for each set and kind, and for all sets together where there are several.
 
@@ -91,26 +109,32 @@ def report_real(
         trees: roots of KITTI trees, each with ``:SPLIT`` or without.
         split: of the trees that name none; None takes all frames.
         json_file: gets all numbers.
-        choose: take the threshold from :func:`choose_threshold` on these frames; store: write it into the weights.
+        wanted: a threshold or a calibration from these frames.
 
     Raises:
         UserError: a tree, weights or boxes that cannot be used, or options that do not go together.
     """
-    if store and not choose:
-        raise UserError("eval real: --store goes with --choose-threshold")
-    if choose and (question.boxes != "own" or question.lift or question.threshold is not None):
-        raise UserError("eval real: --choose-threshold is for own boxes, without --lift and --threshold")
+    _check(question, wanted)
     detector = Detector.load(question.weights, question.device)
     kinds = _kinds(question.kinds, detector)
-    threshold = LEAST if choose else _threshold(question, detector)
+    left = [name for name in detector.classes if name not in kinds]
+    if wanted.threshold and wanted.store and left:
+        raise UserError(
+            f"eval real: --store writes one threshold for all classes, and {', '.join(left)} would not be looked at; "
+            "name every class of the weights with --kind, or leave out --store"
+        )
+    if wanted.calibration:
+        detector = detector.uncalibrated()
+    threshold = LEAST if wanted.threshold else _threshold(question, detector)
     find = _finder(question, detector, kinds, threshold)
-    sets: dict[str, Tallies] = {}
+    frames: dict[str, Frames] = {}
     for tree in trees:
         root, own = split_of(tree, split)
-        sets[f"{root}:{own}" if own else root] = measure(labelled_frames(root, own), find, kinds)
-    if choose:
+        frames[f"{root}:{own}" if own else root] = measure(labelled_frames(root, own), find, kinds)
+    sets = {tree: _joined([by_kind]) for tree, by_kind in frames.items()}
+    if wanted.threshold:
         threshold = choose_threshold(_together(sets))
-        sets = {tree: {kind: t.at(threshold) for kind, t in by_kind.items()} for tree, by_kind in sets.items()}
+        sets = {tree: _at(by_kind, threshold) for tree, by_kind in sets.items()}
     together = _together(sets)
     console = output_console()
     for tree, by_kind in [*sets.items(), *([("together", together)] if len(sets) > 1 else [])]:
@@ -118,14 +142,38 @@ def report_real(
             console.print(real_table(tally, f"{Path(tree).name} {kind}"))
     placed = "lifted" if question.lift else f"placed by {question.weights}"
     console.print(f"2D boxes: {question.boxes}, {placed}; least score {threshold:g}", soft_wrap=True)
+    about, changes = {**vars(question), "threshold": threshold}, {}
+    if wanted.threshold:
+        changes["threshold"] = threshold
+    if wanted.calibration:
+        known, measured = detector.calibration.heading_known, calibrate(together, detector.calibration.heading_known)
+        notes = remarks(together, measured)
+        halves = [_at(_joined([_half(by_kind, part) for by_kind in frames.values()]), threshold) for part in (0, 1)]
+        shares = held_out(halves, known)
+        for table in calibration_tables(measured, shares, known):
+            console.print(table)
+        for note in notes:
+            console.print(note, soft_wrap=True)
+        names = [Path(tree).name for tree in sets]
+        changes |= stored(load_weights(question.weights)[1], measured, names, threshold)
+        about |= {"calibration": {kind: row.model_dump() for kind, row in measured.items()}, "held_out": shares}
     if json_file is not None:
-        about = {**vars(question), "threshold": threshold}
         numbers = {"sets": {tree: _numbers(by_kind) for tree, by_kind in sets.items()}, "together": _numbers(together)}
         write_atomic(json_file, json.dumps(about | finite(numbers), indent=1, allow_nan=False) + "\n")
-    if store:
-        console.print(
-            f"wrote threshold {threshold:g} into {store_threshold(question.weights, threshold)}", soft_wrap=True
-        )
+    if wanted.store:
+        file = store_weights(question.weights, **changes)
+        what = [f"threshold {threshold:g}"] * wanted.threshold + ["calibration"] * wanted.calibration
+        console.print(f"wrote {' and '.join(what)} into {file}", soft_wrap=True)
+
+
+def _check(question: Question, wanted: Wanted) -> None:
+    """Options that go together."""
+    if wanted.store and not (wanted.threshold or wanted.calibration):
+        raise UserError("eval real: --store goes with --choose-threshold or --calibrate")
+    if wanted.threshold and (question.boxes != "own" or question.lift or question.threshold is not None):
+        raise UserError("eval real: --choose-threshold is for own boxes, without --lift and --threshold")
+    if wanted.calibration and (question.boxes != "own" or question.lift):
+        raise UserError("eval real: --calibrate is for own boxes, without --lift")
 
 
 def split_of(tree: str, split: str | None = None) -> tuple[str, str | None]:
@@ -148,14 +196,14 @@ def labelled_frames(root: str, split: str | None) -> Iterator[Frame]:
         yield Frame(name, image, camera, read_objects(files["label"]))
 
 
-def measure(frames: Iterator[Frame], find: Find, kinds: Sequence[str]) -> Tallies:
-    """What became of the labels and detections of each kind."""
-    tallies: dict[str, list[Tally]] = {kind: [] for kind in kinds}
+def measure(frames: Iterator[Frame], find: Find, kinds: Sequence[str]) -> Frames:
+    """What became of the labels and detections of each kind in each frame."""
+    tallies: Frames = {kind: [] for kind in kinds}
     for frame in frames:
         found = find(frame)
         for kind, parts in tallies.items():
             parts.append(tally_frame(found, frame.objects, kind, frame.camera.width, frame.camera.height))
-    return {kind: join(parts) for kind, parts in tallies.items()}
+    return tallies
 
 
 def choose_threshold(tallies: Mapping[str, Tally], most: float = MOST_ON_NOTHING) -> float:
@@ -187,6 +235,21 @@ def real_table(tally: Tally, title: str) -> Table:
         depth = (_text(100 * of["depth_error"], "{:.1f} %"), _text(100 * of["depth_bias"], "{:+.1f} %"))
         table.add_row(part, f"{of['labels']:.0f}", *shares, *depth, _text(of["yaw_error"], "{:.0f} deg"))
     return table
+
+
+def _joined(sets: Sequence[Frames]) -> Tallies:
+    """All frames of all sets in one."""
+    return {kind: join([NOTHING_YET, *(tally for by_kind in sets for tally in by_kind[kind])]) for kind in sets[0]}
+
+
+def _half(frames: Frames, part: int) -> Frames:
+    """The first half of the frames (part 0), or the second."""
+    middle = len(next(iter(frames.values()))) // 2
+    return {kind: tallies[middle:] if part else tallies[:middle] for kind, tallies in frames.items()}
+
+
+def _at(tallies: Tallies, threshold: float) -> Tallies:
+    return {kind: tally.at(threshold) for kind, tally in tallies.items()}
 
 
 def _together(sets: Mapping[str, Tallies]) -> Tallies:

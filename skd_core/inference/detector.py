@@ -18,8 +18,9 @@ from skd_core.config import ModelConfig
 from skd_core.data.transforms import network_camera, resize_image
 from skd_core.devices import PRECISIONS, pick_device, pick_precision
 from skd_core.errors import UserError
+from skd_core.inference.calibration import Calibration
 from skd_core.inference.weights import load_weights, save_weights
-from skd_core.models.student import LEAST_SIDE, Student, to_boxes3d
+from skd_core.models.student import LEAST_SIDE, Detections, Student, to_boxes3d
 
 DEFAULT_THRESHOLD = 0.4
 """Least score where the weights store none: about the best F1 of the bundled weights on held-out synthetic frames
@@ -35,6 +36,7 @@ class Detector:
         precision: "fp32", "fp16" or "bf16".
         metadata: what the weights file says about itself; its ``network`` is "mdn", the student, or "dsn", the
             depth-guided teacher.
+        calibration: what was measured of it, which its boxes carry: depth_std, across_std, yaw_std, flip_odds.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class Detector:
         self.student = student.eval().to(self.device).to(memory_format=torch.channels_last)
         self.metadata = metadata
         self.classes: tuple[str, ...] = student.config.classes
+        measured = metadata.get("calibration", {})
+        self.calibration = Calibration.of(self.classes, measured, student.config.direction)
 
     @staticmethod
     def load(path: str | Path = "default", device: str = "auto", precision: str = "fp32") -> Detector:
@@ -60,6 +64,11 @@ class Detector:
         """
         return Detector(*load_weights(path), device, precision)
 
+    def uncalibrated(self) -> Detector:
+        """The same network with its own depth_std and no other spread: what a calibration is measured on."""
+        bare = {key: value for key, value in self.metadata.items() if key != "calibration"}
+        return Detector(self.student, bare, str(self.device), self.precision)
+
     @staticmethod
     def random(seed: int = 0, device: str = "cpu") -> Detector:
         """A small untrained detector, for tests and measurements."""
@@ -73,7 +82,7 @@ class Detector:
     def save(self, path: str | Path) -> None:
         """Write the weights file that :meth:`load` reads."""
         kept = {k: v for k, v in self.metadata.items() if k not in ("format", "network", "model", "focal", "sha256")}
-        for derived in ("normalisation", "camera_convention"):
+        for derived in ("normalisation", "heading_known", "camera_convention"):
             kept.pop(derived, None)
         fx, fy = self.metadata["focal"]
         save_weights(path, self.student, (fx, fy), **kept)
@@ -105,7 +114,7 @@ class Detector:
             boxes2d: place these 2D boxes in space instead of detecting any, see :meth:`place`.
 
         Returns:
-            Boxes on the CPU, best first, in the camera frame, with scores, 2D boxes and depth_std.
+            Boxes on the CPU, best first, in the camera frame, with scores, 2D boxes and how far off they may be.
 
         Raises:
             UserError: the image is not (H, W, 3) uint8 or not of the camera's size; boxes2d as in :meth:`place`.
@@ -119,7 +128,7 @@ class Detector:
         with self._computing():
             heat = least**2  # a score is at most the root of the heat
             found = self.student.detect(pixels, P, threshold=heat)[0]
-        boxes = to_boxes3d(found, self.classes, camera.width / target.width, camera.height / target.height)
+        boxes = self._boxes(found, camera.width / target.width, camera.height / target.height)
         return boxes[boxes.scores >= least]
 
     def place(self, image: NDArray[np.uint8], camera: Camera, boxes2d: Boxes2D) -> tuple[Boxes3D, Tensor]:
@@ -151,7 +160,11 @@ class Detector:
             found = self.student.place(
                 pixels, P, torch.zeros_like(kept), given.xyxy[kept], classes.to(self.device)[kept], given.scores[kept]
             )
-        return to_boxes3d(found, self.classes, sx, sy), kept.cpu()
+        return self._boxes(found, sx, sy), kept.cpu()
+
+    def _boxes(self, found: Detections, sx: float, sy: float) -> Boxes3D:
+        """Detections in the image's pixels, with the spreads that were measured of their classes."""
+        return self.calibration(to_boxes3d(found, self.classes, sx, sy), found.classes)
 
     def _class_numbers(self, boxes: Boxes2D) -> Tensor:
         """shape (N,), long, the classes of 2D boxes from outside, which are checked."""

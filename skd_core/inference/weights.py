@@ -11,14 +11,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
 
 from skd_core.config import ModelConfig, parse_config
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
+from skd_core.inference.metadata import FORMAT, read_metadata
 from skd_core.models.student import MEAN, STD, Student
 from skd_core.models.teacher import DepthGuidedNetwork
 
-FORMAT = "skd_core.student.v1"
+MOST_PARAMETER, MOST_STATISTIC = 1e4, 1e12
+"""Greatest magnitude of a trained network's parameters and of its batch norms' statistics; more is damage [ours]."""
+PROBE = 64
+"""Pixels: side of the picture that loaded weights are tried on."""
 WEAK = "2D boxes, no 3D labels"
 """What weights say they have learnt from, unless 3D labels had a part."""
 NETWORKS: dict[str, type[Student]] = {kind.network: kind for kind in (Student, DepthGuidedNetwork)}
@@ -45,12 +50,12 @@ def resolve(path: str | Path) -> Path:
     return found
 
 
-def digest(state: dict[str, torch.Tensor]) -> str:
+def digest(state: dict[str, Tensor]) -> str:
     """sha256 over names and bytes of all tensors, in the order of names."""
     h = hashlib.sha256()
     for name in sorted(state):
         h.update(name.encode())
-        h.update(state[name].contiguous().cpu().numpy().tobytes())
+        h.update(state[name].contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 
@@ -71,6 +76,7 @@ def save_weights(path: str | Path, student: Student, focal: tuple[float, float],
         "prior_sizes": student.prior.tolist(),
         "focal": list(focal),
         "normalisation": {"mean": list(MEAN), "std": list(STD), "of": "RGB in [0, 1]"},
+        "heading_known": student.config.direction,
         "camera_convention": "P of the rectified image; pixel i covers [i, i+1); resized with the image",
         "sha256": digest(state),
         **more,
@@ -79,30 +85,81 @@ def save_weights(path: str | Path, student: Student, focal: tuple[float, float],
     write_atomic(path, to_bytes(state, {"skd_core": json.dumps(metadata)}))
 
 
-def store_threshold(path: str | Path, threshold: float) -> Path:
-    """Write the least score of a detection into a weights file, atomically; its tensors stay as they are.
+def store(path: str | Path, **changes: Any) -> Path:
+    """Change entries of a weights file's metadata, atomically; its tensors and all other entries stay as they are.
 
     Args:
-        path: file, or the name of bundled weights; threshold: in [0, 1].
+        path: file, or the name of bundled weights.
+        changes: what to keep there, such as ``threshold`` or ``calibration``, JSON-able.
 
     Returns:
         the file.
 
     Raises:
-        UserError: not a score; a file that :func:`load_weights` refuses, or that cannot be written.
+        UserError: a value that cannot be; a file that :func:`load_weights` refuses, or that cannot be written.
     """
-    if not is_score(threshold):
-        raise UserError(f"threshold must be in [0, 1], got {threshold:g}")
     found = resolve(path)
     _, metadata = load_weights(found)
-    state = load_file(str(found))
-    write_atomic(found, to_bytes(state, {"skd_core": json.dumps(metadata | {"threshold": threshold})}))
+    text = json.dumps(metadata | changes)
+    read_metadata(text, f"weights '{found}'")
+    write_atomic(found, to_bytes(load_file(str(found)), {"skd_core": text}))
     return found
 
 
-def is_score(value: object) -> bool:
-    """Whether a value is a number in [0, 1]."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+def check_tensors(state: dict[str, Tensor], module: nn.Module, name: str) -> None:
+    """Refuse tensors that are not those of a trained network.
+
+    Args:
+        state: by the names of the module's own.
+        module: what they are for.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: names the first tensor that is missing or unknown, of another shape or kind (a bool or a whole number
+            where the network computes), that holds NaN, infinity, a number beyond MOST_PARAMETER or MOST_STATISTIC, or
+            a negative variance.
+    """
+    own, parameters = module.state_dict(), {key for key, _ in module.named_parameters()}
+    for key in (*own, *state):
+        if key not in state or key not in own:
+            reason = "no tensor" if key not in state else "a tensor that the network does not have,"
+            raise UserError(f"{name}: {reason} '{key}': weights of another network")
+    for key, mine in own.items():
+        reason = _fault(state[key], mine, MOST_PARAMETER if key in parameters else MOST_STATISTIC)
+        if not reason and key.endswith("running_var") and bool((state[key] < 0).any()):
+            reason = "holds a negative variance"
+        if reason:
+            raise UserError(f"{name}: tensor '{key}' {reason}")
+
+
+def _fault(value: Tensor, mine: Tensor, most: float) -> str:
+    """What is wrong with a tensor that shall take the place of ``mine``; "" where nothing is."""
+    if value.shape != mine.shape:
+        return f"is of shape {tuple(value.shape)}, the network's of {tuple(mine.shape)}: weights of another network"
+    if value.is_floating_point() != mine.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        return f"is of type {value.dtype}, the network's of {mine.dtype}"
+    if not mine.is_floating_point():
+        return "holds a negative count" if bool((value < 0).any()) else ""
+    values = value.double()
+    if not bool(values.isfinite().all()):
+        return "holds NaN or infinity"
+    greatest = float(values.abs().max()) if values.numel() else 0.0
+    return f"holds {greatest:.3g}, no trained network's number" if greatest > most else ""
+
+
+def _check_answer(student: Student, name: str) -> None:
+    """Tensors may each be sound and the network blind: it must answer a picture with finite numbers."""
+    ramp = torch.linspace(0, 255, PROBE)
+    picture = (ramp[:, None] + 7 * ramp).remainder(256).expand(1, 3, PROBE, PROBE)
+    P = torch.tensor([[PROBE, 0, PROBE / 2, 0], [0, PROBE, PROBE / 2, 0], [0, 0, 1, 0.0]])[None]
+    box = torch.tensor([[8.0, 8, 56, 56]])
+    with torch.inference_mode():
+        maps = student.maps_2d(student.features(picture))
+        one = torch.zeros(1, dtype=torch.long)
+        placed = student.place(picture, P, one, box, one, torch.ones(1)).boxes3d
+        answers = [maps.heatmap, maps.offset, maps.size, placed.center, placed.size, placed.yaw, placed.log_sigma]
+    if not all(bool(answer.isfinite().all()) for answer in answers):
+        raise UserError(f"{name}: the network answers a picture with NaN or infinity; the weights are damaged")
 
 
 def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
@@ -115,36 +172,33 @@ def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:
         UserError: missing, damaged, foreign or altered file.
     """
     path = resolve(path)
+    name = f"weights '{path}'"
     try:
         with safe_open(str(path), framework="pt") as file:
-            text = (file.metadata() or {}).get("skd_core")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"weights '{path}': not a safetensors file, or damaged ({error})") from None
-    try:
-        metadata = json.loads(text or "{}")
-    except json.JSONDecodeError:
-        metadata = {}
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"weights '{path}': not written by skd_core (format {metadata.get('format')!r}, not {FORMAT!r})"
-        )
-    missing = [key for key in ("model", "focal", "sha256") if key not in metadata]
-    if missing:
-        raise UserError(f"weights '{path}': the metadata lack {', '.join(missing)}; export the weights again")
+            text = (file.metadata() or {}).get("skd_core", "{}")
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(f"{name}: not a safetensors file, or damaged ({error})") from None
+    metadata = read_metadata(text, name)
     if digest(state) != metadata["sha256"]:
-        raise UserError(f"weights '{path}': the tensors do not match their sha256; copy the file again")
-    if not is_score(metadata.get("threshold", 0)):
-        raise UserError(f"weights '{path}': threshold must be a number in [0, 1], got {metadata['threshold']!r}")
-    config = parse_config(ModelConfig, metadata["model"], f"weights '{path}'")
+        raise UserError(f"{name}: the tensors do not match their sha256; copy the file again")
+    config = parse_config(ModelConfig, metadata["model"], name)
     network = metadata.setdefault("network", Student.network)
     if not isinstance(network, str) or network not in NETWORKS:
-        raise UserError(f"weights '{path}': network must be {' or '.join(NETWORKS)}, got {network!r}")
+        raise UserError(f"{name}: network must be {' or '.join(NETWORKS)}, got {network!r}"[:400])
+    known = metadata.setdefault("heading_known", config.direction)
+    if known != config.direction:
+        raise UserError(f"{name}: heading_known is {known}, but model.direction {config.direction}")
     try:
         student = NETWORKS[network](config)
-        student.load_state_dict(state)
-        if "prior_sizes" in metadata:  # sizes as trained with, whatever PRIORS says today
-            student.prior.copy_(torch.tensor(metadata["prior_sizes"]).reshape(student.prior.shape))
-    except (UserError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"weights '{path}': {' '.join(str(error).split())[:300]}") from None
-    return student.eval(), metadata
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    check_tensors(state, student, name)
+    student.load_state_dict(state)
+    if "prior_sizes" in metadata:  # as trained with, whatever PRIORS says today
+        sizes = metadata["prior_sizes"]
+        if len(sizes) != len(config.classes):
+            raise UserError(f"{name}: prior_sizes of {len(sizes)} classes, the model has {len(config.classes)}")
+        student.prior.copy_(torch.tensor(sizes))
+    _check_answer(student.eval(), name)
+    return student, metadata

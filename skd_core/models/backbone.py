@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from skd_core.config import PLAIN_NAME
 from skd_core.errors import UserError
 
 STRIDE = 4
@@ -56,12 +57,15 @@ class Backbone(nn.Module):
         channels: of F_G.
 
     Raises:
-        UserError: timm does not know the name, or the model gives no features at stride 4.
+        UserError: timm does not know the name, or the model gives no features at stride 4. Nothing is ever fetched:
+            names of a hub or of a folder are not timm's.
     """
 
     def __init__(self, name: str, channels: int) -> None:
         super().__init__()
         try:
+            if not (PLAIN_NAME.fullmatch(name) and timm.is_model(name)):
+                raise RuntimeError("timm has no model of this name")
             self.body = timm.create_model(name, features_only=True, pretrained=False)
         except (RuntimeError, AttributeError, TypeError) as error:
             similar = timm.list_models(f"*{name[:4]}*")[:5]

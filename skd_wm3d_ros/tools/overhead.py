@@ -19,6 +19,7 @@ from sensor_msgs.msg import Image
 
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
+from skd_core.inference.calibration import Calibration
 from skd_wm3d_ros import detector_node
 from skd_wm3d_ros.tools.feeder import feeder_node, good_image, good_info
 from skd_wm3d_ros.tools.processes import running
@@ -36,6 +37,7 @@ class NullDetector:
     def __init__(self) -> None:
         self.device, self.precision, self.classes = torch.device("cpu"), "fp32", ("Car",)
         self.metadata, self.threshold = {"focal": [720.0, 720.0]}, 0.0
+        self.calibration = Calibration.of(self.classes, {}, heading_known=False)
         self.student = SimpleNamespace(config=SimpleNamespace(input_size=(1242, 375)))
         center = torch.stack([torch.linspace(-9, 9, BOXES), torch.ones(BOXES), torch.linspace(5, 50, BOXES)], 1)
         size = torch.tensor([4.0, 1.7, 1.5]).expand(BOXES, 3)

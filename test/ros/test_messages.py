@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,12 +13,14 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 from visualization_msgs.msg import Marker, MarkerArray
 
-from skd_core.boxes import DEPTH_FRACTION, LATERAL_FRACTION, TILT_STD, YAW_STD, Boxes3D
+from skd_core.boxes import Boxes3D
+from skd_core.covariance import DEPTH_FRACTION, LATERAL_FRACTION, TILT_STD, YAW_STD, pose_covariance
 from skd_core.data.bag import DETECTIONS, typestore
 from skd_core.data.ros_messages import boxes_from_detections
 from skd_wm3d_ros import messages
 from skd_wm3d_ros.markers import MarkerMemory
 from skd_wm3d_ros.postprocess import finite
+from skd_wm3d_ros.transforms import IDENTITY, Transform
 
 HEADER = Header(stamp=Time(sec=17, nanosec=250), frame_id="front")
 
@@ -28,7 +31,11 @@ def some_boxes(n: int = 40, seed: int = 0) -> Boxes3D:
     size = torch.rand(n, 3, generator=g) * 4 + 0.3
     yaw = (torch.rand(n, generator=g) * 2 - 1) * math.pi
     scores, depth_std = torch.rand(n, generator=g), torch.rand(n, generator=g) * 5 + 0.01
-    return Boxes3D(center, size, yaw, ("Car", "Pedestrian") * (n // 2), scores, depth_std=depth_std)
+    across = torch.rand(n, 2, generator=g) + 0.01
+    return Boxes3D(
+        center, size, yaw, ("Car", "Pedestrian") * (n // 2), scores, depth_std=depth_std, across_std=across,
+        yaw_std=torch.rand(n, generator=g) + 0.1, flip_odds=torch.tensor([0.0, 0.5]).repeat(n // 2),
+    )  # fmt: skip
 
 
 def test_round_trip():
@@ -40,6 +47,8 @@ def test_round_trip():
     assert back.labels == boxes.labels
     torch.testing.assert_close(back.yaw, boxes.yaw.double(), atol=1e-12, rtol=0)
     torch.testing.assert_close(back.depth_std, boxes.depth_std.double(), atol=1e-9, rtol=1e-9)
+    assert torch.equal(back.heading_known, boxes.heading_known)
+    torch.testing.assert_close(pose_covariance(back), pose_covariance(boxes), atol=1e-9, rtol=1e-6)
 
 
 def test_bag_reader_understands_the_same_bytes():
@@ -139,7 +148,7 @@ def test_markers():
     assert all(m.action == Marker.ADD for m in markers)
     assert all(m.header == HEADER for m in markers)
     assert all((m.lifetime.sec, m.lifetime.nanosec) == (0, 250_000_000) for m in markers)
-    kinds = {(m.ns, m.type) for m in markers}
+    kinds = {(m.ns, m.type) for m in markers if m.id == 0}
     assert kinds == {
         ("front/box", Marker.LINE_LIST), ("front/heading", Marker.ARROW), ("front/text", Marker.TEXT_VIEW_FACING)
     }  # fmt: skip
@@ -157,6 +166,41 @@ def test_markers():
     yaw = float(boxes.yaw[0])
     np.testing.assert_allclose(heading / np.linalg.norm(heading), [math.cos(yaw), -math.sin(yaw)], atol=1e-5)
     assert all(m.pose.orientation.w == 1 for m in markers)
+
+
+def test_a_yaw_known_modulo_pi_is_a_line_and_not_an_arrow():
+    """Cars and pedestrians alike; the line goes through the centre and does not tell one end from the other."""
+    boxes = some_boxes(4).to(torch.float64)
+    boxes.flip_odds[:] = 0.5
+    turned = replace(boxes, yaw=boxes.yaw + math.pi)
+    for label, there, back in zip(boxes.labels, *(headings(b) for b in (boxes, turned)), strict=True):
+        assert there.type == back.type == Marker.LINE_LIST, label
+        ends, swapped = (np.array([[p.x, p.y, p.z] for p in marker.points]) for marker in (there, back))
+        np.testing.assert_allclose(ends, swapped[::-1], atol=1e-9)
+        np.testing.assert_allclose(ends.mean(0), boxes.center[there.id], atol=1e-9)
+        np.testing.assert_allclose(np.linalg.norm(ends[1] - ends[0]), boxes.size[there.id, 0], rtol=1e-9)
+    boxes.flip_odds[:] = 0.04
+    assert {marker.type for marker in headings(boxes)} == {Marker.ARROW}
+
+
+def headings(boxes):
+    return [m for m in messages.to_markers(boxes, HEADER, 0.5).markers if m.ns == "front/heading"]
+
+
+def test_the_covariance_of_a_yaw_known_modulo_pi_says_so_in_every_frame():
+    """Where nothing is known of the front, the deviation is 127 degrees, of cars and pedestrians alike; in base_link
+    the same stands at the rotation about z."""
+    boxes = some_boxes(4)
+    boxes.flip_odds[:], boxes.yaw_std[:] = 0.5, torch.tensor([0.1, 0.9, 0.1, 0.9])
+    expected = np.array([0.01, 0.81, 0.01, 0.81]) + math.pi**2 / 2
+    optical_to_base = Transform((-0.5, 0.5, -0.5, 0.5), (1.0, 0.0, 1.5))
+    for transform, axis in ((IDENTITY, 4), (optical_to_base, 5)):
+        array = messages.to_detections(boxes, HEADER, transform)
+        covariances = [d.results[0].pose.covariance.reshape(6, 6) for d in array.detections]
+        assert {d.results[0].hypothesis.class_id for d in array.detections} == {"car", "pedestrian"}
+        np.testing.assert_allclose([c[axis, axis] for c in covariances], expected, rtol=1e-6)
+        for c, before in zip(covariances, pose_covariance(boxes).numpy(), strict=True):
+            np.testing.assert_allclose(np.linalg.eigvalsh(c), np.linalg.eigvalsh(before), rtol=1e-6, atol=1e-9)
 
 
 class Display:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.util
+import math
 import threading
 import time
 import weakref
@@ -42,6 +43,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
+from skd_core.inference.calibration import Calibration
 from skd_core.visualize import draw_bev
 from skd_wm3d_ros.cameras import CameraFileError, read_cameras
 from skd_wm3d_ros.qos import latched_qos
@@ -59,10 +61,11 @@ STATES = {
 class FakeDetector:
     """Finds what it is told to, where it is told to; `act` is called before."""
 
-    def __init__(self, found=None, device="cpu", act=lambda: None, classes=CLASSES):
+    def __init__(self, found=None, device="cpu", act=lambda: None, classes=CLASSES, measured=None, heading_known=False):
         self.found = found if found is not None else [("Car", 0.9, 2.0, 10.0), ("Pedestrian", 0.5, -3.0, 20.0)]
         self.device, self.precision, self.classes, self.act = torch.device(device), "fp32", classes, act
         self.metadata, self.threshold = {"focal": [180.0, 181.0]}, 0.4
+        self.calibration = Calibration.of(classes, measured or {}, heading_known)
         self.student = SimpleNamespace(config=SimpleNamespace(input_size=(WIDTH, HEIGHT)))
 
     def warmup(self):
@@ -72,10 +75,11 @@ class FakeDetector:
         self.act()
         rows = [row for row in self.found if row[1] >= threshold]
         center = torch.tensor([[x, 1.0, z] for _, _, x, z in rows]).reshape(-1, 3)
-        return Boxes3D(
+        boxes = Boxes3D(
             center, torch.tensor([4.0, 2.0, 1.5]).expand(len(rows), 3), torch.zeros(len(rows)),
             tuple(row[0] for row in rows), torch.tensor([row[1] for row in rows]),
         )  # fmt: skip
+        return self.calibration(boxes, torch.tensor([self.classes.index(row[0]) for row in rows], dtype=torch.long))
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +253,76 @@ def test_ids_stay_with_the_objects(rig, start):
     assert "" not in first
     assert len(set(first)) == 2
     assert [d.id for d in ask(rig).detections] == first
+
+
+MEASURED = {
+    "Car": {"depth_scale": 1.0, "lateral_std": 0.02, "vertical_std": 0.01, "yaw_std": 0.1, "flip": 0.04},
+    "Pedestrian": {"depth_scale": 1.0, "lateral_std": 0.03, "vertical_std": 0.01, "yaw_std": 0.8, "flip": 0.3},
+}
+
+
+def covariances(answer):
+    return {d.results[0].hypothesis.class_id: d.results[0].pose.covariance.reshape(6, 6) for d in answer.detections}
+
+
+def marker_kinds(rig):
+    """Class -> type of the heading's marker, of one frame."""
+    arrays = []
+    subscription = rig.node.create_subscription(MarkerArray, "/detector/markers", arrays.append, RELIABLE)
+    rig.spin_until(lambda: arrays or not ask(rig), "markers")
+    rig.node.destroy_subscription(subscription)
+    names = {m.id: m.text.split()[0] for m in arrays[0].markers if m.ns.endswith("/text")}
+    return {names[m.id]: m.type for m in arrays[0].markers if m.ns.endswith("/heading")}
+
+
+def test_a_yaw_known_modulo_pi_is_published_as_such_of_cars_and_pedestrians_alike(rig, start):
+    start(FakeDetector(measured=MEASURED))
+    published = covariances(ask(rig))
+    flipped = math.pi**2 / 2
+    assert published["car"][4, 4] == pytest.approx(0.01 + flipped)
+    assert published["pedestrian"][4, 4] == pytest.approx(0.64 + flipped)
+    assert marker_kinds(rig) == {"car": Marker.LINE_LIST, "pedestrian": Marker.LINE_LIST}
+    told = values(until_told(rig, "heading known"))
+    assert told["heading known"] == "no, yaw is known modulo pi"
+    assert told["yaw spread modulo pi"] == "car 6 deg, pedestrian 46 deg"
+
+
+def test_weights_that_nobody_has_measured_claim_nothing_of_the_yaw(rig, start):
+    start()
+    published = covariances(ask(rig))
+    for name in ("car", "pedestrian"):
+        assert published[name][4, 4] == pytest.approx(math.pi**2 / 12 + math.pi**2 / 2)
+    assert (
+        values(until_told(rig, "heading known"))["yaw spread modulo pi"] == "car not measured, pedestrian not measured"
+    )
+
+
+def test_a_heading_that_is_known_is_an_arrow_and_its_flips_are_in_the_covariance(rig, start):
+    start(FakeDetector(measured=MEASURED, heading_known=True))
+    published = covariances(ask(rig))
+    assert published["car"][4, 4] == pytest.approx(0.01 + 0.04 * math.pi**2)
+    assert published["pedestrian"][4, 4] == pytest.approx(0.64 + 0.3 * math.pi**2)
+    assert marker_kinds(rig) == {"car": Marker.ARROW, "pedestrian": Marker.ARROW}
+    assert values(until_told(rig, "heading known"))["heading known"] == "yes"
+
+
+def test_the_measured_spreads_arrive_in_the_target_frame_with_tracks(rig, start):
+    buffer = Buffer()
+    buffer.transform = TransformMessage()
+    q = buffer.transform.rotation  # of a camera that looks forward
+    q.x, q.y, q.z, q.w = -0.5, 0.5, -0.5, 0.5
+    start(FakeDetector(measured=MEASURED), tf_buffer=buffer, target_frame="base_link", tracking=True)
+    ask(rig)
+    answer = ask(rig)
+    assert all(d.id for d in answer.detections)
+    published = covariances(answer)
+    x, y, z = 2.0, 1.0, 10.0  # of the car, in the camera frame
+    squared = x * x + y * y + z * z
+    # along the ray 10 % of the depth, of which y / |c| is upwards; across it 1 % of the distance, of which the rest is
+    along, across = (0.1 * z) ** 2 * squared / z**2, 0.01**2 * squared
+    upwards = along * y * y / squared + across * (x * x + z * z) / squared
+    assert published["car"][5, 5] == pytest.approx(0.01 + math.pi**2 / 2)  # about z, which points up
+    assert published["car"][2, 2] == pytest.approx(upwards, rel=1e-6)
 
 
 class Buffer:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from skd_core.boxes import pose_covariance
 from skd_core.camera import Camera
+from skd_core.covariance import pose_covariance
 from skd_core.data.sample import read_image
 from skd_core.inference.detector import Detector
 from skd_wm3d_ros.tracking import MOST_MISSED, Tracker
