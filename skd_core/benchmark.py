@@ -26,9 +26,8 @@ from skd_core.camera import Camera
 from skd_core.config import DataConfig, SetConfig, TrainConfig
 from skd_core.data.kitti import KittiObjects
 from skd_core.data.sample import Sample
-from skd_core.errors import UserError
 from skd_core.evaluation.kitti import CLASSES, evaluate
-from skd_core.files import write_atomic
+from skd_core.files import check_outputs, write_atomic
 from skd_core.inference.detector import Detector
 from skd_core.iou import bev_iou
 from skd_core.models.decode import Prediction3D
@@ -381,8 +380,7 @@ def report_benchmark(detector: Detector, effort: Effort, json_file: Path | None 
     Raises:
         UserError: the file cannot be written.
     """
-    if json_file is not None and not json_file.parent.is_dir():
-        raise UserError(f"{json_file.parent}: no such folder")  # now, not after minutes of measuring
+    check_outputs([json_file])  # now, not after minutes of measuring
     result = benchmark(detector, effort)
     if json_file is not None:
         write_atomic(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from skd_core.command_line import CheckedCommand, run_app
+from skd_core.command_line import CheckedCommand, end_with_signals, run_app
 from skd_core.errors import UserError
 
 app = typer.Typer(
@@ -144,17 +144,17 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Over the config's seed.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint; --no-resume begins anew over it.")] = True,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the checkpoint; --no-resume puts it by as *.previous.")
+    ] = True,
     stop_after: Annotated[float | None, typer.Option(help="Minutes after which to stop with a checkpoint.")] = None,
 ) -> None:
     """Train teacher and student from images, cameras, 2D boxes and estimated depth; no 3D labels."""
-    from skd_core.config import load_config
-    from skd_core.training.trainer import Trainer
+    from skd_core.training.command import run_training
 
     overrides = [*(set_ or []), *([] if seed is None else [f"seed={seed}"])]
-    trainer = Trainer(load_config(config, overrides), out, device, resume)
-    done = trainer.fit(stop_after)
-    print(f"{out / 'student.safetensors'}" if done else f"stopped at step {trainer.step}; the same command goes on")
+    if status := run_training(config, overrides, out, device, resume, stop_after):
+        raise typer.Exit(status)
 
 
 @app.command(cls=CheckedCommand)
@@ -172,11 +172,13 @@ def ablate(
 ) -> None:
     """Train every row of the ablation over several seeds; mean and spread of AP and errors."""
     from skd_core.config import load_config
+    from skd_core.files import lock_folder
     from skd_core.training.ablation import ROWS, run_ablation, table
 
     chosen = list(ROWS) if rows == "all" else [row.strip() for row in rows.split(",")]
     base = load_config(config, set_)
-    print(table(run_ablation(base, out, chosen, seeds, jobs, stop_after=stop_after, device=device)))
+    with lock_folder(out):
+        print(table(run_ablation(base, out, chosen, seeds, jobs, stop_after=stop_after, device=device)))
 
 
 @app.command(cls=CheckedCommand)
@@ -247,8 +249,11 @@ def bench(
     from dataclasses import replace
 
     from skd_core.benchmark import QUICK, Effort, report_benchmark
+    from skd_core.files import keep_inputs
     from skd_core.inference.detector import Detector
+    from skd_core.inference.weights import resolve
 
+    keep_inputs([] if json is None else [json], [resolve(weights)])
     effort = QUICK if quick else Effort()
     if repeat is not None:
         effort = replace(effort, rounds=repeat)
@@ -268,8 +273,11 @@ def predict_nuscenes(
     """Detect in the six cameras of every nuScenes key frame; one submission in the global frame."""
     from skd_core.data.nuscenes import NuScenesDataset
     from skd_core.evaluation.nuscenes import predict_split
+    from skd_core.files import keep_inputs
     from skd_core.inference.detector import Detector
+    from skd_core.inference.weights import resolve
 
+    keep_inputs([out], [resolve(weights)])
     detector = Detector.load(weights, device)
     dataset = NuScenesDataset(root, split, version=version)
     count = predict_split(dataset, detector, out, threshold)
@@ -353,12 +361,14 @@ def show(
     rerun: Annotated[Path | None, typer.Option(help="Write a recording for the rerun viewer instead, *.rrd.")] = None,
 ) -> None:
     """Draw truth and detections on the images and from above, frame by frame."""
-    from skd_core.evaluation.show import Choice, draw_pictures, step_through, views
+    from skd_core.evaluation.show import Choice, draw_pictures, inputs, step_through, views
     from skd_core.evaluation.show_rerun import write_recording
+    from skd_core.files import keep_inputs
 
     if window and rerun is not None:
         raise UserError("show: give --window or --rerun, not both")
     choice = Choice(weights, results, frames, threshold, device, labels, image_topic, not raw_images)
+    keep_inputs(out.glob("*.png") if rerun is None else [rerun], inputs(source, choice))
     if rerun is not None:
         print(f"{rerun}: {write_recording(rerun, views(source, choice))} frames; look at them with: rerun {rerun}")
     elif window:
@@ -374,8 +384,10 @@ def plot(
 ) -> None:
     """Draw training runs over each other: losses, AP, the course of the GTM factors."""
     from skd_core.evaluation.plots import plot_runs, write_figure
+    from skd_core.files import check_outputs
     from skd_core.training.records import read_run
 
+    check_outputs([out], [run / "metrics.jsonl" if run.is_dir() else run for run in runs])
     write_figure(out, plot_runs({str(run): read_run(run) for run in runs}))
     print(f"wrote {out}")
 
@@ -447,6 +459,7 @@ def eval_nuscenes(
 
 def main() -> None:
     """Entry point: wrong input ends as one line on stderr and exit code 2."""
+    end_with_signals()
     sys.exit(run_app(app, EXTRAS))
 
 

@@ -11,6 +11,7 @@ import errno
 import math
 import os
 import re
+import signal
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +102,13 @@ def one_line(text: str) -> str:
         text = text.rpartition(_WORKER)[2]
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+def end_with_signals() -> None:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that its temporary files go; ``nohup`` stays in force."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 def run_app(app: typer.Typer, extras: Mapping[str, str], arguments: Sequence[str] | None = None) -> int:

@@ -95,7 +95,7 @@ class SetConfig(Strict):
     root: Place
     split: str | None = None  # kitti: a name in ImageSets/; nuscenes: train, val, mini_train, ...; all images if none
     version: str | None = None  # nuscenes: v1.0-trainval, ...; may be left out where there is only one
-    share: float = Field(1.0, gt=0)  # of every batch, relative to the other sets' shares
+    share: float = Field(1.0, ge=1e-6, le=1e6)  # of every batch, relative to the other sets' shares
     boxes: Literal["amodal", "tight"] = "amodal"  # tight: around the visible part, as a 2D detector gives them
     depth_dir: Place | None = None  # of this set, in a list of sets
     only_2d: bool = False  # teaches the 2D heads alone, such as where the focal length is uncertain
@@ -122,8 +122,8 @@ class DataConfig(Strict):
     val: SetConfig | None = None  # 3D labels are read here only, and only to report
     depth_dir: Place | None = None  # estimated depth, training only: beside image_2 (kitti), under root (nuscenes)
     depth_kind: Literal["metric", "relative"] = "metric"  # relative: inverse depth of any scale and shift
-    camera_height: float = Field(1.65, gt=0)  # metres above the road; relative depth only
-    workers: int = Field(0, ge=0)
+    camera_height: float = Field(1.65, gt=0, le=1000)  # metres above the road; relative depth only
+    workers: int = Field(0, ge=0, le=256)
     cache: bool = True  # keep the resized images in memory
 
     @property
@@ -178,13 +178,13 @@ class MethodConfig(Strict):
     supervised: bool = False  # 3D labels instead of everything weak: the upper bound, never the product
     direct_targets: bool = False  # pseudo-targets on the student without a teacher
 
-    depth_map_weight: float = Field(0.5, ge=0)
-    dimension_weight: float = Field(0.5, ge=0)
-    points_weight: float = Field(0.1, ge=0)
-    student_depth_weight: float = Field(0.3, ge=0)  # L_z on the student in best mode
-    geometric_margin: float = Field(0.0, ge=0)  # L_z towards f H / h2d + e is free within this times its class's error
-    gtm_alpha: float = Field(4.0, ge=0)
-    gtm_beta: float = Field(0.05, ge=0)
+    depth_map_weight: float = Field(0.5, ge=0, le=1e4)
+    dimension_weight: float = Field(0.5, ge=0, le=1e4)
+    points_weight: float = Field(0.1, ge=0, le=1e4)
+    student_depth_weight: float = Field(0.3, ge=0, le=1e4)  # L_z on the student in best mode
+    geometric_margin: float = Field(0.0, ge=0, le=1e4)  # L_z to f H / h2d + e is free within this x its class's error
+    gtm_alpha: float = Field(4.0, ge=0, le=1e4)
+    gtm_beta: float = Field(0.05, ge=0, le=1e4)
 
     @model_validator(mode="after")
     def _consistent(self) -> MethodConfig:
@@ -199,16 +199,16 @@ class ScheduleConfig(Strict):
     """METHOD 6, Schedule [peer]. The 3D losses' ramps scale with the number of epochs [ours]."""
 
     epochs: int = Field(140, ge=1, le=1_000_000)
-    batch_size: int = Field(16, ge=1, le=65_536)
-    learning_rate: float = Field(1.25e-3, gt=0)
-    weight_decay: float = Field(1e-5, ge=0)
-    warmup_epochs: float = Field(5, ge=0)
+    batch_size: int = Field(16, ge=1, le=65536)
+    learning_rate: float = Field(1.25e-3, gt=0, le=10)
+    weight_decay: float = Field(1e-5, ge=0, le=10)
+    warmup_epochs: float = Field(5, ge=0, le=1_000_000)
     decay: tuple[Share, ...] = (90 / 140, 120 / 140)  # shares of the run after which the rate falls tenfold
-    gradient_clip: float = Field(35.0, gt=0)
+    gradient_clip: float = Field(35.0, gt=0, le=1e6)
     ema: float = Field(0.998, ge=0, lt=1)
     start_3d: tuple[Share, Share] = (5 / 140, 10 / 140)  # shares of the run over which the 3D losses rise to 1
     start_distillation: tuple[Share, Share] = (10 / 140, 20 / 140)
-    eval_every: int = Field(10, ge=1)  # epochs
+    eval_every: int = Field(10, ge=1, le=1_000_000)  # epochs
     # batch norms keep their statistics; several processes then equal one, but for the certainty of distillation: uad,
     # which is relative to the boxes of its own process, and for images smaller than the window, which each process pads
     # to the largest of its own

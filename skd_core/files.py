@@ -1,21 +1,17 @@
 """Files and folders: written whole or not at all, never over an input, by one command at a time; and read in order.
 
-What is under way has a name of the form ``.skd_core.*.tmp`` beside its place and is locked by its writer. A lock ends
-with its process, so what a killed one has left is known by its being unlocked, and removed by the next command that
-writes there.
+What is under way has a temporary name and is locked, see :mod:`skd_core.locks`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
@@ -23,14 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from skd_core.errors import UserError
+from skd_core.locks import TEMPORARY, acquire, begin_file, begin_folder, release, sweep
 
-TEMPORARY = ".skd_core.{}.tmp"
-LOCK = ".skd_core.lock"
-"""In a folder on a file system that locks no folders, such as NFS."""
 TEXT_LIMIT = 64 << 20
 """Bytes of the longest text that is read at once: labels, calibrations, settings, tables."""
-
-_held: set[int] = set()
 
 
 # -- one file ----------------------------------------------------------------------------------------------------------
@@ -54,7 +46,7 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
     check_file(path)
     temporary, lock = None, None
     try:
-        temporary, lock = _begin_file(path.parent)
+        temporary, lock = begin_file(path.parent)
         yield temporary
         if durable:
             _flush(temporary)
@@ -67,7 +59,7 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if lock is not None:
-            _unlock(lock)
+            release(lock)
 
 
 def check_file(path: Path) -> None:
@@ -146,6 +138,22 @@ def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
                 raise UserError(f"{over}: would write over an input, {given}; choose another output")
 
 
+def files_of(*sources: Path | None) -> Iterator[Path]:
+    """What is read of sources, for :func:`keep_inputs`: a file itself, the files of a folder, a KITTI tree, a bag.
+
+    Pictures and JSON beside a bag, and JSON in any other folder, are no input: an earlier run may have put them there.
+    """
+    for source in sources:
+        if source is None or not source.is_dir():
+            yield from [] if source is None else [source]
+        elif (source / "training").is_dir():
+            folders = (*(source / "training" / part for part in ("image_2", "calib", "label_2")), source / "ImageSets")
+            yield from (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+        else:
+            results = {".json", ".png"} if (source / "metadata.yaml").exists() else {".json"}
+            yield from (path for path in source.iterdir() if path.suffix not in results)
+
+
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
@@ -175,7 +183,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     new = not folder.exists()
     make_folder(folder)
     try:
-        lock = _lock(folder)
+        lock = acquire(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot open this folder: {error.strerror}") from None
     if lock is None:
@@ -186,7 +194,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         if new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        _unlock(lock)
+        release(lock)
 
 
 @contextlib.contextmanager
@@ -202,12 +210,12 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
     work = folder.parent / TEMPORARY.format(hashlib.sha256(folder.name.encode()).hexdigest()[:12])
     with contextlib.ExitStack() as stack:
         try:
-            lock = _begin_folder(work)
+            lock = begin_folder(work)
         except OSError as error:
             raise UserError(f"{folder}: cannot make this folder: {error.strerror}") from None
         if lock is None:
             raise UserError(f"{folder}: another command is making it; wait until it has ended, or name another folder")
-        stack.callback(_unlock, lock)
+        stack.callback(release, lock)
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         if folder.is_dir():
             stack.enter_context(lock_folder(folder))
@@ -221,94 +229,12 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
                 os.replace(fresh, folder)
         except OSError as error:
             place = str(error.filename or fresh)
-            if not place.startswith(str(work)):
+            if not place.startswith(str(work)) or isinstance(error, BrokenPipeError):
                 raise
             raise UserError(f"{place.replace(str(fresh), str(folder))}: cannot write: {error.strerror}") from None
         finally:
             if old.exists() and not folder.exists() and fresh.exists():
                 os.replace(old, folder)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed commands have left in a folder: our temporary files that nobody has locked."""
-    for path in folder.glob(TEMPORARY.format("*")):
-        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            lock = _lock(path)
-            if lock is not None:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-                _unlock(lock)
-
-
-def _begin_file(folder: Path) -> tuple[Path, int]:
-    """A new temporary file and the descriptor that holds its lock."""
-    while True:
-        path = folder / TEMPORARY.format(secrets.token_hex(6))
-        lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        with contextlib.suppress(OSError):  # a file system without locks: it is not swept either
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists():  # nobody has swept it before it was locked
-            _held.add(lock)
-            return path, lock
-        os.close(lock)
-
-
-def _begin_folder(path: Path) -> int | None:
-    """Make an empty temporary folder and lock it; None where another process holds it."""
-    while True:
-        path.mkdir(exist_ok=True)
-        lock = _lock(path)
-        if lock is None:
-            return None
-        if path.exists() and os.fstat(lock).st_ino in (path.stat().st_ino, _inode(path / LOCK)):
-            for left in path.iterdir():
-                if left.name != LOCK:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-            return lock
-        _unlock(lock)
-
-
-def _inode(path: Path) -> int | None:
-    return path.stat().st_ino if path.exists() else None
-
-
-def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file or folder until it is closed; None where another one holds it."""
-    lock = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if error.errno == errno.EWOULDBLOCK:
-            return None
-        if not path.is_dir() or path.name == LOCK:
-            raise
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as second:
-            os.close(lock)
-            if second.errno == errno.EWOULDBLOCK:
-                return None
-            raise
-    _held.add(lock)
-    return lock
-
-
-def _unlock(lock: int) -> None:
-    _held.discard(lock)
-    with contextlib.suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_UN)  # at once, also where a process that was just forked has not let go yet
-    os.close(lock)
-
-
-def _let_go() -> None:
-    """A forked process holds no lock: it may outlive the one that took it."""
-    for lock in _held:
-        os.close(lock)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 def _flush(path: Path) -> None:

@@ -1,6 +1,8 @@
 """Settings of all tests."""
 
 import logging
+import resource
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
@@ -19,3 +21,11 @@ def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
         if name.partition(".")[0] in ("skd_core", "skd_wm3d_ros") and isinstance(logger, logging.Logger):
             logger.propagate = True
     return caplog
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Call it with a number of bytes, and no file grows beyond it until the test ends."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -8,12 +8,11 @@ import fcntl
 import json
 import math
 import os
-import resource
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -186,14 +185,6 @@ def test_an_input_is_known_by_whatever_name(tmp_path: Path) -> None:
 
 
 # -- whole or not at all -----------------------------------------------------------------------------------------------
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """No file grows beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
     for durable in (False, True):
         write_atomic(tmp_path / "a", "old", durable)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = (
     "skd_core.errors",
+    "skd_core.locks",
     "skd_core.files",
     "skd_core.yaml_files",
     "skd_core.console",

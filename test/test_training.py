@@ -981,10 +981,17 @@ def test_running_mean_by_hand(root: Path, tmp_path: Path) -> None:
 
 # -- several processes -------------------------------------------------------------------------------------------------
 def test_two_processes_equal_one(root: Path, tmp_path: Path) -> None:
-    """torchrun over gloo, one image a process, one frame without any object: the gradients of one process of two."""
+    """torchrun over gloo, one image a process, with 0 and 1, no, 1 and all objects: the steps of one process of two.
+
+    The student lags, so that GTM scales the teacher's gradient from the first step on.
+    """
     data = tmp_path / "data"
     shutil.copytree(root, data)
-    (data / "training" / "label_2" / "000000.txt").write_text("")
+    order = [index for batch in EpochSampler(FRAMES, 2, 0) for _, index, _ in batch]
+    for index, kept in zip(order, (0, 1, 0, 0, 1, 99), strict=True):
+        path = data / "training" / "label_2" / f"{index:06d}.txt"
+        objects = [line for line in path.read_text().splitlines(True) if not line.startswith("DontCare")]
+        path.write_text("".join(objects[:kept]))
     config = tiny.make_config(
         data,
         method={"distillation": "l1"},  # UAD's certainty is relative to the boxes of a process
@@ -993,14 +1000,18 @@ def test_two_processes_equal_one(root: Path, tmp_path: Path) -> None:
     )
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    start = Trainer(config, tmp_path / "one", "cpu")
+    start.raw.modulation.load_state_dict({"student_depth": 10.0, "teacher_depth": 1.0})
+    start.save()
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "skd_core.cli", "train", str(path), "--out", str(tmp_path / "two"), "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
-    start = Trainer(config, tmp_path / "one", "cpu")
     before = {name: value.clone() for name, value in start.raw.state_dict().items()}
+    assert start.raw.modulation.k_teacher == 0.2
     assert start.fit()
     one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
     assert one["step"] == two["step"] == 3
@@ -1012,6 +1023,10 @@ def test_two_processes_equal_one(root: Path, tmp_path: Path) -> None:
         torch.cat([s["exp_avg"].flatten() for s in state["optimizer"]["state"].values()]) for state in (one, two)
     ]
     assert (momenta[0] - momenta[1]).norm() / momenta[0].norm() < 1e-3
+    said, said_by_two = (reports(tmp_path / name)[0] for name in ("one", "two"))
+    for report in (said, said_by_two):
+        del report["images_per_second"]
+    assert said_by_two == pytest.approx(said, rel=1e-3)  # the logged terms are the whole batch's
 
 
 def test_batch_must_divide_among_processes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1023,8 +1038,9 @@ def test_batch_must_divide_among_processes(root: Path, tmp_path: Path, monkeypat
         def launch(self) -> None:
             pass
 
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setattr("skd_core.training.trainer.Fabric", Stub)
     with pytest.raises(UserError, match=r"batch_size 3 .* 4 processes"):
         Trainer(tiny.make_config(root), tmp_path, "cpu")

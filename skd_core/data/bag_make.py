@@ -29,6 +29,7 @@ from skd_core.data.kitti import KittiDataset, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
+from skd_core.files import keep_inputs
 
 FIRST_STAMP = 1_000_000_000_000_000_000
 """Of data sets that do not say when their images were taken, nanoseconds."""
@@ -83,6 +84,7 @@ def make_bag(kind: str, source: Path, out: Path, options: BagOptions | None = No
         raise UserError(f"--storage {storage}: must be mcap or sqlite3")
     if not rate > 0:
         raise UserError(f"--rate {rate:g}: must be positive")
+    keep_inputs([out], [source, camera])
     if (kind == "folder") != (camera is not None):
         raise UserError("bag-make: --camera FILE goes with folder, and only with it; other sets have calibrations")
     if kind == "kitti":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterable
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,7 @@ from skd_core.boxes import Boxes3D
 from skd_core.covariance import pose_covariance
 from skd_core.data.bag_types import CAMERA_INFO, DETECTIONS, IMAGE, STRING, Frame, typestore
 from skd_core.errors import UserError
-from skd_core.files import make_folder
+from skd_core.files import fresh_folder
 
 
 class BagWriter:
@@ -29,34 +29,38 @@ class BagWriter:
         overwrite: replace an existing folder, if it is a bag.
 
     Raises:
-        UserError: the folder exists.
+        UserError: the folder exists, or cannot be written; or another command is writing it.
     """
 
+    _writer: Any
+
     def __init__(self, path: str | Path, storage: str = "mcap", overwrite: bool = False) -> None:
-        self.path = Path(path)
-        if self.path.exists() and not (overwrite and (self.path / "metadata.yaml").is_file()):
-            raise UserError(f"{self.path}: exists already; choose another name or remove it")
-        make_folder(self.path.parent)
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
-        plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
-        self._writer = Writer(self._folder / self.path.name, version=9, storage_plugin=plugin)
-        if plugin is StoragePlugin.MCAP:
-            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        self.path, self._overwrite = Path(path), overwrite
+        self._check_path()
+        self._plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
         self._connections: dict[str, Any] = {}
+        self._stack = contextlib.ExitStack()
+
+    def _check_path(self) -> None:
+        if self.path.exists() and not (self._overwrite and (self.path / "metadata.yaml").is_file()):
+            raise UserError(f"{self.path}: exists already; choose another name or remove it")
 
     def __enter__(self) -> BagWriter:
-        self._writer.open()
+        with contextlib.ExitStack() as stack:
+            fresh = stack.enter_context(fresh_folder(self.path))
+            self._check_path()  # again, now that nobody else can make it
+            stack.enter_context(_naming_faults(self.path))
+            self._writer = Writer(fresh, version=9, storage_plugin=self._plugin)
+            if self._plugin is StoragePlugin.MCAP:
+                self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+            stack.enter_context(self._writer)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.__exit__(kind, error, trace)
-        if kind is None:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            (self._folder / self.path.name).rename(self.path)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._stack.__exit__(kind, error, trace)
 
     def write(self, topic: str, msgtype: str, message: Any, stamp: int) -> None:
         """Write one message, an object of :func:`typestore` or serialized (CDR) bytes, at ``stamp`` nanoseconds."""
@@ -97,6 +101,19 @@ def write_frames(path: str | Path, frames: Iterable[Frame], namespace: str = "/c
     with BagWriter(path, **options) as bag:
         for frame in frames:
             bag.write_frame(frame, f"{namespace}/image", f"{namespace}/camera_info")
+
+
+@contextlib.contextmanager
+def _naming_faults(path: Path) -> Iterator[None]:
+    """The writer's own faults do not say which file they are of."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise UserError(f"{path}: cannot write: {error.strerror or error}") from None
+    except sqlite3.Error as error:  # "database or disk is full"
+        raise UserError(f"{path}: cannot write: {error}") from None
 
 
 def _detections(boxes: Boxes3D, header: Any) -> Any:

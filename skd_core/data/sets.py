@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from PIL import Image
+
+from skd_core.camera import Camera
 from skd_core.config import SetConfig
-from skd_core.data.kitti import KittiDataset
+from skd_core.data.kitti import KittiDataset, read_boxes2d, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
+from skd_core.data.sample import read_image
 
 
 def open_set(
@@ -23,3 +29,31 @@ def open_set(
             config.root, config.split, classes, depth_dir=depth_dir, with_3d=with_3d, version=config.version
         )
     return KittiDataset(config.root, config.split, classes, depth_dir, with_3d)
+
+
+def check_frames(dataset: KittiDataset | NuScenesDataset, with_3d: bool) -> None:
+    """Read all labels and calibrations, but no pixels: what is wrong with one is said now, and not when its turn comes.
+
+    Args:
+        with_3d: read the 3D labels too. Without it they are not even parsed.
+
+    Raises:
+        UserError: a file is malformed; the message names it and the line.
+    """
+    for index in range(len(dataset)):
+        if isinstance(dataset, NuScenesDataset):
+            dataset.frame(index)
+            continue
+        files = dataset.files(index)
+        (read_objects if with_3d else read_boxes2d)(files["label"])
+        Camera.from_kitti(files["calib"], *_size(files["image"]))
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, by its head alone."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        height, width = read_image(path).shape[1:]  # says what is wrong
+        return width, height

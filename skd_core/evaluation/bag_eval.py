@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import heapq
 import json
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +29,15 @@ from skd_core.evaluation.bag_truth import Truth, find_truth
 from skd_core.evaluation.errors import match
 from skd_core.evaluation.kitti import objects_from_boxes
 from skd_core.evaluation.overlaps import Table
-from skd_core.files import keep_inputs, make_folder, write_atomic
+from skd_core.files import check_outputs, files_of, fresh_folder, keep_inputs, lock_folder, make_folder, write_atomic
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
+from skd_core.inference.weights import resolve
 from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, view_size
 
 DETECTIONS_TOPIC = "/detector/detections"
 WORST_FRAMES = 6
+WRITTEN = ("results", "labels", "detections", "scores.json", "report.html")
+"""In the folder of results; the first three are replaced as a whole."""
 
 Predict = Callable[[Frame], "tuple[Boxes3D, float] | None"]
 """A frame's boxes and the seconds they took; None where the frame was dropped."""
@@ -84,10 +85,13 @@ def evaluate_bag(
     from skd_core.evaluation.bag_report import write_report  # matplotlib takes a second to load
 
     camera = find_camera(bag, image_topic, camera_info_topic)
+    check_outputs([json_file], files_of(bag, labels))
+    keep_inputs((out / name for name in WRITTEN), [bag, labels])
     _check_out(out)
     evaluation = Evaluation(sure=sure)
     with contextlib.ExitStack() as stack:
-        results, copies = (stack.enter_context(_replacing(out / name)) for name in ("results", "labels"))
+        results, copies = (stack.enter_context(fresh_folder(out / name)) for name in ("results", "labels"))
+        results.mkdir()
         truth = find_truth(bag, camera, truth_topic, labels, classes, copies)
         writer = stack.enter_context(BagWriter(out / "detections", overwrite=True))
         frames = read_frames(bag, camera.image, camera.camera_info, evaluation.problems, rectified)
@@ -140,7 +144,8 @@ def bag_eval(bag: Path, weights: str, out: Path, options: BagEvalOptions) -> Non
     """
     detector = Detector.load(weights, options.device)
     camera = find_camera(bag, options.image_topic, options.camera_info_topic)
-    keep_inputs((out / "results", out / "labels"), filter(None, (options.boxes, options.labels)))
+    keep_inputs((out / name for name in WRITTEN), [options.boxes])
+    check_outputs([options.json_file], files_of(resolve(weights), options.boxes))
     given = frame_boxes(bag, camera, options.boxes, options.detector_2d, options.tiles, detector.classes)
     warm: set[tuple[int, int]] = set()
 
@@ -157,19 +162,20 @@ def bag_eval(bag: Path, weights: str, out: Path, options: BagEvalOptions) -> Non
         found = find(frame)
         return found, time.perf_counter() - start
 
-    scores = evaluate_bag(
-        bag,
-        predict,
-        detector.classes,
-        out,
-        options.truth_topic,
-        options.labels,
-        image_topic=options.image_topic,
-        camera_info_topic=options.camera_info_topic,
-        json_file=options.json_file,
-        rectified=options.rectified,
-        sure=detector.threshold,
-    )
+    with lock_folder(out):
+        scores = evaluate_bag(
+            bag,
+            predict,
+            detector.classes,
+            out,
+            options.truth_topic,
+            options.labels,
+            image_topic=options.image_topic,
+            camera_info_topic=options.camera_info_topic,
+            json_file=options.json_file,
+            rectified=options.rectified,
+            sure=detector.threshold,
+        )
     print_scores(scores)
     print(f"wrote {out}/report.html, scores.json, results, detections")
 
@@ -269,17 +275,3 @@ def _check_out(out: Path) -> None:
         if any((out / name).glob("*")) and not (out / "scores.json").is_file():
             raise UserError(f"{out / name}: exists and is not from an evaluation; choose another --out")
     make_folder(out)
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder, which takes another one's place when the block ends without an error; if empty it removes it."""
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    fresh.chmod(0o755)
-    try:
-        yield fresh
-        shutil.rmtree(folder, ignore_errors=True)
-        if any(fresh.iterdir()):
-            fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -33,7 +33,7 @@ from skd_core.data.nuscenes_schema import read_results
 from skd_core.data.nuscenes_tables import find_version, load_tables, samples_of
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
-from skd_core.files import finite, make_folder, write_atomic
+from skd_core.files import check_outputs, finite, lock_folder, make_folder, write_atomic
 from skd_core.inference.detector import Detector
 
 PROTOCOL = "detection_cvpr_2019"
@@ -179,6 +179,7 @@ def predict_split(dataset: NuScenesDataset, detector: Detector, out: Path, thres
     if not own:
         raise UserError(f"the weights know {', '.join(detector.classes)}, but none of nuScenes' {', '.join(CLASSES)}")
     make_folder(out.parent)
+    check_outputs([out], dataset.root.glob("*/*.json"))
 
     def detect(index: int) -> Boxes3D:
         frame = dataset.frame(index)
@@ -256,10 +257,11 @@ def draw_curves(folder: Path, metrics: Any, curves: Any) -> None:
     """
     from nuscenes.eval.detection.render import summary_plot
 
-    make_folder(folder)
-    limits = metrics.cfg
-    path = str(folder / "nuscenes_summary.png")
-    summary_plot(curves, metrics, limits.min_precision, limits.min_recall, limits.dist_th_tp, path)
+    limits, name = metrics.cfg, "nuscenes_summary.png"
+    with lock_folder(folder), tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / name
+        summary_plot(curves, metrics, limits.min_precision, limits.min_recall, limits.dist_th_tp, str(path))
+        write_atomic(folder / name, path.read_bytes())
 
 
 def score(dataset: NuScenesDataset, boxes: Sequence[Boxes3D]) -> dict[str, Any]:
@@ -319,6 +321,7 @@ def report_nuscenes(
     Raises:
         UserError: see :func:`evaluate`; or the JSON file cannot be written.
     """
+    check_outputs([json_file], [results, *root.glob("*/*.json")])
     scores = evaluate(results, root, split, version, plots)
     console, notes = output_console(), note_console()
     absent = [name for name in CLASSES if name not in scores.present]

@@ -17,7 +17,7 @@ from skd_core.evaluation.errors import PairErrors, pair_errors
 from skd_core.evaluation.kitti import CLASSES, DIFFICULTIES, MIN_OVERLAPS, precision_recall
 from skd_core.evaluation.overlaps import Table
 from skd_core.evaluation.range_metrics import DISTANCES, RANGES, distance_curve, range_name, recall_by_range
-from skd_core.files import make_folder, write_atomic
+from skd_core.files import lock_folder, write_atomic
 
 Recalls = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 MOST_PANELS = 48
@@ -126,7 +126,6 @@ def plot_kitti(labels: Sequence[KittiObjects], results: Sequence[KittiObjects], 
     Raises:
         UserError: the folder cannot be made or written to.
     """
-    make_folder(folder)
     label_table, result_table = Table.of(labels), Table.of(results)
     figures = {
         "precision_recall.png": plot_kitti_curves(labels, results),
@@ -134,8 +133,9 @@ def plot_kitti(labels: Sequence[KittiObjects], results: Sequence[KittiObjects], 
         "depth_error.png": plot_depth_errors(pair_errors(labels, results)),
         "recall_by_range.png": plot_recall(recall_by_range(label_table, result_table, CLASSES)),
     }
-    for name, figure in figures.items():
-        write_figure(folder / name, figure)
+    with lock_folder(folder):
+        for name, figure in figures.items():
+            write_figure(folder / name, figure)
     return [folder / name for name in figures]
 
 

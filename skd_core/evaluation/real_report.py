@@ -24,10 +24,10 @@ from skd_core.errors import UserError
 from skd_core.evaluation.calibrate import calibrate, calibration_tables, held_out, remarks, stored
 from skd_core.evaluation.real import NOTHING_YET, PARTS, Tally, join, tally_frame
 from skd_core.evaluation.report import plain_table
-from skd_core.files import finite, write_atomic
+from skd_core.files import check_outputs, files_of, finite, write_atomic
 from skd_core.inference.detector import Detector
 from skd_core.inference.outside import detector_source
-from skd_core.inference.weights import load_weights
+from skd_core.inference.weights import load_weights, resolve
 from skd_core.inference.weights import store as store_weights
 from skd_core.supervision.lift import lift
 from skd_core.visualize import RGB
@@ -115,6 +115,8 @@ def report_real(
         UserError: a tree, weights or boxes that cannot be used, or options that do not go together.
     """
     _check(question, wanted)
+    read = [resolve(question.weights), Path(question.boxes), *(Path(split_of(tree)[0]) for tree in trees)]
+    check_outputs([json_file], files_of(*read))
     detector = Detector.load(question.weights, question.device)
     kinds = _kinds(question.kinds, detector)
     left = [name for name in detector.classes if name not in kinds]

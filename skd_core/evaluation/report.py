@@ -22,7 +22,7 @@ from skd_core.evaluation.kitti import (
     label_counts,
     read_folders,
 )
-from skd_core.files import finite, write_atomic
+from skd_core.files import check_outputs, finite, write_atomic
 
 FEW_LABELS = 100
 """One label more or less found moves AP by a point and more."""
@@ -47,6 +47,7 @@ def report_kitti(
     Raises:
         UserError: see :func:`skd_core.evaluation.kitti.read_folders`; or the JSON file cannot be written.
     """
+    check_outputs([json_file], [*labels.glob("*.txt"), *results.glob("*.txt")])
     folders = read_folders(labels, results)
     console, notes = output_console(), note_console()
     if folders.missing:

@@ -15,7 +15,7 @@ from skd_core.data.bag import find_camera, read_frames
 from skd_core.data.kitti import KittiDataset, read_objects
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_truth import find_truth
-from skd_core.files import make_folder
+from skd_core.files import files_of, lock_folder
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
 from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, strip, view_size, write_image
 
@@ -94,13 +94,18 @@ def views(source: Path, choice: Choice) -> Iterator[View]:
         raise UserError(f"{source}: no frame in {choice.frames}")
 
 
+def inputs(source: Path, choice: Choice) -> Iterator[Path]:
+    """The files that the views are made of, for :func:`skd_core.files.keep_inputs`."""
+    yield from files_of(source, choice.results, choice.labels, None if choice.weights is None else Path(choice.weights))
+
+
 def draw_pictures(out: Path, found: Iterator[View], range_m: float = 60.0) -> int:
     """Write ``NAME.png`` of each view; the view from above reaches ``range_m`` metres. Returns their number."""
-    make_folder(out)
     count = 0
-    for view in found:
-        write_image(out / f"{view.name}.png", draw(view, range_m))
-        count += 1
+    with lock_folder(out):
+        for view in found:
+            write_image(out / f"{view.name}.png", draw(view, range_m))
+            count += 1
     return count
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
 from skd_core.evaluation.show import View
+from skd_core.files import make_folder, replacing
 from skd_core.visualize import TRUTH_COLOR, color_of
 
 JPEG_QUALITY = 90
@@ -30,23 +30,20 @@ def write_recording(path: Path, found: Iterator[View]) -> int:
         UserError: rerun-sdk is not installed, or the file cannot be written.
     """
     rr = _import_rerun()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     recording = rr.RecordingStream("skd_core", send_properties=False)
     count = 0
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        recording.save(temporary, default_blueprint=_layout())
-        recording.log("/", rr.ViewCoordinates.RDF, static=True)  # x right, y down, z forward
-        for view in found:
-            _log(rr, recording, view)
-            count += 1
-        recording.flush()
-        recording.disconnect()
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # rerun's own are of the latter kind
+        with replacing(path) as temporary:
+            recording.save(temporary, default_blueprint=_layout())
+            recording.log("/", rr.ViewCoordinates.RDF, static=True)  # x right, y down, z forward
+            for view in found:
+                _log(rr, recording, view)
+                count += 1
+            recording.flush()
+            recording.disconnect()
+    except RuntimeError as error:  # rerun's own
         raise UserError(f"{path}: cannot write a recording: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 

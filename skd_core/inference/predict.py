@@ -17,7 +17,7 @@ from skd_core.data.folder import ImageFolder
 from skd_core.data.kitti import KittiDataset, write_results
 from skd_core.data.sample import Sample
 from skd_core.errors import UserError
-from skd_core.files import keep_inputs, make_folder
+from skd_core.files import keep_inputs, lock_folder, make_folder
 from skd_core.inference.detector import Detector
 from skd_core.inference.origin import caution
 from skd_core.inference.outside import Source
@@ -123,13 +123,24 @@ def _write(
 ) -> Summary:
     """Result files and pictures of what is found in each sample."""
     samples[0]  # before anything is written: does the camera fit, and are the 2D boxes there?
-    given = [] if source is None else source.files(samples.names)
-    keep_inputs((out / "results" / f"{name}.txt" for name in samples.names), given)
-    if draw:
-        images = [samples.files(index)["image"] for index in range(len(samples))]
-        keep_inputs((out / "pictures" / f"{name}.png" for name in samples.names), images)
-    for name in ("results", *(["pictures"] if draw else [])):
-        make_folder(out / name)
+    read = [path for index in range(len(samples)) for path in samples.files(index).values()]
+    if source is not None:
+        read += source.files(samples.names)
+    kinds = {"results": ".txt", **({"pictures": ".png"} if draw else {})}
+    keep_inputs((out / kind / f"{name}{end}" for kind, end in kinds.items() for name in samples.names), read)
+    with lock_folder(out):
+        for kind in kinds:
+            make_folder(out / kind)
+        return _write_each(samples, find, out, draw, note)
+
+
+def _write_each(
+    samples: ImageFolder | KittiDataset,
+    find: Callable[[Sample, NDArray[np.uint8]], Boxes3D],
+    out: Path,
+    draw: bool,
+    note: str,
+) -> Summary:
     counts: Counter[str] = Counter()
     for sample in tqdm(_each(samples), total=len(samples), unit="image"):
         pixels = sample.image.permute(1, 2, 0).numpy()

@@ -33,7 +33,7 @@ from skd_core.camera import Camera
 from skd_core.data.folder import IMAGE_SUFFIXES
 from skd_core.data.kitti import UNKNOWN_3D, read_boxes2d
 from skd_core.errors import UserError
-from skd_core.files import make_folder, read_text, write_atomic
+from skd_core.files import make_folder, read_text, replacing, write_atomic
 from skd_core.iou import covered
 from skd_core.supervision.autolabel_input import Frame
 from skd_core.supervision.class_map import DONT_CARE
@@ -289,7 +289,8 @@ def _place(frame: Frame, image: NDArray[np.uint8], camera: Camera, out: Path, co
     else:
         place.unlink(missing_ok=True)
         if copy:
-            shutil.copyfile(frame.path, place)
+            with replacing(place) as temporary:
+                shutil.copyfile(frame.path, temporary)
         else:
             place.symlink_to(os.path.relpath(frame.path.resolve(), place.parent.resolve()))
     numbers = " ".join(map(repr, camera.P.double().flatten().tolist()))

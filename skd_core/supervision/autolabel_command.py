@@ -13,7 +13,7 @@ import torch
 from skd_core.boxes import Boxes2D
 from skd_core.data.kitti import read_boxes2d, read_objects
 from skd_core.errors import UserError
-from skd_core.files import finite, write_atomic
+from skd_core.files import check_outputs, files_of, finite, lock_folder, write_atomic
 from skd_core.supervision.autolabel import DOUBTFUL, LOG, LabelLog, Tally, autolabel, check_out, file_hash
 from skd_core.supervision.autolabel_input import open_source
 from skd_core.supervision.class_map import COCO_MAP
@@ -76,12 +76,15 @@ def run_autolabel(source: Path, detector: str, out: Path, options: Options | Non
     if not 0 <= options.doubtful <= low:
         raise UserError(f"--doubtful {options.doubtful:g}: must lie between 0 and the least score of a label, {low:g}")
     check_out(out, source, options.given)
+    file = Path(detector.partition("@")[2] if detector.startswith(TORCHVISION) else detector)
+    check_outputs(
+        [options.json], files_of(source, options.given, options.labels, options.camera, options.rejected, file)
+    )
     opened = open_source(source, options.camera, options.split, options.image_topic, options.rectified)
     found = load_detector_2d(
         detector, class_map=options.class_map, tiles=options.tiles, score=options.doubtful,
         threads=options.threads, device=options.device,
     )  # fmt: skip
-    file = Path(detector.partition("@")[2] if detector.startswith(TORCHVISION) else detector)
     recipe = {
         "detector": detector.replace(str(file), file.name),
         "sha256": file_hash(file),
@@ -90,27 +93,28 @@ def run_autolabel(source: Path, detector: str, out: Path, options: Options | Non
         "doubtful": options.doubtful,
     }
     rules = LabelRules(keep=keep)
-    tally = autolabel(
-        opened.frames, out, found, recipe, rules=rules, given=options.given, copy=options.copy, total=opened.total
-    )
-    if not tally.names:
-        raise UserError(f"{source}: no frames")
-    turned = 0 if options.rejected is None else reject(out, options.rejected)
-    if turned:
-        tally.classes = count_classes(out, tally.names)
-    text = [_done(out, tally, turned)]
-    scores = {"frames": len(tally.names), "boxes": dict(tally.classes)}
-    truth = options.labels or (None if options.given is not None else opened.labels)
-    if truth is not None:
-        agreement = agreement_with(out, truth, tally.names, found.classes)
-        text.append(table(agreement))
-        scores["agreement"] = {name: part.row() for name, part in agreement.items()}
-    if options.review:
-        log = LabelLog(out / LOG)
-        page = write_review(out, tally.names, lambda name: log.scores(name, file_hash(_label_file(out, name))))
-        text.append(f"check the boxes on {page}")
-    if options.json is not None:
-        write_atomic(options.json, json.dumps(finite(scores), indent=2) + "\n")
+    with lock_folder(out):
+        tally = autolabel(
+            opened.frames, out, found, recipe, rules=rules, given=options.given, copy=options.copy, total=opened.total
+        )
+        if not tally.names:
+            raise UserError(f"{source}: no frames")
+        turned = 0 if options.rejected is None else reject(out, options.rejected)
+        if turned:
+            tally.classes = count_classes(out, tally.names)
+        text = [_done(out, tally, turned)]
+        scores = {"frames": len(tally.names), "boxes": dict(tally.classes)}
+        truth = options.labels or (None if options.given is not None else opened.labels)
+        if truth is not None:
+            agreement = agreement_with(out, truth, tally.names, found.classes)
+            text.append(table(agreement))
+            scores["agreement"] = {name: part.row() for name, part in agreement.items()}
+        if options.review:
+            log = LabelLog(out / LOG)
+            page = write_review(out, tally.names, lambda name: log.scores(name, file_hash(_label_file(out, name))))
+            text.append(f"check the boxes on {page}")
+        if options.json is not None:
+            write_atomic(options.json, json.dumps(finite(scores), indent=2) + "\n")
     return "\n".join(text)
 
 

@@ -28,7 +28,7 @@ from skd_core.data.folder import camera_file, image_files
 from skd_core.data.sample import NOTE, Sample, read_image
 from skd_core.devices import pick_device
 from skd_core.errors import UserError
-from skd_core.files import make_folder, write_atomic
+from skd_core.files import files_of, keep_inputs, lock_folder, make_folder, write_atomic
 from skd_core.geometry import geometric_depth, mean_half_extent
 from skd_core.priors import prior_of
 
@@ -163,7 +163,9 @@ def depth_command(
     estimate, found = load_estimator(model, kind, str(pick_device(device)), download)  # type: ignore[arg-type]
     if found == "relative" and model_focal is not None:
         raise UserError("--model-focal is for metric models: relative depth gets its scale when it is used")
-    return fill_cache(paths, out, estimate, found, _identity(model), camera=camera, model_focal=model_focal)
+    keep_inputs([out / NOTE], files_of(Path(model)))
+    with lock_folder(out):
+        return fill_cache(paths, out, estimate, found, _identity(model), camera=camera, model_focal=model_focal)
 
 
 def _identity(model: str) -> str:
@@ -209,6 +211,8 @@ def fill_cache(
     """
     paths = image_files(images)
     about = {"model": source, "kind": kind, "model_focal": model_focal, "camera": camera and str(camera.resolve())}
+    suffix = ".png" if kind == "metric" else ".npy"
+    keep_inputs((out / f"{path.stem}{suffix}" for path in paths), [*paths, *files_of(camera)])
     make_folder(out)
     known = _read_note(out)
     if known is not None and known != about:
@@ -216,7 +220,6 @@ def fill_cache(
         raise UserError(f"{out}: holds maps of another model or setting ({changed}); choose another --out")
     if known is None:
         write_atomic(out / NOTE, json.dumps(about, indent=1) + "\n")
-    suffix = ".png" if kind == "metric" else ".npy"
     missing = [path for path in paths if not (out / f"{path.stem}{suffix}").exists()]
     for path in tqdm(missing, unit="image", desc="depth", dynamic_ncols=True):
         image = read_image(path)

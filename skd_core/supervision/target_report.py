@@ -22,7 +22,7 @@ from skd_core.boxes import Boxes3D
 from skd_core.console import output_console
 from skd_core.data.kitti import LABEL_COLUMNS, KittiDataset
 from skd_core.data.sample import Sample
-from skd_core.files import finite, read_text, write_atomic
+from skd_core.files import check_outputs, files_of, finite, read_text, write_atomic
 from skd_core.priors import prior_of
 from skd_core.supervision.depth import check_kind
 from skd_core.supervision.pseudo import PseudoTargets, box_depth, pseudo_targets
@@ -144,6 +144,7 @@ def report_targets(
     """
     for name in classes:
         prior_of(name)
+    check_outputs([json_file], files_of(root, root / "training" / depth_dir))
     plain = KittiDataset(root, split, classes, depth_dir)
     check_kind(plain.files(0)["depth"].parent, maker.depth_kind)
     labelled = all(_has_3d(plain.files(i)["label"]) for i in range(len(plain)))

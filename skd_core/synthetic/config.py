@@ -76,7 +76,7 @@ def parse_config(
     Raises:
         UserError: names the option and what it takes.
     """
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", size)
     if match is None:
         raise UserError(f"--size {size}: must be WIDTHxHEIGHT, e.g. 640x192")
     if boxes not in get_args(BoxStyle):

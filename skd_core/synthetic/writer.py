@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import shutil
+import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from tqdm import tqdm
 
 from skd_core.data.sample import NOTE
 from skd_core.errors import UserError
+from skd_core.files import fresh_folder, keep_inputs
 from skd_core.synthetic.config import SynthConfig
 from skd_core.synthetic.labels import RenderedFrame
 from skd_core.synthetic.render import render_frame
@@ -32,6 +30,10 @@ FOLDERS = (
     "training/depth_true",
     "ImageSets",
 )
+
+
+MOST_FRAMES = 1_000_000
+"""The most that names of six digits tell apart."""
 
 
 def kitti_label_lines(frame: RenderedFrame) -> list[str]:
@@ -63,9 +65,15 @@ def _calibration(frame: RenderedFrame) -> str:
     )
 
 
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:  # of a full disk, which does not say of which file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def _save_png(path: Path, picture: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-    if not cv2.imwrite(str(path), picture):  # OpenCV's own PNG settings: half the time of any explicit level
-        raise UserError(f"{path}: cannot write")
+    _write(path, cv2.imencode(".png", picture)[1].tobytes())  # any explicit level takes twice as long
 
 
 def _depth_png(depth: NDArray[np.float64]) -> NDArray[np.uint16]:
@@ -78,32 +86,24 @@ def _write_frame(root: Path, config: SynthConfig, seed: int, number: int) -> Non
     _save_png(training / "image_2" / f"{name}.png", np.ascontiguousarray(frame.image[..., ::-1]))
     _save_png(training / "depth" / f"{name}.png", _depth_png(frame.depth))
     _save_png(training / "depth_true" / f"{name}.png", _depth_png(frame.depth_true))
-    (training / "calib" / f"{name}.txt").write_text(_calibration(frame), encoding="utf-8")
-    (training / "label_2" / f"{name}.txt").write_text(
-        "".join(row + "\n" for row in kitti_label_lines(frame)), encoding="utf-8"
-    )
+    _write(training / "calib" / f"{name}.txt", _calibration(frame).encode())
+    _write(training / "label_2" / f"{name}.txt", "".join(row + "\n" for row in kitti_label_lines(frame)).encode())
 
 
-@contextmanager
-def _fresh_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that becomes ``out`` when the block ends well, and vanishes when it does not."""
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse to replace anything but an earlier data set."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if there and not overwrite:
         raise UserError(f"{out}: exists and is not empty; give another folder or --overwrite")
-    work, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    try:
-        work.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot create ({error.strerror})") from None
-    try:
-        yield work
-        if out.exists():
-            os.replace(out, old)
-        os.replace(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    if foreign := sorted(there - {Path(folder).parts[0] for folder in FOLDERS}):
+        raise UserError(f"{out}: holds more than a data set of this command ({foreign[0]}); give another folder")
+
+
+def _only_the_parent_stops() -> None:
+    """Ctrl-C goes to every process of a terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def write_dataset(
@@ -118,14 +118,20 @@ def write_dataset(
         Frames per second.
 
     Raises:
-        UserError: bad numbers, ``out`` not empty without ``overwrite``, unusable layouts.
+        UserError: bad numbers, ``out`` not empty without ``overwrite``, unusable layouts; or the disk is full.
     """
     out = Path(out).absolute()
-    if frames < 1 or seed < 0 or workers < 1:
-        raise UserError(
-            f"--frames, --workers must be at least 1 and --seed at least 0, got {frames}, {workers}, {seed}"
-        )
-    with _fresh_folder(out, overwrite) as root:
+    for option, value, least, most in (
+        ("--frames", frames, 1, MOST_FRAMES),
+        ("--seed", seed, 0, (1 << 63) - 1),
+        ("--workers", workers, 1, 256),
+    ):
+        if not least <= value <= most:
+            raise UserError(f"{option} {value}: must be {least} to {most}")
+    _check_out(out, overwrite)
+    keep_inputs([out], [config.layouts])
+    with fresh_folder(out) as root:
+        _check_out(out, overwrite)  # again, now that nobody else can make it
         for folder in FOLDERS:
             (root / folder).mkdir(parents=True)
         note = {"model": "skd_core synth", "kind": "metric"}
@@ -141,7 +147,7 @@ def write_dataset(
                     bar.update()
             else:
                 context = multiprocessing.get_context("spawn")  # fork is unsafe once torch's threads run
-                with ProcessPoolExecutor(workers, mp_context=context) as pool:
+                with ProcessPoolExecutor(workers, context, _only_the_parent_stops) as pool:
                     for _ in pool.map(partial(_write_frame, root, config, seed), range(frames), chunksize=8):
                         bar.update()
         (root / "ImageSets" / "all.txt").write_text("".join(f"{n:06d}\n" for n in range(frames)), encoding="utf-8")

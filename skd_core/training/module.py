@@ -36,8 +36,9 @@ class Step:
 
     Attributes:
         boxes_3d, distillation: weights in [0, 1] that grow during training.
-        objects: what sums over objects are divided by; None: the batch's own number. With several processes it is
-            their mean number, so that the mean of their gradients is the gradient of the global mean.
+        objects: what sums over objects are divided by; None: the batch's own number, at least 1. With several processes
+            it is all objects, at least 1, by the number of processes, so that the mean of their gradients is the
+            gradient of the global mean.
     """
 
     boxes_3d: float = 1.0
@@ -93,7 +94,7 @@ class TeacherStudent(nn.Module):
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """The weighted terms whose sum is the loss, each a scalar; their names say which network they teach."""
         method, rois = self.config.method, batch.rois
-        objects = max(step.objects if step.objects is not None else len(batch.boxes), 1.0)
+        objects = step.objects if step.objects is not None else max(len(batch.boxes), 1)
         self.yardsticks = batch.boxes.new_zeros(2, len(YARDSTICKS), 2)
         features = self.student.features(batch.images)
         maps = self.student.maps_2d(features)
@@ -106,7 +107,7 @@ class TeacherStudent(nn.Module):
         rois = batch.rois
         if len(rois.boxes) == 0 or step.boxes_3d == 0:
             if self.teacher is not None:
-                depth = self.teacher.depth_map(features, batch.P)
+                depth = self.teacher.depth_map(self._shared(features), batch.P)
                 terms |= self._depth_terms(everything, depth, maps.heatmap.shape)
             return terms
 
@@ -132,8 +133,7 @@ class TeacherStudent(nn.Module):
         if self.teacher is None:
             return terms
 
-        k_teacher = self.modulation.k_teacher if method.modulation else 1.0
-        shared = scale_gradient(features, k_teacher)
+        shared = self._shared(features)
         depth = self.teacher.depth_map(shared, batch.P)
         terms |= self._depth_terms(everything, depth, maps.heatmap.shape)
         both = batch.seen_through(rois.boxes, batch.boxes)
@@ -177,6 +177,10 @@ class TeacherStudent(nn.Module):
         own = torch.minimum(own.clamp(min=0), batch.rois.size.repeat(1, 2))
         good = box_iou(own, batch.boxes).diagonal() > 0.5
         return replace(batch.rois, boxes=torch.where(good[:, None], own, batch.rois.boxes))
+
+    def _shared(self, features: Tensor) -> Tensor:
+        """The features as the teacher sees them: GTM scales what it gives back to them, whatever a batch holds."""
+        return scale_gradient(features, self.modulation.k_teacher if self.config.method.modulation else 1.0)
 
     # -- parts ------------------------------------------------------------------------------------------------------
     def _weak_terms(self, boxes: Prediction3D, batch: Batch, targets: bool, points: bool) -> dict[str, Tensor]:

@@ -40,8 +40,16 @@ class Origin:
 
     @staticmethod
     def of_run(sets: Sequence[SetConfig], supervised: bool, start: Origin | None) -> Origin:
-        """Of a run on these sets that starts from weights, or from none; what the start has seen stays on record."""
-        learnt_from = "3D labels (supervised)" if supervised else WEAK
+        """Of a run on these sets that starts from weights, or from none; what the start has seen stays on record.
+
+        nuScenes has no 2D labels: its 2D boxes are drawn around the projected corners of the 3D ones.
+        """
+        projected = sorted({Path(part.root).resolve().name for part in sets if part.kind == "nuscenes"})
+        learnt_from = WEAK
+        if supervised:
+            learnt_from = "3D labels (supervised)"
+        elif projected:
+            learnt_from = f"2D boxes; those of {', '.join(projected)} are projections of its 3D labels"
         if start is not None and start.learnt_from != WEAK:
             learnt_from += f"; its start from: {start.learnt_from}"
         trained_on = dict(start.trained_on) if start is not None else {}

@@ -8,10 +8,12 @@ A run's folder::
     tensorboard/          the same for TensorBoard
     student.safetensors   the student's running mean (EMA), ready for `skd_core predict`
     teacher.safetensors   the teacher's with the backbone and 2D heads that it shares, ready for the same commands
+    *.previous            those of the run before, where one was begun anew
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -28,8 +30,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
-from skd_core.config import TrainConfig, parse_config
-from skd_core.data.sets import open_set
+from skd_core.config import TrainConfig, load_config, parse_config
+from skd_core.data.sets import check_frames, open_set
 from skd_core.devices import pick_device
 from skd_core.errors import UserError
 from skd_core.evaluation.dataset_scores import score_dataset
@@ -37,21 +39,30 @@ from skd_core.files import finite, make_folder, write_atomic
 from skd_core.inference.weights import save_weights
 from skd_core.models.student import Student
 from skd_core.training.batch import Batch
-from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from skd_core.training.checkpoint import (
+    check_optimizer,
+    check_parts,
+    check_weights,
+    foreign,
+    load_checkpoint,
+    not_finite,
+    save_checkpoint,
+)
 from skd_core.training.dataset import TrainingSet, training_loader
 from skd_core.training.evaluate import predict_dataset
 from skd_core.training.modulation import YARDSTICKS
 from skd_core.training.module import Step, TeacherStudent
 from skd_core.training.pretrained import freeze, load_initial
+from skd_core.training.processes import mean_terms, world_sizes
 from skd_core.training.provenance import Origin
-from skd_core.training.records import read_records
+from skd_core.training.records import Means, append_record, read_records, show_record
 from skd_core.training.sampler import EpochSampler
 from skd_core.training.schedule import learning_rate, ramp
 
 PATIENCE = timedelta(hours=12)  # of the other processes while the first one evaluates
 
-LOOSE = {"Car": "0.50", "Pedestrian": "0.25", "Cyclist": "0.25"}
-"""The IoU at which the progress line reports AP."""
+WRITTEN = ("config.yaml", "checkpoint.pt", "metrics.jsonl", "student.safetensors", "teacher.safetensors")
+"""Files of a run's folder."""
 
 
 class Trainer:
@@ -69,7 +80,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, out: Path, device: str = "auto", resume: bool = True) -> None:
         self.config, self.out = config, out
-        world_size, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        world_size, local = world_sizes()
         picked = pick_device(device)
         self.fabric = Fabric(
             accelerator=picked.type,
@@ -102,6 +113,10 @@ class Trainer:
             [part.share for part in data.sets],
         )
         self.val = open_set(data.val, classes) if data.val else None
+        for source in sources:
+            check_frames(source, config.method.supervised)
+        if self.val is not None:
+            check_frames(self.val, with_3d=True)
 
         model = TeacherStudent(config).to(memory_format=torch.channels_last)  # a seventh faster on CPUs
         start = None
@@ -121,7 +136,7 @@ class Trainer:
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
         self.average.to(self.fabric.device)
         self.step, self.seconds = 0, 0.0
-        self.means = _Means()  # of the epoch under way
+        self.means = Means()  # of the epoch under way
         self.stop_requested = False
         if resume and (out / "checkpoint.pt").exists():
             self.load(out / "checkpoint.pt")
@@ -130,11 +145,7 @@ class Trainer:
         self.fabric.print(share)
         if self.fabric.is_global_zero:
             make_folder(out)
-            write_atomic(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-            if not self.step:  # of a run that is begun anew
-                for name in ("student", "teacher"):
-                    (out / f"{name}.safetensors").unlink(missing_ok=True)
-            self._trim_metrics()
+            self._begin_files()
 
     @property
     def ema(self) -> TeacherStudent:
@@ -144,9 +155,14 @@ class Trainer:
 
     # -- state --------------------------------------------------------------------------------------------------------
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint.
+
+        Raises:
+            UserError: it would hold NaN or inf, or cannot be written; the last one stays.
+        """
         if not self.fabric.is_global_zero:
             return
+        self._check_mean("checkpoint")
         state = {
             "config": self.config.model_dump(mode="json"),
             "step": self.step,
@@ -164,25 +180,45 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Go on from a checkpoint of the same config."""
         state = load_checkpoint(path)
+        check_parts(path, state, self.config.schedule.epochs * len(self.sampler))
         written = parse_config(TrainConfig, state["config"], f"{path}: config")  # keys added since take their defaults
         if written != self.config:
             changed = _differences(written.model_dump(mode="json"), self.config.model_dump(mode="json"))
             raise UserError(f"{path}: is of a run with another config ({changed}); choose another --out or delete it")
-        self.raw.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state.get("precision"):
-            self.fabric.strategy.precision.load_state_dict(state["precision"])
+        check_weights(path, self.raw.state_dict(), state["model"])
+        check_weights(path, self.ema.state_dict(), state["ema"])
+        check_optimizer(path, self.optimizer.optimizer, state["optimizer"])
+        try:
+            self.raw.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("precision"):
+                self.fabric.strategy.precision.load_state_dict(state["precision"])
+            torch.set_rng_state(state["rng"])
+        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise foreign(path, " ".join(str(error).split())[:200]) from None
         self.raw.modulation.load_state_dict(state["modulation"])
-        torch.set_rng_state(state["rng"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.means = _Means(**state["means"])
+        self.means = Means(**state["means"])
+
+    def _begin_files(self) -> None:
+        """Put by what a run before has left, if this one is begun anew: nothing can go on with it by mistake."""
+        if not self.step:
+            for name in WRITTEN[1:]:
+                if (self.out / name).exists():
+                    os.replace(self.out / name, self.out / f"{name}.previous")
+        file, same = self.out / "config.yaml", False
+        with contextlib.suppress(UserError):  # one that is damaged is written anew
+            same = file.exists() and load_config(file) == self.config
+        if not same:
+            write_atomic(file, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        self._trim_metrics()
 
     def _trim_metrics(self) -> None:
         """Drop reports that a crash left beyond the checkpoint, or half written."""
         path = self.out / "metrics.jsonl"
         if path.exists():
-            kept = [record for record in read_records(path) if record["step"] <= self.step] if self.step else []
+            kept = [record for record in read_records(path) if record["step"] <= self.step]
             if kept:
                 write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
             else:
@@ -219,7 +255,9 @@ class Trainer:
                     bar.update()
                     now = time.monotonic()
                     out_of_time = stop_after is not None and now - begun > 60 * stop_after
-                    stop = self._any(out_of_time or self.stop_requested)
+                    flags = self._sum(torch.tensor([float(self.stop_requested), float(out_of_time)])).tolist()
+                    self.stop_requested = flags[0] > 0  # of any process
+                    stop = self.stop_requested or flags[1] > 0
                     if self.step % per_epoch == 0:
                         break  # a whole epoch is reported first
                     if stop:
@@ -240,7 +278,7 @@ class Trainer:
                 }
                 if epoch % schedule.eval_every == 0 or self.step == total:
                     report |= self.evaluate()
-                self.means = _Means()
+                self.means = Means()
                 if main:
                     self._report(report, writer, bar)
                     self.save()
@@ -262,8 +300,9 @@ class Trainer:
         progress = self.step / (schedule.epochs * len(self.sampler))
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        objects = float(self._sum(torch.tensor(float(len(batch.boxes))))) / self.fabric.world_size
-        step = Step(ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation), objects)
+        objects = float(self._sum(torch.tensor(float(len(batch.boxes)))))
+        share = max(objects, 1.0) / self.fabric.world_size
+        step = Step(ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation), share)
         self.model.train()
         freeze(self.raw.student.backbone, self.config.initial.freeze)
         if schedule.freeze_norm:
@@ -281,8 +320,13 @@ class Trainer:
         self.optimizer.step()
         self._update_modulation()
         self._update_ema()
+        if bad := not_finite(self.raw.state_dict()):
+            raise UserError(
+                f"training stopped at step {self.step}: {bad[0]} and {len(bad) - 1} more weights are not finite after "
+                "the step; train with a lower schedule.learning_rate or schedule.weight_decay into another --out"
+            )
         values = {name: float(value.detach()) for name, value in terms.items()}
-        return values | {"loss": float(loss.detach()), "objects": objects * self.fabric.world_size}
+        return mean_terms(values | {"loss": float(loss.detach())}) | {"objects": objects}
 
     def _check_finite(self, values: dict[str, Tensor], kind: str, batch: Batch) -> None:
         if self.config.precision == "16-mixed" and kind == "gradient":
@@ -292,6 +336,13 @@ class Trainer:
             raise UserError(
                 f"training stopped at step {self.step}: {', '.join(bad)} is not finite. Look at this step's frames "
                 f"({', '.join(batch.names)}), or train with a lower schedule.learning_rate into another --out"
+            )
+
+    def _check_mean(self, what: str) -> None:
+        if bad := not_finite(self.ema.state_dict()):
+            raise UserError(
+                f"training stopped at step {self.step}: {bad[0]} and {len(bad) - 1} more running means are not finite; "
+                f"no {what} is written"
             )
 
     @property
@@ -332,9 +383,6 @@ class Trainer:
         factors = {"rho": modulation.rho, "k_teacher": modulation.k_teacher, "k_feedback": modulation.k_feedback}
         return {f"gtm/{k}": v for k, v in (factors | modulation.errors).items()}
 
-    def _any(self, flag: bool) -> bool:
-        return bool(self._sum(torch.tensor(float(flag))) > 0)
-
     def _sum(self, value: Tensor) -> Tensor:
         """Over all processes."""
         if self.fabric.world_size == 1:
@@ -348,7 +396,8 @@ class Trainer:
             self.stop_requested = True
 
         try:
-            return {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+            wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            return {s: signal.signal(s, request) for s in wanted if signal.getsignal(s) is not signal.SIG_IGN}
         except ValueError:  # not the main thread
             return {}
 
@@ -365,35 +414,16 @@ class Trainer:
 
     def _report(self, report: dict[str, Any], writer: Any, bar: Any) -> None:
         report["images_per_second"] = self.step * self.config.schedule.batch_size / max(self.seconds, 1e-9)
-        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(report), allow_nan=False) + "\n")
-        for name, value in report.items():
-            if isinstance(value, (int, float)):
-                writer.add_scalar(name, value, report["step"])
-        line = f"epoch {report['epoch']}: loss {report['loss']:.3f}, {report['images_per_second']:.1f} images/s"
-        for who, scores in report.get("val", {}).items():
-            if "nuscenes" in scores:
-                for measure in ("mAP", "NDS"):
-                    writer.add_scalar(f"{who}/{measure}", scores["nuscenes"][measure], report["step"])
-                line += f"\n  {who}: mAP {scores['nuscenes']['mAP']:.4f}, NDS {scores['nuscenes']['NDS']:.4f}"
-            for name in self.config.model.classes:
-                if name in scores["ap"]:
-                    value, errors = scores["ap"][name]["3d"]["R40"][LOOSE[name]][1], scores["errors"][name]
-                    writer.add_scalar(f"{who}/{name}_ap3d_{LOOSE[name]}_moderate", value or 0.0, report["step"])
-                    line += f"\n  {who} {name}: AP3D@{LOOSE[name]} {value or 0:.2f}"
-                    if not errors["count"]:
-                        continue  # no detection on any label: no error to speak of
-                    for axis in ("depth", "lateral", "length", "width", "height", "yaw_mod_pi", "yaw_folded"):
-                        writer.add_scalar(f"{who}/{name}_{axis}_median", errors[f"{axis}_median"], report["step"])
-                    line += f", depth {errors['depth_median']:.1%}, lateral {errors['lateral_median']:.2f} m"
-                    line += f", length {errors['length_median']:.1%}, yaw {errors['yaw_mod_pi_median']:.1f}"
-                    line += f" (folded {errors['yaw_folded_median']:.1f}) degrees"
-        if "gtm/rho" in report:
-            line += f", rho {report['gtm/rho']:.2f}"
-        bar.write(line)
+        append_record(self.out / "metrics.jsonl", finite(report))
+        bar.write(show_record(report, self.config.model.classes, writer))
 
     def export(self) -> Path:
-        """Write the weights files of student and teacher; returns the student's."""
+        """Write the weights files of student and teacher; returns the student's.
+
+        Raises:
+            UserError: they would hold NaN or inf, or cannot be written.
+        """
+        self._check_mean("weights file")
         networks: dict[str, Student] = {"student": self.ema.student}
         if self.raw.teacher is not None:
             networks["teacher"] = self.ema.depth_guided()
@@ -417,22 +447,6 @@ def freeze_batch_norm(model: torch.nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
             part.eval()
-
-
-class _Means:
-    """Means of the terms of an epoch; a term counts the steps in which it took part."""
-
-    def __init__(self, sums: dict[str, float] | None = None, counts: dict[str, int] | None = None) -> None:
-        self.sums = sums or {}
-        self.counts = counts or {}
-
-    def add(self, terms: dict[str, float]) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def values(self) -> dict[str, float]:
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str:
