@@ -87,6 +87,7 @@ DETECTOR = (
     _parameter("calibration", "Calibration file, for a camera that publishes no camera_info"),
     _parameter("target_frame", "Frame of the detections, by TF"),
     _flag("tracking", "Fill the detections' id with a track's number"),
+    _flag("lazy", "Infer only while someone subscribes to what comes of it"),
     RESPAWN,
     RVIZ,
     FIXED_FRAME,

@@ -46,7 +46,7 @@ def test_what_is_neither_is_named(text):
 def test_which_arguments_are_true_or_false():
     names = {argument.name for argument in BOOLEANS}
     assert names == {
-        *("use_sim_time", "autostart", "image_is_rectified", "tracking", "respawn", "rviz"),
+        *("use_sim_time", "autostart", "image_is_rectified", "tracking", "lazy", "respawn", "rviz"),
         *("lossless", "raw_images", "check"),
     }
 
