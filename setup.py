@@ -47,6 +47,7 @@ setup(
         "pyyaml>=6.0",
         "rich>=13.0",
         "rosbags>=0.11",
+        "backports.zstd; python_version < '3.14'",
         "safetensors>=0.4",
         "scipy>=1.10",
         "timm>=1.0",

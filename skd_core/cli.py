@@ -266,12 +266,15 @@ def predict_nuscenes(
     out: Annotated[Path, typer.Option(help="The submission, a JSON file.")],
     split: Annotated[str, typer.Option(help="val, test, mini_val, ..., or one of a splits.json.")] = "val",
     version: Annotated[str | None, typer.Option(help="v1.0-trainval, ...; if there is more than one.")] = None,
+    cameras: Annotated[
+        str | None, typer.Option(help="Some of the six, such as CAM_FRONT,CAM_FRONT_LEFT; the others need no images.")
+    ] = None,
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score; AP wants a low one.")] = 0.05,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Detect in the six cameras of every nuScenes key frame; one submission in the global frame."""
-    from skd_core.data.nuscenes import NuScenesDataset
+    """Detect in the cameras of every nuScenes key frame; one submission in the global frame."""
+    from skd_core.data.nuscenes import CAMERAS, NuScenesDataset
     from skd_core.evaluation.nuscenes import predict_split
     from skd_core.files import keep_inputs
     from skd_core.inference.detector import Detector
@@ -279,7 +282,8 @@ def predict_nuscenes(
 
     keep_inputs([out], [resolve(weights)])
     detector = Detector.load(weights, device)
-    dataset = NuScenesDataset(root, split, version=version)
+    chosen = CAMERAS if cameras is None else cameras.split(",")
+    dataset = NuScenesDataset(root, split, version=version, cameras=chosen)
     count = predict_split(dataset, detector, out, threshold)
     print(f"{out}: {count} detections in {len(dataset)} images of {len(dataset.sample_tokens)} key frames")
 
@@ -310,8 +314,12 @@ def bag_eval(
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
     truth: Annotated[str | None, typer.Option(help="Topic of true boxes; what bag-make writes is found.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of KITTI label files, one per frame.")] = None,
+    class_map: Annotated[
+        str | None, typer.Option(help="Of the truth's class ids: ID:CLASS,..., such as 0:car,1:pedestrian.")
+    ] = None,
     image_topic: Annotated[str | None, typer.Option(help="If there are several cameras.")] = None,
     camera_info_topic: Annotated[str | None, typer.Option(help="If it is not beside the image.")] = None,
+    camera: Annotated[Path | None, typer.Option(help="Calibration file in place of camera_info.")] = None,
     raw_images: Annotated[bool, typer.Option("--raw-images", help="Undistort the images first, with K and D.")] = False,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score; AP wants a low one.")] = 0.2,
     boxes: Annotated[
@@ -340,6 +348,8 @@ def bag_eval(
         boxes=boxes,
         detector_2d=detector,
         tiles=tiles,
+        class_map=tuple(class_map.split(",")) if class_map else (),
+        camera_file=camera,
     )
     run(bag, weights, out, options)
 
@@ -354,7 +364,10 @@ def show(
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least score, if not the weights' own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     labels: Annotated[Path | None, typer.Option(help="Of a bag: folder of KITTI label files, one per frame.")] = None,
+    truth: Annotated[str | None, typer.Option(help="Of a bag: topic of true boxes, as of bag-eval.")] = None,
+    class_map: Annotated[str | None, typer.Option(help="Of its class ids: ID:CLASS,..., as of bag-eval.")] = None,
     image_topic: Annotated[str | None, typer.Option(help="Of a bag with several cameras.")] = None,
+    camera: Annotated[Path | None, typer.Option(help="Of a bag: calibration in place of camera_info.")] = None,
     raw_images: Annotated[bool, typer.Option("--raw-images", help="Of a bag: undistort with K and D.")] = False,
     range_m: Annotated[float, typer.Option("--range", min=1, max=1000, help="Of the view from above, metres.")] = 60.0,
     window: Annotated[bool, typer.Option("--window", help="Step through in a window: arrow keys, q.")] = False,
@@ -367,7 +380,10 @@ def show(
 
     if window and rerun is not None:
         raise UserError("show: give --window or --rerun, not both")
-    choice = Choice(weights, results, frames, threshold, device, labels, image_topic, not raw_images)
+    choice = Choice(
+        weights, results, frames, threshold, device, labels, image_topic, not raw_images, camera, truth,
+        tuple(class_map.split(",")) if class_map else (),
+    )  # fmt: skip
     keep_inputs(out.glob("*.png") if rerun is None else [rerun], inputs(source, choice))
     if rerun is not None:
         print(f"{rerun}: {write_recording(rerun, views(source, choice))} frames; look at them with: rerun {rerun}")
@@ -446,15 +462,20 @@ def eval_nuscenes(
     results: Annotated[Path, typer.Option(help="A submission, as predict-nuscenes writes it.")],
     split: Annotated[str, typer.Option(help="val, mini_val, ..., or one of a splits.json.")] = "val",
     version: Annotated[str | None, typer.Option(help="v1.0-trainval, ...; if there is more than one.")] = None,
+    cameras: Annotated[
+        str | None, typer.Option(help="Count only what these of the six see, such as CAM_FRONT.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
     plots: Annotated[
         Path | None, typer.Option(help="Folder that gets nuscenes_summary.png, the devkit's curves.")
     ] = None,
 ) -> None:
     """nuScenes mAP, true-positive errors and NDS, computed by the nuScenes devkit."""
+    from skd_core.data.nuscenes import parse_cameras
     from skd_core.evaluation.nuscenes import report_nuscenes
 
-    report_nuscenes(results, root, split, version, json, plots)
+    chosen = None if cameras is None else parse_cameras(cameras.split(","))
+    report_nuscenes(results, root, split, version, json, plots, cameras=chosen)
 
 
 def main() -> None:

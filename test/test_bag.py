@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import tracemalloc
 from pathlib import Path
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
 
 from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
@@ -27,10 +29,12 @@ from skd_core.data.bag import (
     open_bag,
     read_detections,
     read_frames,
+    read_headers,
     read_texts,
     typestore,
     write_frames,
 )  # fmt: skip
+from skd_core.data.bag_reader import zstd
 from skd_core.data.ros_messages import camera_from_info, decode_compressed, decode_raw
 from skd_core.errors import UserError
 
@@ -145,6 +149,67 @@ def test_missing_metadata_and_split_recordings(tmp_path: Path, storage: str, suf
     assert [f.stamp for f in read_frames(folder, problems=problems)] == [f.stamp for f in written]
     assert any(f"bag_11.{suffix}: left out" in problem for problem in problems)
     assert any("no metadata.yaml" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("metadata", [True, False], ids=["whole", "without metadata"])
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3], ids=["mcap", "sqlite3"])
+@pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE], ids=["file", "message"])
+def test_compressed_recordings(
+    tmp_path: Path, mode: CompressionMode, storage: StoragePlugin, metadata: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `ros2 bag record --compression-mode` makes them; file by file too."""
+    written = frames(3)
+    write_frames(tmp_path / "plain", written)
+    with Writer(tmp_path / "bag", version=9, storage_plugin=storage) as writer, open_bag(tmp_path / "plain") as plain:
+        copies = {c.topic: writer.add_connection(c.topic, c.msgtype, typestore=typestore()) for c in plain.connections}
+        for connection, time, data in plain.messages():
+            packed = zstd.compress(data) if mode is CompressionMode.MESSAGE else data
+            writer.write(copies[connection.topic], time, packed)
+    (file,) = (path for path in (tmp_path / "bag").iterdir() if path.suffix != ".yaml")
+    description = tmp_path / "bag" / "metadata.yaml"
+    if mode is CompressionMode.FILE:
+        packed_file = file.with_name(f"{file.name}.zstd")
+        packed_file.write_bytes(zstd.compress(file.read_bytes()))
+        file.unlink()
+        description.write_text(description.read_text().replace(file.name, packed_file.name))
+        file = packed_file
+    if metadata:
+        text = description.read_text()
+        assert "compression_format: ''" in text
+        text = text.replace("compression_format: ''", "compression_format: zstd")
+        description.write_text(text.replace("compression_mode: ''", f"compression_mode: {mode.name.lower()}"))
+    else:
+        description.unlink()
+    for source in (tmp_path / "bag", file):
+        read = list(read_frames(source))
+        assert [frame.stamp for frame in read] == [frame.stamp for frame in written]
+        assert all(np.array_equal(a.image, b.image) for a, b in zip(read, written, strict=True))
+        assert [header.stamp for header in read_headers(source, "/camera/image")] == [f.stamp for f in written]
+    if mode is CompressionMode.FILE:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        file.with_name("metadata.yaml").unlink(missing_ok=True)
+        with contextlib.suppress(UserError):  # nothing of it may be whole
+            assert len(list(read_frames(file, problems=[]))) < 3
+        assert "ended before the end-of-stream" in caplog.text
+        file.write_bytes(b"no zstd at all")
+        with pytest.raises(UserError, match="cannot be unpacked as zstd"):
+            list(read_frames(file))
+
+
+def test_a_damaged_compressed_message_costs_only_itself(tmp_path: Path) -> None:
+    written = frames(3)
+    write_frames(tmp_path / "plain", written)
+    with Writer(tmp_path / "bag", version=9) as writer, open_bag(tmp_path / "plain") as plain:
+        copies = {c.topic: writer.add_connection(c.topic, c.msgtype, typestore=typestore()) for c in plain.connections}
+        for connection, time, data in plain.messages():
+            packed = zstd.compress(data)
+            cut = time == written[1].stamp and connection.topic == "/camera/image"
+            writer.write(copies[connection.topic], time, packed[: len(packed) // 2] if cut else packed)
+    problems: list[str] = []
+    read = list(read_frames(tmp_path / "bag", problems=problems))
+    assert [(frame.stamp, frame.number) for frame in read] == [(written[0].stamp, 0), (written[2].stamp, 2)]
+    assert any("cannot be read" in problem for problem in problems)
+    assert [header.stamp for header in read_headers(tmp_path / "bag", "/camera/image")][1] is None
 
 
 def test_a_damaged_chunk_costs_only_itself(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import BagEvalOptions, bag_eval, evaluate_bag
 from skd_core.evaluation.bag_scores import _latency
-from skd_core.evaluation.bag_truth import find_truth, labels_from_boxes
+from skd_core.evaluation.bag_truth import TruthSource, find_truth, labels_from_boxes
 from skd_core.evaluation.object_log import ObjectLog
 from skd_core.evaluation.report import report_kitti
 from skd_core.evaluation.show import Choice, Stepper, View, draw_pictures, make_window, step_through, views
@@ -257,19 +257,20 @@ def test_without_truth_there_are_detections_jitter_and_latency(root: Path, tmp_p
 
 
 def test_labels_by_stamp_and_labels_that_do_not_fit(bag: Path, tmp_path: Path) -> None:
-    topics = CameraTopics("/camera/image", "/camera/camera_info")
-    stamp = next(read_frames(bag)).stamp
+    topics, copies, notes = CameraTopics("/camera/image", "/camera/camera_info"), tmp_path / "copies", []
+    first, second, *_ = read_frames(bag)
+    stamp = first.stamp
     (tmp_path / f"{stamp}.txt").write_text("Car 0 0 0 1 1 9 60 1.5 1.6 4 0 1.7 20 0\n")
-    truth = find_truth(bag, topics, None, tmp_path, ("Car",), tmp_path / "copies")
+    truth = find_truth(bag, topics, TruthSource(labels=tmp_path), ("Car",), copies, notes)
     assert truth is not None
-    camera = next(read_frames(bag)).camera
-    assert len(truth.at(stamp, camera) or ()) == 1
-    assert truth.at(stamp + 100_000_000, camera) is None
+    assert len(truth.at(first) or ()) == 1
+    assert truth.at(second) is None
+    assert notes == []
     (tmp_path / "other.txt").touch()
     with pytest.raises(UserError, match="2 files for 5 frames"):
-        find_truth(bag, topics, None, tmp_path, ("Car",), tmp_path / "copies")
+        find_truth(bag, topics, TruthSource(labels=tmp_path), ("Car",), copies, notes)
     with pytest.raises(UserError, match="not both"):
-        find_truth(bag, topics, "/x", tmp_path, ("Car",), tmp_path / "copies")
+        find_truth(bag, topics, TruthSource("/x", tmp_path), ("Car",), copies, notes)
 
 
 def test_malformed_labels_in_a_bag_are_named(tmp_path: Path) -> None:
@@ -420,7 +421,7 @@ def test_show_draws_truth_over_detections(root: Path, bag: Path, results: Path, 
         assert np.array_equal(picture, cv2.imread(str(tmp_path / "b" / path.name)))
         assert not np.array_equal(picture[:144, :480], picture[148:, :480])
     assert draw_pictures(tmp_path / "c", views(root, Choice(frames="0"))) == 1
-    assert cv2.imread(str(tmp_path / "c" / "000000.png")).shape == (144, 480 + 144, 3)
+    assert cv2.imread(str(tmp_path / "c" / "000000.png")).shape == (240, 480 + 240, 3)  # at least 240 from above
 
 
 def test_arrow_keys_step_through_the_frames(bag: Path, results: Path) -> None:

@@ -475,6 +475,33 @@ def test_the_commands(tree: Path, tmp_path: Path) -> None:
     assert read_image(tmp_path / "plots" / "nuscenes_summary.png").float().std() > 10
 
 
+def test_the_front_camera_alone(tree: Path, tmp_path: Path) -> None:
+    """The other images need not be there, and labels that the front camera does not see do not count."""
+    copy = tmp_path / "front"
+    shutil.copytree(tree, copy)
+    for folder in (copy / "samples").iterdir():
+        if folder.name != "CAM_FRONT":
+            shutil.rmtree(folder)
+    with pytest.raises(UserError, match=r"10 of 12 images are missing \(of CAM_FRONT_RIGHT, .*--cameras"):
+        NuScenesDataset(copy, "mini_val")
+    front = NuScenesDataset(copy, "mini_val", with_3d=True, cameras=["cam_front"])
+    assert (len(front), len(front.sample_tokens)) == (2, 2)
+    assert all("__CAM_FRONT__" in name for name in front.names)
+    results = submit(tmp_path, front, true_boxes(front))
+    everywhere = evaluate(results, copy, "mini_val")
+    seen = evaluate(results, copy, "mini_val", cameras=["CAM_FRONT"])
+    assert 0 < sum(seen.labels.values()) < sum(everywhere.labels.values())
+    assert seen.present
+    for name in seen.present:
+        assert seen.summary["mean_dist_aps"][name] == pytest.approx(1, abs=0.01)
+    missed = {name for name in everywhere.present if everywhere.summary["mean_dist_aps"][name] < 0.5}
+    assert missed
+    assert not missed & set(seen.present)
+    for names, fault in ((["CAM_TOP"], "'CAM_TOP' is no nuScenes camera; they are CAM_FRONT,"), ([], "no camera")):
+        with pytest.raises(UserError, match=fault):
+            NuScenesDataset(copy, "mini_val", cameras=names)
+
+
 # -- training --------------------------------------------------------------------------------------------------------
 def test_training_takes_nuscenes_as_it_takes_kitti(tree: Path, tmp_path: Path) -> None:
     names = NuScenesDataset(tree).names

@@ -4,6 +4,9 @@ A recorder that was killed leaves no ``metadata.yaml`` and a file without its en
 by one: MCAP record by record, sqlite3 row by row, each up to where it breaks. So is the rest of a whole bag in which
 something turns out to be damaged. What was lost is logged and collected.
 
+Files (``.mcap.zstd``, ``.db3.zstd``) and messages that ``ros2 bag record`` has compressed are told by themselves, with
+and without metadata: files are unpacked into a temporary folder, messages one by one.
+
 Why not a library throughout: ``rosbags.highlevel.AnyReader`` is the reader that is used here for whole bags, and reads
 none without its end; ``mcap`` could stream a cut file (30 lines less here), for two more packages on the robot.
 """
@@ -11,9 +14,10 @@ none without its end; ``mcap`` could stream a cut file (30 lines less here), for
 from __future__ import annotations
 
 import contextlib
-import logging
+import functools
 import sqlite3
 import struct
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from io import BytesIO
@@ -27,11 +31,21 @@ from rosbags.rosbag2.storage_mcap import decompress
 from skd_core.data.bag_check import check_storage
 from skd_core.errors import UserError
 from skd_core.files import natural_order
+from skd_core.notes import warn_once
 
-logger = logging.getLogger(__name__)
+try:
+    from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+except ImportError:  # before Python 3.14
+    from backports import zstd
 
 Message = tuple[Connection, int, bytes]
 MCAP_MAGIC = b"\x89MCAP0\r\n"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""Begins what zstd has compressed; a CDR message begins with 0."""
+ZSTD_SUFFIXES = (".zstd", ".zst")
+LARGEST_MESSAGE = 1 << 30
+"""Bytes that a compressed message may have unpacked."""
+PIECE = 1 << 20
 MCAP_SCHEMA, MCAP_CHANNEL, MCAP_MESSAGE, MCAP_CHUNK = 0x03, 0x04, 0x05, 0x06
 
 
@@ -52,7 +66,7 @@ class BagReader:
         problems: what could not be read, one line each; grows while messages are read.
 
     Args:
-        path: a bag folder, or a single .mcap or .db3 file.
+        path: a bag folder, or a single .mcap or .db3 file, or one of these with .zstd behind.
 
     Raises:
         UserError: nothing there that can be read as a bag.
@@ -74,7 +88,7 @@ class BagReader:
         for storage in self._storages:
             own = [c for c in storage.connections if c.topic in by_topic]
             for connection, timestamp, data in self._messages_of(storage, own) if own else ():
-                yield by_topic[connection.topic], timestamp, data
+                yield by_topic[connection.topic], timestamp, _plain(data)
 
     def close(self) -> None:
         """Close the files."""
@@ -82,10 +96,10 @@ class BagReader:
             storage.close()
 
     def note(self, problem: str) -> None:
-        """Log and keep a problem, each once."""
+        """Keep a problem, each once, and log it, once however often the bag is opened."""
         if problem not in self.problems:
             self.problems.append(problem)
-            logger.warning("%s", problem)
+            warn_once(problem, problem)
 
     def _messages_of(self, storage: Storage, own: Collection[Connection]) -> Iterator[Message]:
         """What a storage holds. Where one breaks that was opened as a whole, its files are read again, record by
@@ -107,7 +121,7 @@ class BagReader:
         topics = {c.topic for c in own}
         for file in _storage_files(Path(str(storage.path))):
             try:
-                with contextlib.closing(_SALVAGE[file.suffix](file, self.note)) as rest:
+                with contextlib.closing(self._salvage(self._unpacked(file))) as rest:
                     for message in rest.messages([c for c in rest.connections if c.topic in topics]):
                         connection, timestamp, _ = message
                         if timestamp == last and at_last[connection.topic]:
@@ -146,12 +160,25 @@ class BagReader:
         return storages
 
     def _open_file(self, file: Path) -> Storage:
+        plain = self._unpacked(file)
         try:
-            return _open_whole(file)
+            return _open_whole(plain)
         except Exception as error:  # rosbags passes on what its databases and codecs raise
-            storage = _SALVAGE[file.suffix](file, self.note)
+            storage = self._salvage(plain)
             self.note(f"{file}: damaged ({first_line(error)}); read as far as it goes")
             return storage
+
+    def _salvage(self, file: Path) -> Storage:
+        return _SALVAGE[file.suffix](file, self.note)
+
+    def _unpacked(self, file: Path) -> Path:
+        """The file itself or, if it is compressed, what it holds, up to where it breaks, in a temporary folder."""
+        if file.suffix not in ZSTD_SUFFIXES:
+            return file
+        plain, damage = _unpack(file, file.stat().st_mtime_ns)
+        if damage is not None:
+            self.note(f"{file}: compressed with zstd, and damaged ({damage}); read as far as it goes")
+        return plain
 
 
 class CutMcap:
@@ -256,10 +283,49 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def is_storage_file(path: Path) -> bool:
+    """Whether a file's name is that of a bag's storage, compressed or not."""
+    return (path.with_suffix("") if path.suffix in ZSTD_SUFFIXES else path).suffix in _SALVAGE
+
+
 def _storage_files(path: Path) -> list[Path]:
     """The storage files of a bag's folder, in their natural order; or the one file."""
     files = sorted(path.iterdir(), key=natural_order) if path.is_dir() else [path]
-    return [file for file in files if file.suffix in _SALVAGE]
+    return [file for file in files if is_storage_file(file)]
+
+
+@functools.cache
+def _unpack(file: Path, _changed: int) -> tuple[Path, str | None]:
+    """What a compressed file holds, and why not all of it; once for all the times that a bag is opened."""
+    folder = tempfile.TemporaryDirectory(prefix="skd_bag_")
+    _UNPACKED.append(folder)
+    plain, damage = Path(folder.name) / file.stem, None
+    with file.open("rb") as packed, plain.open("wb") as out:
+        try:
+            with zstd.open(packed, "rb") as content:
+                while piece := content.read(PIECE):
+                    out.write(piece)
+        except (zstd.ZstdError, EOFError) as error:
+            damage = first_line(error)
+            if not out.tell():
+                raise UserError(f"cannot be unpacked as zstd: {damage}") from None
+    return plain, damage
+
+
+_UNPACKED: list[tempfile.TemporaryDirectory[str]] = []
+"""Removed when the process ends."""
+
+
+def _plain(data: bytes) -> bytes:
+    """A message as it was before compression; nothing where it cannot be unpacked, which no reader takes."""
+    if bytes(data[: len(ZSTD_MAGIC)]) != ZSTD_MAGIC:
+        return data
+    unpacker = zstd.ZstdDecompressor()
+    try:
+        content = unpacker.decompress(data, LARGEST_MESSAGE)
+    except zstd.ZstdError:
+        return b""
+    return content if unpacker.eof else b""
 
 
 def _open_whole(path: Path) -> Reader:

@@ -17,6 +17,8 @@ COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 DETECTIONS = "vision_msgs/msg/Detection3DArray"
 STRING = "std_msgs/msg/String"
+LABEL_INFO = "vision_msgs/msg/LabelInfo"
+TRANSFORMS = "tf2_msgs/msg/TFMessage"
 
 VISION_MSGS = {
     "vision_msgs/msg/ObjectHypothesis": "string class_id\nfloat64 score\n",
@@ -29,6 +31,8 @@ VISION_MSGS = {
         "vision_msgs/BoundingBox3D bbox\nstring id\n"
     ),
     DETECTIONS: "std_msgs/Header header\nvision_msgs/Detection3D[] detections\n",
+    "vision_msgs/msg/VisionClass": "uint16 class_id\nstring class_name\n",
+    LABEL_INFO: "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n",
 }
 """vision_msgs is not among rosbags' built-in types; its fields as in the ROS 2 package (a test holds the type hash)."""
 
@@ -51,12 +55,14 @@ class Frame:
         camera: the camera that took it.
         stamp: time of exposure, nanoseconds.
         frame_id: name of the camera's optical frame.
+        number: which message of the image topic it is, from 0, those that cannot be used counted too.
     """
 
     image: NDArray[np.uint8]
     camera: Camera
     stamp: int
     frame_id: str = "camera"
+    number: int = 0
 
 
 @dataclass(frozen=True)

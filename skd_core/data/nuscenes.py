@@ -118,6 +118,8 @@ class NuScenesDataset(Dataset[Sample]):
         version: "v1.0-trainval"; may be left out where there is only one.
         min_visibility: 1 to 4, the least :attr:`Annotations.visibility` of an object to learn. 2 leaves out what is
             mostly hidden, as somebody drawing boxes would.
+        cameras: those of :data:`CAMERAS` to take; the others need not be there.
+        needs_images: False: the images are not looked for, and only :meth:`frame` can be asked.
 
     Raises:
         UserError: the devkit is not installed; a folder, table, split, image or depth map is missing; a class is
@@ -134,17 +136,20 @@ class NuScenesDataset(Dataset[Sample]):
         with_3d: bool = False,
         version: str | None = None,
         min_visibility: int = 2,
+        cameras: Sequence[str] = CAMERAS,
+        needs_images: bool = True,
     ) -> None:
         unknown = [name for name in classes if name not in CLASSES]
         if unknown:
             raise UserError(f"'{unknown[0]}' is no nuScenes class; they are {', '.join(CLASSES)}")
         self.root, self.split, self.classes, self.with_3d = Path(root), split, tuple(classes), with_3d
-        self.min_visibility = min_visibility
+        self.min_visibility, self.cameras = min_visibility, parse_cameras(cameras)
         self.version = find_version(self.root) if version is None else version
         tables = load_tables(self.root, self.version)
         with tables_fit(self.root / self.version):
             self._read(tables)
-        self._check_files("images", self._images)
+        if needs_images:
+            self._check_files("images", self._images)
         self._depths = None
         if depth_dir is not None:
             folder = self.root / depth_dir
@@ -157,9 +162,10 @@ class NuScenesDataset(Dataset[Sample]):
         samples = samples_of(tables, self.split)
         self.sample_tokens = [sample["token"] for sample in samples]
         self._annotations = _collect_annotations(tables, samples)
-        records = [tables.get("sample_data", s["data"][c]) for s in samples for c in CAMERAS if c in s["data"]]
+        records = [tables.get("sample_data", s["data"][c]) for s in samples for c in self.cameras if c in s["data"]]
         if not records:
-            raise UserError(f"{self.root / self.version}: no camera images in split '{self.split}'")
+            which = "camera images" if self.cameras == CAMERAS else f"images of {', '.join(self.cameras)}"
+            raise UserError(f"{self.root / self.version}: no {which} in split '{self.split}'")
         self._tokens = [record["sample_token"] for record in records]
         self._images = [self.root / record["filename"] for record in records]
         self._sizes = [(int(record["width"]), int(record["height"])) for record in records]
@@ -176,7 +182,9 @@ class NuScenesDataset(Dataset[Sample]):
     def _check_files(self, what: str, paths: Sequence[Path]) -> None:
         missing = [path for path in paths if not path.is_file()]
         if missing:
-            raise UserError(f"{missing[0]}: no such file; {len(missing)} of {len(paths)} {what} are missing")
+            others = ", ".join(c for c in self.cameras if any(f"/{c}/" in str(path) for path in missing))
+            cure = f" (of {others}); --cameras takes those that are there" if what == "images" and others else ""
+            raise UserError(f"{missing[0]}: no such file; {len(missing)} of {len(paths)} {what} are missing{cure}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -229,6 +237,20 @@ class NuScenesDataset(Dataset[Sample]):
         boxes2d = Boxes2D(boxes3d.xyxy, boxes3d.labels)
         learnt = boxes3d[seen & wanted] if self.with_3d else None
         return Sample(frame.name, image, frame.camera, boxes2d[seen & wanted], boxes2d[seen & ~wanted], depth, learnt)
+
+
+def parse_cameras(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of nuScenes' cameras, whatever their case, in the order of :data:`CAMERAS`.
+
+    Raises:
+        UserError: none, or one that is none of them.
+    """
+    wanted = [name.strip().upper() for name in names]
+    unknown = [name for name in wanted if name not in CAMERAS]
+    if unknown or not wanted:
+        said = f"'{unknown[0]}' is no nuScenes camera" if unknown else "no camera is named"
+        raise UserError(f"{said}; they are {', '.join(CAMERAS)}")
+    return tuple(name for name in CAMERAS if name in wanted)
 
 
 def _collect_annotations(tables: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Annotations]:

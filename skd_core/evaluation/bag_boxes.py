@@ -9,7 +9,7 @@ from skd_core.boxes import Boxes2D
 from skd_core.data.bag import CameraTopics, Frame
 from skd_core.data.box_files import BoxFolder
 from skd_core.errors import UserError
-from skd_core.evaluation.bag_truth import names_by_stamp
+from skd_core.evaluation.bag_pairing import Images, files_of_images
 from skd_core.inference.outside import detector_source
 
 
@@ -25,7 +25,7 @@ def frame_boxes(
 
     Args:
         boxes: folder of KITTI files, one for each image of the recording, see
-            :func:`skd_core.evaluation.bag_truth.names_by_stamp`, in natural order (2 before 10).
+            :func:`skd_core.evaluation.bag_pairing.files_of_images`, in natural order (2 before 10).
         detector, tiles, classes: see :func:`skd_core.inference.outside.open_source`.
 
     Raises:
@@ -39,11 +39,11 @@ def frame_boxes(
     if boxes is None:
         return None
     folder = BoxFolder(boxes)
-    names = names_by_stamp(bag, camera, boxes, folder.names)
+    names = files_of_images(Images.read(bag, camera.image), boxes, folder.names, [])
 
     def read(frame: Frame) -> Boxes2D:
-        if frame.stamp not in names:
+        if frame.number not in names:
             raise UserError(f"{folder.folder}: no file for the image of stamp {frame.stamp}")
-        return folder.read(names[frame.stamp])
+        return folder.read(names[frame.number])
 
     return read

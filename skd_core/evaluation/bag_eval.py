@@ -24,8 +24,9 @@ from skd_core.data.bag import BagWriter, Frame, find_camera, read_frames
 from skd_core.data.kitti import KittiObjects, write_results
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_boxes import frame_boxes
+from skd_core.evaluation.bag_pairing import Images
 from skd_core.evaluation.bag_scores import Evaluation
-from skd_core.evaluation.bag_truth import Truth, find_truth
+from skd_core.evaluation.bag_truth import Truth, TruthSource, find_truth
 from skd_core.evaluation.errors import match
 from skd_core.evaluation.kitti import objects_from_boxes
 from skd_core.evaluation.overlaps import Table
@@ -56,6 +57,8 @@ def evaluate_bag(
     json_file: Path | None = None,
     rectified: bool = True,
     sure: float = DEFAULT_THRESHOLD,
+    class_map: tuple[str, ...] = (),
+    camera_file: Path | None = None,
 ) -> dict[str, Any]:
     """Run over a recording, score it and write everything to a folder, or nothing where that fails.
 
@@ -70,31 +73,39 @@ def evaluate_bag(
 
     Args:
         bag: the recording; predict: what detects; classes: as the detector spells them.
-        truth_topic, labels: see :func:`skd_core.evaluation.bag_truth.find_truth`.
+        truth_topic, labels, class_map: see :class:`skd_core.evaluation.bag_truth.TruthSource`.
         image_topic, camera_info_topic: needed where the bag has several cameras.
         json_file: another place for the scores.
-        rectified: whether the images are, see :func:`skd_core.data.bag.read_frames`.
+        rectified, camera_file: see :func:`skd_core.data.bag.read_frames`.
         sure: least score by default, see :class:`Evaluation`.
 
     Returns:
         what ``scores.json`` holds.
 
     Raises:
-        UserError: a bag, topic, label or folder that cannot be used, or no frame that can.
+        UserError: a bag, topic, label or folder that cannot be used, or no frame that can; truth was asked for and no
+            such frame has any.
     """
     from skd_core.evaluation.bag_report import write_report  # matplotlib takes a second to load
 
-    camera = find_camera(bag, image_topic, camera_info_topic)
-    check_outputs([json_file], files_of(bag, labels))
-    keep_inputs((out / name for name in WRITTEN), [bag, labels])
+    camera = find_camera(bag, image_topic, camera_info_topic, camera_file is None)
+    source = TruthSource(truth_topic, labels, class_map)
+    check_outputs([json_file], files_of(bag, labels, camera_file))
+    keep_inputs((out / name for name in WRITTEN), [bag, labels, camera_file])
     _check_out(out)
     evaluation = Evaluation(sure=sure)
     with contextlib.ExitStack() as stack:
         results, copies = (stack.enter_context(fresh_folder(out / name)) for name in ("results", "labels"))
         results.mkdir()
-        truth = find_truth(bag, camera, truth_topic, labels, classes, copies)
+        truth = find_truth(bag, camera, source, classes, copies, evaluation.problems)
+        doubt = Images.read(bag, camera.image).doubt()
+        if doubt is not None:
+            evaluation.problems.append(f"{bag}: {doubt}; nothing is linked over time between these (no jitter)")
         writer = stack.enter_context(BagWriter(out / "detections", overwrite=True))
-        frames = read_frames(bag, camera.image, camera.camera_info, evaluation.problems, rectified)
+        problems = len(evaluation.problems)
+        frames = read_frames(
+            bag, camera.image, camera.camera_info or None, evaluation.problems, rectified, camera_file=camera_file
+        )
         for frame in tqdm(frames, unit="frame", disable=None):
             answer = predict(frame)
             if answer is None:
@@ -105,7 +116,9 @@ def evaluate_bag(
             _add(evaluation, frame, answer, truth, classes, results)
         if not evaluation.stamps:
             why = f"{evaluation.dropped} frames were dropped" if evaluation.dropped else "no frame that can be used"
-            raise UserError(f"{bag}: {why}" + "".join(f"; {problem}" for problem in evaluation.problems[:1]))
+            raise UserError(f"{bag}: {why}" + "".join(f"; {problem}" for problem in evaluation.problems[problems:][:1]))
+        if source.asked and not evaluation.labelled:
+            raise UserError(f"{bag}: none of the {len(evaluation.stamps)} frames that were used has labels")
     about = {"bag": str(bag), "image_topic": camera.image, "truth": truth.source if truth else None}
     scores = about | evaluation.scores(classes)
     for path in (out / "scores.json", *([json_file] if json_file else [])):
@@ -119,7 +132,8 @@ class BagEvalOptions:
     """How a recording is evaluated.
 
     Attributes:
-        truth_topic, labels, image_topic, camera_info_topic, json_file, rectified: see :func:`evaluate_bag`.
+        truth_topic, labels, class_map, image_topic, camera_info_topic, json_file, rectified, camera_file: see
+            :func:`evaluate_bag`.
         threshold: minimum score; device: "auto", "cpu", "cuda" or "cuda:N".
         boxes, detector_2d, tiles: 2D boxes from outside, see :func:`skd_core.evaluation.bag_boxes.frame_boxes`.
     """
@@ -135,6 +149,8 @@ class BagEvalOptions:
     boxes: Path | None = None
     detector_2d: str | None = None
     tiles: int = 0
+    class_map: tuple[str, ...] = ()
+    camera_file: Path | None = None
 
 
 def bag_eval(bag: Path, weights: str, out: Path, options: BagEvalOptions) -> None:
@@ -143,7 +159,7 @@ def bag_eval(bag: Path, weights: str, out: Path, options: BagEvalOptions) -> Non
     Latency includes a 2D detector's time where 2D boxes come from one.
     """
     detector = Detector.load(weights, options.device)
-    camera = find_camera(bag, options.image_topic, options.camera_info_topic)
+    camera = find_camera(bag, options.image_topic, options.camera_info_topic, options.camera_file is None)
     keep_inputs((out / name for name in WRITTEN), [options.boxes])
     check_outputs([options.json_file], files_of(resolve(weights), options.boxes))
     given = frame_boxes(bag, camera, options.boxes, options.detector_2d, options.tiles, detector.classes)
@@ -175,6 +191,8 @@ def bag_eval(bag: Path, weights: str, out: Path, options: BagEvalOptions) -> Non
             json_file=options.json_file,
             rectified=options.rectified,
             sure=detector.threshold,
+            class_map=options.class_map,
+            camera_file=options.camera_file,
         )
     print_scores(scores)
     print(f"wrote {out}/report.html, scores.json, results, detections")
@@ -231,8 +249,8 @@ def _add(
         projected = boxes.project(frame.camera).xyxy
         boxes = replace(boxes, xyxy=torch.where(unknown[:, None], projected, boxes.xyxy))
     number = len(evaluation.stamps)
-    labels = None if truth is None else truth.at(frame.stamp, frame.camera)
-    name = truth.names.get(frame.stamp) if truth is not None else None
+    labels = None if truth is None else truth.at(frame)
+    name = truth.names.get(frame.number) if truth is not None else None
     write_results(folder / f"{name or f'{number:06d}'}.txt", boxes)
     results = objects_from_boxes(boxes)
     evaluation.stamps.append(frame.stamp)

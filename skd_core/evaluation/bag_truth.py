@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,97 +12,167 @@ import torch
 
 from skd_core.boxes import Boxes3D, project_boxes
 from skd_core.camera import Camera
-from skd_core.data.bag import DETECTIONS, STRING, CameraTopics, find_topic, open_bag, read_detections, read_texts
+from skd_core.data.bag import (
+    DETECTIONS,
+    STRING,
+    CameraTopics,
+    Frame,
+    find_topic,
+    open_bag,
+    read_messages,
+    read_static_transforms,
+    read_texts,
+)
 from skd_core.data.bag_make import GROUND_TRUTH, GROUND_TRUTH_KITTI
 from skd_core.data.kitti import KittiObjects, read_objects
+from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
 from skd_core.errors import UserError
+from skd_core.evaluation.bag_classes import KITTI_CLASSES, TruthClasses, read_label_info
+from skd_core.evaluation.bag_pairing import Images, files_of_images
 from skd_core.evaluation.kitti import no_objects, objects_from_boxes
 from skd_core.evaluation.object_log import ObjectLog
 from skd_core.evaluation.overlaps import Floats
-from skd_core.files import write_atomic
+from skd_core.files import natural_order, write_atomic
+
+
+class MalformedLabelsError(UserError):
+    """Truth that is broken, and not merely of no use here: an error even where nobody has asked for it."""
+
+
+@dataclass(frozen=True)
+class TruthSource:
+    """Where the truth is to be looked for; without topic and folder where ``bag-make`` writes it, beside the images.
+
+    Attributes:
+        topic: of type Detection3DArray, matched by header stamp, its boxes in any frame that /tf_static ties to the
+            camera's; or String (lines of a KITTI label file), in the order of recording.
+        labels: folder of ``NAME.txt``: each named by a frame's stamp in nanoseconds, or as many as there are frames, in
+            the order of their names.
+        class_map: "SOURCE:TARGET" for class ids of a Detection3DArray that are not class names; ids that are numbers
+            and no entry names are looked up in the bag's LabelInfo.
+    """
+
+    topic: str | None = None
+    labels: Path | None = None
+    class_map: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> bool:
+        """Whether truth was asked for: then it is an error if none can be had."""
+        return self.topic is not None or self.labels is not None
 
 
 @dataclass(eq=False)
 class Truth:
-    """Labels by the frames' stamps.
+    """Labels by the number of the image, see :attr:`skd_core.data.bag.Frame.number`.
 
     Attributes:
         source: where they are from, for the report.
-        names: stamp -> name of the label file, where there are files.
+        names: number of the image -> name of the label file, where there are files.
+        classes: how many objects there are of each class.
+        flat: how many objects have a 2D box without area, where 2D boxes are given.
     """
 
     source: str
     names: dict[int, str] = field(default_factory=dict)
+    classes: Counter[str] = field(default_factory=Counter)
+    flat: int = 0
     _objects: ObjectLog = field(default_factory=ObjectLog)
     _boxes: dict[int, tuple[tuple[str, ...], Floats]] = field(default_factory=dict)  # (N, 8): centre, size, yaw, score
-    _numbers: dict[int, int] = field(default_factory=dict)  # stamp -> frame of _objects
+    _numbers: dict[int, int] = field(default_factory=dict)  # image -> frame of _objects
 
-    def at(self, stamp: int, camera: Camera) -> KittiObjects | None:
+    def at(self, frame: Frame) -> KittiObjects | None:
         """The labels of a frame; None where nothing is said of it (which is not "no objects")."""
-        if stamp in self._boxes:
-            labels, values = self._boxes[stamp]
+        number = frame.number
+        if number in self._boxes:
+            labels, values = self._boxes[number]
             center, size, yaw, scores = map(torch.from_numpy, np.split(values, [3, 6, 7], -1))
             boxes = Boxes3D(center, size, yaw[:, 0], labels, scores[:, 0])  # in the frame that the header names
-            return labels_from_boxes(boxes.moved(-camera.offset), camera)
-        return self._objects[self._numbers[stamp]] if stamp in self._numbers else None
+            return labels_from_boxes(boxes.moved(-frame.camera.offset), frame.camera)
+        return self._objects[self._numbers[number]] if number in self._numbers else None
 
-    def add_boxes(self, stamp: int, boxes: Boxes3D) -> None:
-        """Keep the boxes of a frame."""
+    def add_boxes(self, number: int, boxes: Boxes3D) -> bool:
+        """Keep the boxes of an image; whether they are the same where it has some already."""
         columns = (boxes.center, boxes.size, boxes.yaw[:, None], boxes.scores[:, None])
-        self._boxes[stamp] = boxes.labels, torch.cat(columns, -1).to(torch.float64).numpy()
+        values = torch.cat(columns, -1).to(torch.float64).numpy()
+        labels, kept = self._boxes.setdefault(number, (boxes.labels, values))
+        if kept is values:
+            self.classes.update(labels)
+        return labels == boxes.labels and np.array_equal(kept, values)
 
-    def add_file(self, stamp: int, path: Path) -> None:
-        """Keep the lines of a frame's label file."""
-        self.names[stamp], self._numbers[stamp] = path.stem, len(self._objects)
-        self._objects.append(read_objects(path))
+    def add_file(self, number: int, path: Path) -> None:
+        """Keep the lines of an image's label file."""
+        self.names[number], self._numbers[number] = path.stem, len(self._objects)
+        objects = read_objects(path)
+        self.classes.update(objects.type)
+        real = objects[~objects.is_class(["DontCare"])]
+        self.flat += int((real.xyxy[:, 2:] <= real.xyxy[:, :2]).any(-1).sum())
+        self._objects.append(objects)
+
+    def check(self, classes: Sequence[str], notes: list[str]) -> None:
+        """Say what makes scores empty; ``classes`` are those of the detector, none if any will do.
+
+        Raises:
+            UserError: there are objects, but none of a class that the detector knows.
+        """
+        objects = Counter({name: count for name, count in self.classes.items() if name != "DontCare"})
+        known = {name.lower() for name in classes}
+        strange = Counter({name: count for name, count in objects.items() if classes and name.lower() not in known})
+        told = ", ".join(f"'{name}' ({count})" for name, count in strange.most_common(6))
+        told += ", ..." if len(strange) > 6 else ""
+        if objects and strange.total() == objects.total():
+            raise UserError(
+                f"{self.source}: no class of the truth is one of the detector's ({', '.join(classes)}); the truth has "
+                f"{told}; name them in a LabelInfo of the bag, or with --class-map, such as 0:car,1:pedestrian"
+            )
+        if any(name.lower() not in KITTI_CLASSES for name in strange):
+            notes.append(f"{self.source}: classes that the detector does not know do not count: {told}")
+        if self.flat:
+            every = "every" if self.flat == objects.total() else f"{self.flat} of {objects.total()}"
+            notes.append(
+                f"{self.source}: {every} 2D box of the labels has no area (such as 0 0 0 0): KITTI's AP judges an "
+                "object by the height of its 2D box, so these do not count in it; AP by distance holds"
+            )
 
 
 def find_truth(
-    bag: Path, camera: CameraTopics, topic: str | None, labels: Path | None, classes: tuple[str, ...], copies: Path
+    bag: Path, camera: CameraTopics, source: TruthSource, classes: tuple[str, ...], copies: Path, notes: list[str]
 ) -> Truth | None:
-    """The labels of a camera's frames; without topic and folder what ``bag-make`` writes beside the image, if there.
+    """The labels of a camera's frames; None where none are found, or none that can be used and none was asked for.
 
     Args:
-        topic: of type Detection3DArray (matched by header stamp) or String (lines of a KITTI label file, by time of
-            recording).
-        labels: folder of ``NAME.txt``: each named by a frame's stamp in nanoseconds, or as many as there are frames, in
-            the order of their names.
         classes: how the detector spells class names; messages have them in lower case.
         copies: folder that gets the label files of a String topic.
+        notes: gets a line for what of the truth is left out or in doubt, and for why there is none.
 
     Raises:
-        UserError: no such topic or folder, or files that cannot be told to frames.
+        UserError: truth was asked for and there is no such topic or folder, it cannot be told to frames, its boxes are
+            in a frame that /tf_static does not tie to the camera's, or none of its classes is one of the detector's.
+            Label lines are malformed, whether asked for or not.
     """
-    if labels is not None:
-        if topic is not None:
-            raise UserError("give --truth or --labels, not both")
-        return _from_folder(bag, camera, labels)
-    kind: str | None = None
-    if topic is None:
-        namespace = camera.image.removesuffix("/compressed").rsplit("/", 1)[0]
-        with open_bag(bag) as reader:
-            there = {c.topic: c.msgtype for c in reader.connections}
-        beside = ((f"{namespace}/{GROUND_TRUTH_KITTI}", STRING), (f"{namespace}/{GROUND_TRUTH}", DETECTIONS))
-        topic, kind = next(((name, kind) for name, kind in beside if there.get(name) == kind), (None, None))
-        if topic is None:
-            return None
-    else:
-        topic, kind = find_topic(bag, (DETECTIONS, STRING), topic, "--truth")
-    truth = Truth(topic)
-    if kind == DETECTIONS:
-        spelling = (*classes, "Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
-        for stamp, _, boxes in read_detections(bag, topic, spelling[::-1]):
-            truth.add_boxes(stamp, boxes)
+    if source.labels is not None and source.topic is not None:
+        raise UserError("give --truth or --labels, not both")
+    images = Images.read(bag, camera.image)
+    try:
+        if source.labels is not None:
+            truth = _from_folder(images, source.labels, notes)
+        else:
+            found = _find_topic(bag, camera, source.topic)
+            if found is None:
+                return None
+            topic, kind = found
+            if kind == STRING:
+                truth = _from_texts(bag, topic, images, copies, notes)
+            else:
+                names = TruthClasses(classes, source.class_map, *read_label_info(bag, topic))
+                truth = _from_detections(bag, topic, images, names, notes)
+        truth.check(classes, notes)
         return truth
-    copies.mkdir(parents=True, exist_ok=True)
-    for number, (stamp, text) in enumerate(read_texts(bag, topic)):
-        path = copies / f"{number:06d}.txt"
-        write_atomic(path, text)
-        try:
-            truth.add_file(stamp, path)
-        except UserError as error:
-            raise UserError(f"{bag}: {topic}: {str(error).removeprefix(f'{copies}/')}") from None
-    return truth
+    except UserError as error:
+        if source.asked or isinstance(error, MalformedLabelsError):
+            raise
+        notes.append(f"no truth: {error}")
+        return None
 
 
 def labels_from_boxes(boxes: Boxes3D, camera: Camera) -> KittiObjects:
@@ -123,46 +193,104 @@ def labels_from_boxes(boxes: Boxes3D, camera: Camera) -> KittiObjects:
     return replace(objects, truncated=truncated, occluded=np.zeros(len(objects)), score=np.ones(len(objects)))
 
 
-def _from_folder(bag: Path, camera: CameraTopics, labels: Path) -> Truth:
-    if not labels.is_dir():
-        raise UserError(f"{labels}: no such folder of labels")
-    truth = Truth(str(labels))
-    for stamp, name in names_by_stamp(
-        bag, camera, labels, [path.stem for path in sorted(labels.glob("*.txt"))]
-    ).items():
-        truth.add_file(stamp, labels / f"{name}.txt")
+def _find_topic(bag: Path, camera: CameraTopics, wanted: str | None) -> tuple[str, str] | None:
+    """Topic and type of the truth: the one named, or what ``bag-make`` writes beside the images."""
+    if wanted is not None:
+        return find_topic(bag, (DETECTIONS, STRING), wanted, "--truth")
+    namespace = camera.image.removesuffix("/compressed").rsplit("/", 1)[0]
+    with open_bag(bag) as reader:
+        there = {c.topic: c.msgtype for c in reader.connections}
+    beside = ((f"{namespace}/{GROUND_TRUTH_KITTI}", STRING), (f"{namespace}/{GROUND_TRUTH}", DETECTIONS))
+    return next(((name, kind) for name, kind in beside if there.get(name) == kind), None)
+
+
+def _from_detections(bag: Path, topic: str, images: Images, names: TruthClasses, notes: list[str]) -> Truth:
+    """Boxes of a Detection3DArray topic, by their header's stamp, brought to the camera's frame."""
+    doubt = images.doubt()
+    if doubt is not None:
+        raise UserError(
+            f"{bag}: {doubt}, so the messages on {topic} cannot be told to them; give --labels DIR, one file for each "
+            "image in the order of recording"
+        )
+    truth, numbers = Truth(topic), images.by_stamp()
+    transforms = read_static_transforms(bag)
+    lost: list[int] = []
+    faults: Counter[str] = Counter()
+    first, count, kept = "", 0, 0
+    with open_bag(bag) as reader:
+        for _, _, message in read_messages(reader, topic, notes):
+            stamp, count = stamp_nanoseconds(message.header), count + 1
+            if stamp not in numbers:
+                lost.append(stamp)
+                continue
+            number = numbers[stamp]
+            found: list[str] = []
+            boxes = boxes_from_detections(message, names.spelling, found, transforms.into(images.frames[number]))
+            boxes.labels = tuple(names.name(label) for label in boxes.labels)
+            if not truth.add_boxes(number, boxes):
+                raise UserError(f"{bag}: {topic}: two messages of stamp {stamp} that differ; which one is true?")
+            if found and not faults:
+                first = f"{found[0]}, stamp {stamp}"
+            faults.update(found)
+            kept += len(boxes)
+    if lost or not count:
+        unmatched = f"{bag}: {topic}: {images.unmatched('messages', count, lost)}"
+        if len(lost) == count:
+            raise UserError(unmatched)
+        notes.append(unmatched)
+    if faults:
+        left_out = f"{faults.total()} of {faults.total() + kept} boxes cannot be used, the first {first}"
+        if not kept:
+            raise UserError(f"{bag}: {topic}: {left_out}")
+        notes.append(f"{bag}: {topic}: {left_out}; they are left out")
+    names.tell(topic, notes)
     return truth
 
 
-def names_by_stamp(bag: Path, camera: CameraTopics, folder: Path, names: Sequence[str]) -> dict[int, str]:
-    """Which file of a folder belongs to which image of a recording.
+def _from_texts(bag: Path, topic: str, images: Images, copies: Path, notes: list[str]) -> Truth:
+    """Label lines of a String topic, which has no stamps: in the order of recording.
 
-    Args:
-        names: of the files: each the stamp of an image in nanoseconds, or as many as there are images, in the order of
-            recording.
-
-    Returns:
-        stamp -> name.
-
-    Raises:
-        UserError: neither.
+    Where there are not as many as images, and bag-make recorded each at its image's stamp, by that.
     """
-    stamps = _stamps(bag, camera.image)
-    if names and all(name.isdecimal() and int(name) in stamps for name in names):
-        return {int(name): name for name in names}
-    if len(names) == len(stamps):
-        return dict(zip(stamps, names, strict=True))
-    raise UserError(
-        f"{folder}: {len(names)} files for {len(stamps)} frames on {camera.image}; there must be as many, in the order "
-        "of their names, or they must be named by the frames' stamps in nanoseconds"
-    )
+    texts = list(read_texts(bag, topic, notes))
+    stamps, times = images.by_stamp(), [recorded for recorded, _ in texts]
+    numbers = [stamps.get(recorded) for recorded in times]
+    lost = [recorded for recorded, number in zip(times, numbers, strict=True) if number is None]
+    if len(lost) < len(texts) and images.doubt() is None:
+        if lost:
+            notes.append(f"{bag}: {topic}: {images.unmatched('messages', len(texts), lost)}")
+    elif len(texts) == len(images):
+        numbers = list(range(len(texts)))
+        strayed = sum(images.nearest_recorded(recorded) != images.recorded[i] for i, recorded in enumerate(times))
+        if strayed:
+            notes.append(
+                f"{bag}: {topic}: {strayed} of {len(texts)} messages were recorded nearer to another image than to the "
+                "one that they belong to by their order; see whether any were lost"
+            )
+    else:
+        raise UserError(
+            f"{bag}: {topic}: {images.unmatched('messages', len(texts), lost)}; a String has no stamp of its own, so "
+            "there must be as many as images, or each must be recorded at its image's stamp"
+        )
+    truth = Truth(topic)
+    copies.mkdir(parents=True, exist_ok=True)
+    for index, (number, (_, text)) in enumerate(zip(numbers, texts, strict=True)):
+        if number is None:
+            continue
+        path = copies / f"{index:06d}.txt"
+        write_atomic(path, text)
+        try:
+            truth.add_file(number, path)
+        except UserError as error:
+            raise MalformedLabelsError(f"{bag}: {topic}: {str(error).removeprefix(f'{copies}/')}") from None
+    return truth
 
 
-def _stamps(bag: Path, topic: str) -> list[int]:
-    """Header stamps of a topic's messages, nanoseconds, without decoding them."""
-    out = []
-    with open_bag(bag) as reader:
-        for _, _, data in reader.messages([c for c in reader.connections if c.topic == topic]):
-            seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
-            out.append(seconds * 1_000_000_000 + nanoseconds)
-    return out
+def _from_folder(images: Images, labels: Path, notes: list[str]) -> Truth:
+    if not labels.is_dir():
+        raise UserError(f"{labels}: no such folder of labels")
+    files = sorted(labels.glob("*.txt"), key=lambda path: (natural_order(path), path.name))
+    truth = Truth(str(labels))
+    for number, name in files_of_images(images, labels, [path.stem for path in files], notes).items():
+        truth.add_file(number, labels / f"{name}.txt")
+    return truth

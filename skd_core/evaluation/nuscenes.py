@@ -33,6 +33,7 @@ from skd_core.data.nuscenes_schema import read_results
 from skd_core.data.nuscenes_tables import find_version, load_tables, samples_of
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
+from skd_core.evaluation.nuscenes_cameras import Seen
 from skd_core.files import check_outputs, finite, lock_folder, make_folder, write_atomic
 from skd_core.inference.detector import Detector
 
@@ -213,7 +214,12 @@ class NuScenesScores:
 
 
 def evaluate(
-    results: Path, root: Path, split: str = "val", version: str | None = None, plots: Path | None = None
+    results: Path,
+    root: Path,
+    split: str = "val",
+    version: str | None = None,
+    plots: Path | None = None,
+    cameras: Sequence[str] | None = None,
 ) -> NuScenesScores:
     """Score a submission with the devkit's ``DetectionEval`` and its configuration of the task.
 
@@ -223,9 +229,12 @@ def evaluate(
         split: see :class:`skd_core.data.nuscenes.NuScenesDataset`.
         version: may be left out where there is only one.
         plots: folder that gets the devkit's curves, see :func:`draw_curves`.
+        cameras: count only labels and detections whose centre lies in one of these cameras' images, as a detector that
+            sees no others must be judged; all of them without. [ours]
 
     Raises:
-        UserError: see :func:`skd_core.data.nuscenes.load_tables`; or the file is no submission for the split.
+        UserError: none of the labels is in the cameras' images; see :func:`skd_core.data.nuscenes.load_tables`; or the
+            file is no submission for the split.
     """
     listed = read_submission(results)
     tables = load_tables(root, version or find_version(root))
@@ -242,6 +251,12 @@ def evaluate(
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             said = f"an entry has no {error}" if isinstance(error, KeyError) else str(error).removeprefix("Error: ")
             raise UserError(f"{results}: cannot be scored on split '{split}' of {tables.version}: {said}") from None
+        if cameras is not None:
+            seen = Seen(NuScenesDataset(root, split, version=tables.version, cameras=cameras, needs_images=False))
+            seen.keep(run.gt_boxes.boxes)
+            seen.keep(run.pred_boxes.boxes)
+            if not run.gt_boxes.all:
+                raise UserError(f"{root}: no label of split '{split}' is in the images of {', '.join(cameras)}")
         metrics, curves = run.evaluate()
     if plots is not None:
         draw_curves(plots, metrics, curves)
@@ -315,15 +330,22 @@ def report_nuscenes(
     version: str | None = None,
     json_file: Path | None = None,
     plots: Path | None = None,
+    *,
+    cameras: Sequence[str] | None = None,
 ) -> None:
     """Evaluate and print tables; what needs a word is said on stderr.
+
+    Args:
+        cameras: see :func:`evaluate`; the other arguments too.
 
     Raises:
         UserError: see :func:`evaluate`; or the JSON file cannot be written.
     """
     check_outputs([json_file], [results, *root.glob("*/*.json")])
-    scores = evaluate(results, root, split, version, plots)
+    scores = evaluate(results, root, split, version, plots, cameras)
     console, notes = output_console(), note_console()
+    if cameras is not None:
+        notes.print(f"only what {', '.join(cameras)} can see counts: not the benchmark's numbers")
     absent = [name for name in CLASSES if name not in scores.present]
     if absent:
         mean = sum(scores.summary["mean_dist_aps"][name] for name in scores.present) / max(len(scores.present), 1)

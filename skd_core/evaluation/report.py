@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from skd_core.console import note_console, output_console
+from skd_core.data.kitti import KittiObjects
 from skd_core.evaluation.errors import PairErrors, error_budget, pair_errors
 from skd_core.evaluation.kitti import (
     CLASSES,
@@ -66,6 +69,11 @@ def report_kitti(
             notes.print(f"{name}: {moderate} labels count at moderate difficulty, too few for an AP to compare by")
         elif not moderate:
             notes.print(f"{name}: no label counts at moderate difficulty; its AP says nothing")
+    for doubt in (
+        *label_doubts(str(labels), folders.labels),
+        *flat_doubts(f"{results}: results", folders.results, True),
+    ):
+        notes.print(doubt, markup=False)
     data: dict[str, object] = {}
     if with_budget:
         budget, errors = error_budget(folders.labels, folders.results), pair_errors(folders.labels, folders.results)
@@ -103,6 +111,36 @@ def headline_table(scores: Scores, counts: dict[str, list[int]]) -> Table:
         cells = [_number(value) for value in (moderate, easy, hard, *others)]
         table.add_row(name, iou, *cells, str(counts[name][1]))
     return table
+
+
+def label_doubts(source: str, labels: Sequence[KittiObjects]) -> list[str]:
+    """What makes all scores empty that KITTI's AP gives with these labels, a line each."""
+    kinds = Counter(name for frame in labels for name in frame.type if name != "DontCare")
+    known = {name.lower() for name in CLASSES}
+    if kinds and not any(name.lower() in known for name in kinds):
+        there = ", ".join(f"'{name}' ({count})" for name, count in kinds.most_common(6))
+        return [f"{source}: no labels of {', '.join(CLASSES)}; the classes there are {there}"]
+    return flat_doubts(f"{source}: labels", labels)
+
+
+def flat_doubts(source: str, frames: Sequence[KittiObjects], only_all: bool = False) -> list[str]:
+    """Whether objects have no 2D box: KITTI's AP judges by the height of it, and nothing else would tell.
+
+    Args:
+        only_all: say so only where none has one: of detections outside the image nothing is left when they are clipped.
+    """
+    known = {name.lower() for name in CLASSES}
+    count, flat = 0, 0
+    for frame in frames:
+        boxes = frame.xyxy[np.array([name.lower() in known for name in frame.type], dtype=bool)]
+        count += len(boxes)
+        flat += int((boxes[:, 2:] <= boxes[:, :2]).any(-1).sum())
+    if not flat or (only_all and flat < count):
+        return []
+    which = "every 2D box has" if flat == count else f"{flat} of {count} 2D boxes have"
+    return [
+        f"{source}: {which} no area (such as 0 0 0 0); KITTI's AP judges by a 2D box's height, so these do not count"
+    ]
 
 
 def score_table(scores: Scores) -> Table:

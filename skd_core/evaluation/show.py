@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import deque
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from skd_core.camera import Camera
 from skd_core.data.bag import find_camera, read_frames
 from skd_core.data.kitti import KittiDataset, read_objects
 from skd_core.errors import UserError
-from skd_core.evaluation.bag_truth import find_truth
+from skd_core.evaluation.bag_truth import TruthSource, find_truth
 from skd_core.files import files_of, lock_folder
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
 from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, strip, view_size, write_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 KEPT = 100
 """Pictures a window can go back."""
@@ -56,9 +59,10 @@ class Choice:
         frames: FIRST:LAST:STEP as Python slices, without negative numbers; or one number.
         threshold: least score that is shown; None: that of the weights, of result files 0.4.
         device: where the network runs.
-        labels: of a bag without truth, folder of KITTI label files, one per frame.
+        labels: of a bag, folder of KITTI label files, one per frame.
         image_topic: if the bag has several cameras.
-        rectified: whether the bag's images are, see :func:`skd_core.data.bag.read_frames`.
+        rectified, camera: of the bag's images, see :func:`skd_core.data.bag.read_frames`.
+        truth, class_map: of a bag, see :class:`skd_core.evaluation.bag_truth.TruthSource`.
     """
 
     weights: str | None = None
@@ -69,6 +73,9 @@ class Choice:
     labels: Path | None = None
     image_topic: str | None = None
     rectified: bool = True
+    camera: Path | None = None
+    truth: str | None = None
+    class_map: tuple[str, ...] = ()
 
 
 def views(source: Path, choice: Choice) -> Iterator[View]:
@@ -96,7 +103,8 @@ def views(source: Path, choice: Choice) -> Iterator[View]:
 
 def inputs(source: Path, choice: Choice) -> Iterator[Path]:
     """The files that the views are made of, for :func:`skd_core.files.keep_inputs`."""
-    yield from files_of(source, choice.results, choice.labels, None if choice.weights is None else Path(choice.weights))
+    weights = None if choice.weights is None else Path(choice.weights)
+    yield from files_of(source, choice.results, choice.labels, choice.camera, weights)
 
 
 def draw_pictures(out: Path, found: Iterator[View], range_m: float = 60.0) -> int:
@@ -194,19 +202,31 @@ def _kitti(root: Path, chosen: range) -> Iterator[View]:
 
 def _bag(bag: Path, chosen: range, choice: Choice) -> Iterator[View]:
     """Frames are named as bag-eval names them."""
-    camera = find_camera(bag, choice.image_topic)
+    camera = find_camera(bag, choice.image_topic, needs_info=choice.camera is None)
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as copies:
-        truth = find_truth(bag, camera, None, choice.labels, (), Path(copies))
-    frames = read_frames(bag, camera.image, camera.camera_info, problems=[], rectified=choice.rectified)
+        source = TruthSource(choice.truth, choice.labels, choice.class_map)
+        truth = find_truth(bag, camera, source, (), Path(copies), notes)
+    for note in notes:
+        logger.warning("%s", note)
+    problems: list[str] = []
+    frames = read_frames(
+        bag, camera.image, camera.camera_info or None, problems, choice.rectified, camera_file=choice.camera
+    )
+    number = -1
     for number, frame in enumerate(frames):
         if number >= chosen.stop:
             return
         if number not in chosen:
             continue
-        objects = None if truth is None else truth.at(frame.stamp, frame.camera)
-        name = (truth.names.get(frame.stamp) if truth is not None else None) or f"{number:06d}"
+        objects = None if truth is None else truth.at(frame)
+        name = (truth.names.get(frame.number) if truth is not None else None) or f"{number:06d}"
         boxes = None if objects is None else objects.boxes3d()
         yield View(name, number, frame.image, frame.camera, boxes, stamp=frame.stamp)
+    if number < 0:
+        raise UserError(f"{bag}: no frame that can be used" + "".join(f"; {problem}" for problem in problems[:1]))
+    for problem in problems[:3]:
+        logger.warning("%s", problem)
 
 
 def _parse_frames(text: str) -> range:

@@ -127,7 +127,7 @@ class Detector:
         pixels, target, P = self._input(image, camera)
         with self._computing():
             heat = least**2  # a score is at most the root of the heat
-            found = self.student.detect(pixels, P, threshold=heat)[0]
+            found = self.student.detect(pixels, P, least_heat=heat)[0]
         boxes = self._boxes(found, camera.width / target.width, camera.height / target.height)
         return boxes[boxes.scores >= least]
 

@@ -163,7 +163,7 @@ class Student(nn.Module):
         images: Tensor,
         P: Tensor,
         limit: int = 50,
-        threshold: float = 0.0,
+        least_heat: float = 0.0,
     ) -> list[Detections]:
         """Inference.
 
@@ -171,14 +171,15 @@ class Student(nn.Module):
             images: shape (B, 3, H, W), 0..255.
             P: shape (B, 3, 4), cameras at this size.
             limit: most boxes per image.
-            threshold: least heat; the 3D head runs only on what passes.
+            least_heat: the 3D head runs only on peaks above it. A threshold is a score everywhere else, and a score is
+                at most the root of the heat: ask for its square, and for the score afterwards.
         """
         features = self.features(images)
         boxes, heat, classes = decode_2d(self.maps_2d(features), limit)
         height, width = images.shape[-2:]
         boxes = clip_boxes_to_image(boxes, (height, width))
         size = boxes[..., 2:] - boxes[..., :2]
-        keep = (heat > threshold) & (size.amin(-1) > LEAST_SIDE)  # (B, K)
+        keep = (heat > least_heat) & (size.amin(-1) > LEAST_SIDE)  # (B, K)
         image = torch.arange(len(images), device=boxes.device)[:, None].expand_as(keep)
         group = image[keep] * len(self.config.classes) + classes[keep]
         single = batched_nms(boxes[keep].float(), heat[keep], group, NMS_IOU)  # by heat, best first

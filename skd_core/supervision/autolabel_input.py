@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from skd_core.camera import Camera
 from skd_core.data.bag import read_frames
+from skd_core.data.bag_reader import is_storage_file
 from skd_core.data.folder import ImageFolder
 from skd_core.data.kitti import read_split
 from skd_core.errors import UserError
@@ -97,8 +98,8 @@ def open_source(
 
 def _is_bag(path: Path) -> bool:
     if path.is_dir():
-        return (path / "metadata.yaml").is_file() or any(f.suffix in (".mcap", ".db3") for f in path.iterdir())
-    return path.suffix in (".mcap", ".db3")
+        return (path / "metadata.yaml").is_file() or any(is_storage_file(file) for file in path.iterdir())
+    return is_storage_file(path)
 
 
 def _image_frames(images: ImageFolder, chosen: Sequence[int]) -> Iterator[Frame]:

@@ -148,10 +148,10 @@ class TeacherStudent(nn.Module):
         self.yardsticks = torch.stack([self._yardsticks(student, batch), self._yardsticks(teacher, batch)])
         return terms
 
-    def detect(self, images: Tensor, P: Tensor, threshold: float, teacher: bool = False) -> list[Detections]:
+    def detect(self, images: Tensor, P: Tensor, least_heat: float, teacher: bool = False) -> list[Detections]:
         """Inference by the student or, to measure it, by the teacher; see :meth:`Student.detect`."""
         network = self.depth_guided() if teacher else self.student
-        return network.detect(images, P, threshold=threshold)
+        return network.detect(images, P, least_heat=least_heat)
 
     def depth_guided(self) -> DepthGuidedNetwork:
         """The teacher as a network of its own; it shares all parts with this one.

@@ -11,16 +11,28 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from skd_core.boxes import Boxes3D, wrap_angle
-from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, Frame, find_camera, read_detections, read_frames
+from skd_core.data.bag import (
+    DETECTIONS,
+    BagWriter,
+    CameraTopics,
+    Frame,
+    find_camera,
+    read_detections,
+    read_frames,
+    read_static_transforms,
+    typestore,
+)
+from skd_core.data.ros_messages import boxes_from_detections
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import DETECTIONS_TOPIC, evaluate_bag, print_scores
+from skd_core.evaluation.bag_pairing import Images
 from skd_core.inference.detector import Detector
 from skd_wm3d_ros.tools.demo import NodeOptions, run
 
@@ -55,24 +67,29 @@ def evaluate_live(bag: Path, out: Path, options: NodeOptions, rate: float | None
         the scores; ``out/live`` is a bag of the node's messages, byte for byte.
 
     Raises:
-        UserError: see :func:`skd_wm3d_ros.tools.demo.run` and ``evaluate_bag``.
+        UserError: see :func:`skd_wm3d_ros.tools.demo.run` and ``evaluate_bag``; images share a stamp; the node
+            answers in another frame than the images' (``target_frame``), to which the bag's /tf_static has no chain.
     """
     camera = find_camera(bag, more.get("image_topic"), more.get("camera_info_topic"))
+    doubt = Images.read(bag, camera.image).doubt()
+    if doubt is not None:
+        raise UserError(f"{bag}: {doubt}, and the node's answers are told apart by stamp; evaluate it with bag-eval")
     detector = Detector.load(options.weights, "cpu")  # what the weights say of themselves
     classes = detector.classes
     answers = run(bag, out, options, camera, rate)
     with BagWriter(out / "live", overwrite=True) as writer:
         for answer in answers:
             writer.write(DETECTIONS_TOPIC, DETECTIONS, answer.cdr, answer.stamp)
-    spelling = {name.lower(): name for name in classes}
+    transforms = read_static_transforms(bag)
     by_stamp = {answer.stamp: answer for answer in answers}
 
     def answered(frame: Frame) -> tuple[Boxes3D, float] | None:
         answer = by_stamp.get(frame.stamp)
         if answer is None:
             return None
-        labels = tuple(spelling.get(label, label) for label in answer.boxes.labels)
-        return replace(answer.boxes, labels=labels).moved(-frame.camera.offset), answer.latency
+        message = typestore().deserialize_cdr(answer.cdr, DETECTIONS)
+        boxes = boxes_from_detections(message, classes, to_camera=transforms.into(frame.frame_id))
+        return boxes.moved(-frame.camera.offset), answer.latency
 
     return evaluate_bag(bag, answered, classes, out, rectified=options.rectified, sure=detector.threshold, **more)
 
@@ -84,7 +101,9 @@ def compare(bag: Path, live: Path, options: NodeOptions, camera: CameraTopics) -
         live: bag of the node's answers.
     """
     detector = Detector.load(options.weights, options.device)
-    answers = {stamp: boxes for stamp, _, boxes in read_detections(live, DETECTIONS_TOPIC, detector.classes)}
+    (frame_id, *_) = Images.read(bag, camera.image).frames
+    into = read_static_transforms(bag).into(frame_id)
+    answers = {stamp: boxes for stamp, _, boxes in read_detections(live, DETECTIONS_TOPIC, detector.classes, into)}
     frames, different, largest = 0, 0, 0.0
     for frame in read_frames(bag, camera.image, camera.camera_info, [], options.rectified):
         if frame.stamp not in answers:
