@@ -82,7 +82,7 @@ def save_weights(path: str | Path, student: Student, focal: tuple[float, float],
         **more,
     }
     make_folder(Path(path).parent)
-    write_atomic(path, to_bytes(state, {"skd_core": json.dumps(metadata)}))
+    write_atomic(path, to_bytes(state, {"skd_core": json.dumps(metadata)}), durable=True)
 
 
 def store(path: str | Path, **changes: Any) -> Path:
@@ -102,7 +102,7 @@ def store(path: str | Path, **changes: Any) -> Path:
     _, metadata = load_weights(found)
     text = json.dumps(metadata | changes)
     read_metadata(text, f"weights '{found}'")
-    write_atomic(found, to_bytes(load_file(str(found)), {"skd_core": text}))
+    write_atomic(found, to_bytes(load_file(str(found)), {"skd_core": text}), durable=True)
     return found
 
 
