@@ -1,6 +1,6 @@
-"""`skd_core bench`: how fast the parts are on this machine, rivals side by side in one run.
+"""`skd_core bench`: how fast the parts are on this machine, alternatives side by side in one run.
 
-Rivals take turns, and each round gives one ratio, so that a machine that is busy or throttles for a while slows both.
+Alternatives are interleaved, and each round gives one ratio, so that a busy or throttling machine slows both.
 All pictures and labels are made up on the spot: no data set is needed. Times are wall clock.
 """
 

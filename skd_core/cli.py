@@ -28,7 +28,7 @@ app.add_typer(eval_app, name="eval")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         from skd_core import __version__
 
@@ -64,7 +64,7 @@ def synth(
 def depth(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
     model: Annotated[str, typer.Option(help="FILE.onnx, a folder saved by transformers, or a hub name.")],
-    out: Annotated[Path, typer.Option(help="Gets NAME.png (metres x 256) or NAME.npy (inverse depth); goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.png (metres x 256) or NAME.npy (inverse depth).")],
     kind: Annotated[str | None, typer.Option(help="metric or relative; asked of the model if left out.")] = None,
     camera: Annotated[Path | None, typer.Option(help="For --model-focal: calibration or folder of NAME.txt.")] = None,
     model_focal: Annotated[float | None, typer.Option(help="Focal length a metric model is right for, pixels.")] = None,
@@ -82,31 +82,39 @@ def depth(
 
 @app.command(cls=CheckedCommand)
 def autolabel(
-    source: Annotated[Path, typer.Argument(help="Folder of images, KITTI tree, or a bag.")],
-    detector: Annotated[str, typer.Option(help="FILE.onnx in YOLOX's format, or torchvision:MODEL@FILE.")],
-    out: Annotated[Path, typer.Option(help="Gets a KITTI tree to train on, and review/index.html; goes on.")],
-    camera: Annotated[Path | None, typer.Option(help="Of a folder: calibration or folder of NAME.txt.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a KITTI tree; all images if left out.")] = None,
-    image_topic: Annotated[str | None, typer.Option(help="Of a bag with several cameras.")] = None,
-    raw_images: Annotated[bool, typer.Option("--raw-images", help="Of a bag: undistort with K and D.")] = False,
+    source: Annotated[Path, typer.Argument(help="Folder of images, KITTI tree or bag.")],
+    detector: Annotated[str, typer.Option(help="2D detector: FILE.onnx in YOLOX's format, or torchvision:MODEL@FILE.")],
+    out: Annotated[Path, typer.Option(help="KITTI tree to write, with review/index.html; an interrupted run resumes.")],
+    camera: Annotated[Path | None, typer.Option(help="Calibration of a folder's images, as for predict.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a KITTI tree: a name in ImageSets/. Default: all frames.")
+    ] = None,
+    image_topic: Annotated[str | None, typer.Option(help="Image topic of a bag with several cameras.")] = None,
+    raw_images: Annotated[
+        bool, typer.Option("--raw-images", help="Of a bag: images are not rectified, undistort them with K and D.")
+    ] = False,
     class_map: Annotated[
-        str | None, typer.Option(help="SOURCE:TARGET,...; names or ids, such as 2:car,person:pedestrian.")
+        str | None, typer.Option(help="Detector's class to ours, names or ids: 2:car,person:pedestrian.")
     ] = None,
-    tiles: Annotated[int, typer.Option(min=0, help="Windows besides the whole image.")] = 4,
-    keep: Annotated[str | None, typer.Option(help="Least score of a label: 0.4, or Car=0.4,Pedestrian=0.5.")] = None,
-    doubtful: Annotated[float, typer.Option(min=0, max=1, help="Least score of DontCare, below a label's.")] = 0.2,
+    tiles: Annotated[int, typer.Option(min=0, help="Crops the detector sees besides the whole image.")] = 4,
+    keep: Annotated[str | None, typer.Option(help="Minimum score of a label: 0.4, or Car=0.4,Pedestrian=0.5.")] = None,
+    doubtful: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of DontCare (not learnt).")] = 0.2,
     given: Annotated[
-        Path | None, typer.Option(help="Folder of label files that stay; what they lack comes beside it.")
+        Path | None, typer.Option(help="Incomplete labels: these lines are kept, missing objects added.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="True labels to compare with; a KITTI tree's own if any.")] = None,
-    rejected: Annotated[Path | None, typer.Option(help="Boxes to turn into DontCare, saved from the pages.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="True labels to compare with. Default: a KITTI tree's own, if any.")
+    ] = None,
+    rejected: Annotated[
+        Path | None, typer.Option(help="rejected.txt of the review pages: boxes to turn into DontCare.")
+    ] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the images instead of linking them.")] = False,
     review: Annotated[bool, typer.Option(help="Write the pages to check the boxes on.")] = True,
-    threads: Annotated[int, typer.Option(min=0, help="Of an ONNX file; 0: as many as there are cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of an ONNX detector; 0: all cores.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
-    """Label images with a 2D detector: a KITTI tree to train on, doubtful boxes as DontCare; hand corrections stay."""
+    """Draw 2D boxes with a detector: writes a KITTI tree to train on; hand corrections are kept."""
     from skd_core.devices import pick_device
     from skd_core.supervision.autolabel_command import Options, run_autolabel
 
@@ -125,9 +133,9 @@ def pseudo(
     depth_kind: Annotated[str, typer.Option(help="metric, or relative (inverse, any scale and shift).")] = "metric",
     camera_height: Annotated[float, typer.Option(min=0.1, help="Metres above the road; relative depth only.")] = 1.65,
     classes: Annotated[str, typer.Option(help="Comma-separated.")] = "Car,Pedestrian,Cyclist",
-    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
-    """Show what share of the 2D boxes get a pseudo-target, and their errors where there are 3D labels."""
+    """Share of 2D boxes with a pseudo-target (teacher's depth target), and its errors given 3D labels."""
     from skd_core.supervision.target_report import report_targets
     from skd_core.supervision.targets import TargetMaker
 
@@ -139,13 +147,15 @@ def pseudo(
 
 @app.command(cls=CheckedCommand)
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML, such as config/train/synthetic.yaml.")],
-    out: Annotated[Path, typer.Option(help="The run's folder; an interrupted run there goes on.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Over the config's seed.")] = None,
+    config: Annotated[Path, typer.Argument(help="Training config, such as config/train/own.yaml.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; an interrupted run there resumes.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, overrides the config; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the config's seed.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     resume: Annotated[
-        bool, typer.Option(help="Go on from the checkpoint; --no-resume puts it by as *.previous.")
+        bool, typer.Option(help="Resume from the checkpoint; --no-resume keeps it as *.previous.")
     ] = True,
     stop_after: Annotated[float | None, typer.Option(help="Minutes after which to stop with a checkpoint.")] = None,
 ) -> None:
@@ -160,8 +170,10 @@ def train(
 @app.command(cls=CheckedCommand)
 def ablate(
     config: Annotated[Path, typer.Argument(help="Training config that the rows differ from.")],
-    out: Annotated[Path, typer.Option(help="Gets ROW/SEED/, ablation.json, ablation.md; goes on where it stopped.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file's.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for ROW/SEED/, ablation.json and .md; an interrupted run resumes.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, overrides the config; may be repeated.")
+    ] = None,
     rows: Annotated[str, typer.Option(help="Comma-separated, or 'all'.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per row.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out among them.")] = 1,
@@ -186,21 +198,27 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
     camera: Annotated[
         Path,
-        typer.Option(help="Calibration: KITTI, ROS, OpenCV or Kalibr, FILE:NAME of several; or folder of NAME.txt ..."),
+        typer.Option(
+            help="Calibration of KITTI, ROS, OpenCV or Kalibr (FILE:NAME picks a camera), or a folder of one per image."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Gets results/NAME.txt (KITTI format) and pictures/NAME.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for results/NAME.txt (KITTI format) and pictures/NAME.png.")],
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least score, if not the weights' own.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Minimum score, by default the weights'.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     draw: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
-    boxes: Annotated[Path | None, typer.Option(help="Place these 2D boxes: folder of KITTI files, NAME.txt.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="2D boxes to place: folder of KITTI files, NAME.txt.")] = None,
     detector: Annotated[
-        str | None, typer.Option(help="Or those of a 2D detector: FILE.onnx in YOLOX's format.")
+        str | None, typer.Option(help="Or a 2D detector for them: FILE.onnx in YOLOX's format.")
     ] = None,
-    tiles: Annotated[int, typer.Option(min=0, help="Windows it looks at besides the whole image.")] = 4,
-    raw_images: Annotated[bool, typer.Option("--raw-images", help="Undistort the images first, with K and D.")] = False,
+    tiles: Annotated[int, typer.Option(min=0, help="Crops the 2D detector sees besides the whole image.")] = 4,
+    raw_images: Annotated[
+        bool, typer.Option("--raw-images", help="Images are not rectified: undistort them with K and D.")
+    ] = False,
 ) -> None:
-    """Detect 3D boxes in images of one camera, which are rectified, or raw and then undistorted."""
+    """Detect 3D boxes in the images of one camera."""
     from skd_core.inference.detector import Detector
     from skd_core.inference.outside import open_source
     from skd_core.inference.predict import predict_images
@@ -213,20 +231,22 @@ def predict(
 
 @app.command(cls=CheckedCommand)
 def lift(
-    images: Annotated[list[Path], typer.Argument(help="Image files and folders of images; or one KITTI tree.")],
-    out: Annotated[Path, typer.Option(help="Gets results/NAME.txt (KITTI format).")],
+    images: Annotated[list[Path], typer.Argument(help="Images and folders of images, or one KITTI tree.")],
+    out: Annotated[Path, typer.Option(help="Folder for results/NAME.txt (KITTI format).")],
     camera: Annotated[
-        Path | None, typer.Option(help="Of images: calibration, or folder of NAME.txt or NAME.yaml.")
+        Path | None, typer.Option(help="Calibration of the images (a KITTI tree has its own), as for predict.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a KITTI tree: a name in ImageSets/; all without.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a KITTI tree: a name in ImageSets/. Default: all frames.")
+    ] = None,
     boxes: Annotated[Path | None, typer.Option(help="The 2D boxes: folder of KITTI files, NAME.txt.")] = None,
     detector: Annotated[
-        str | None, typer.Option(help="Or those of a 2D detector: FILE.onnx in YOLOX's format.")
+        str | None, typer.Option(help="Or a 2D detector for them: FILE.onnx in YOLOX's format.")
     ] = None,
-    tiles: Annotated[int, typer.Option(min=0, help="Windows it looks at besides the whole image.")] = 4,
+    tiles: Annotated[int, typer.Option(min=0, help="Crops the 2D detector sees besides the whole image.")] = 4,
     draw: Annotated[bool, typer.Option(help="Write pictures/NAME.png too.")] = False,
 ) -> None:
-    """Place 2D boxes in space without training, by class sizes alone: the baseline that trained weights must beat."""
+    """Place 2D boxes in 3D without a network, by average class sizes: the baseline for trained weights."""
     from skd_core.inference.outside import open_source
     from skd_core.inference.predict import lift_images
 
@@ -243,9 +263,9 @@ def bench(
     precision: Annotated[str, typer.Option(help="Of predict: auto, fp32, fp16 or bf16.")] = "fp32",
     repeat: Annotated[int | None, typer.Option(min=1, help="Rounds of each measurement.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Less of everything, under a minute.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
-    """Measure speed on this machine, rivals side by side: prediction, teacher, evaluation, IoU, rendering, training."""
+    """Measure speed on this machine, side by side with alternatives: network, evaluation, IoU, rendering, training."""
     from dataclasses import replace
 
     from skd_core.benchmark import QUICK, Effort, report_benchmark
@@ -267,10 +287,10 @@ def predict_nuscenes(
     split: Annotated[str, typer.Option(help="val, test, mini_val, ..., or one of a splits.json.")] = "val",
     version: Annotated[str | None, typer.Option(help="v1.0-trainval, ...; if there is more than one.")] = None,
     cameras: Annotated[
-        str | None, typer.Option(help="Some of the six, such as CAM_FRONT,CAM_FRONT_LEFT; the others need no images.")
+        str | None, typer.Option(help="Cameras to use, such as CAM_FRONT,CAM_FRONT_LEFT. Default: all six.")
     ] = None,
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score; AP wants a low one.")] = 0.05,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score; AP wants a low one.")] = 0.05,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Detect in the cameras of every nuScenes key frame; one submission in the global frame."""
@@ -310,27 +330,31 @@ def bag_make(
 @app.command("bag-eval", cls=CheckedCommand)
 def bag_eval(
     bag: Annotated[Path, typer.Argument(help="rosbag2 folder, or an .mcap or .db3 file.")],
-    out: Annotated[Path, typer.Option(help="Gets report.html, scores.json, results/NAME.txt, detections (a bag).")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.html, scores.json, results/NAME.txt, detections (a bag).")
+    ],
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
     truth: Annotated[str | None, typer.Option(help="Topic of true boxes; what bag-make writes is found.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of KITTI label files, one per frame.")] = None,
     class_map: Annotated[
-        str | None, typer.Option(help="Of the truth's class ids: ID:CLASS,..., such as 0:car,1:pedestrian.")
+        str | None, typer.Option(help="Class ids of the true boxes: ID:CLASS,..., such as 0:car,1:pedestrian.")
     ] = None,
     image_topic: Annotated[str | None, typer.Option(help="If there are several cameras.")] = None,
     camera_info_topic: Annotated[str | None, typer.Option(help="If it is not beside the image.")] = None,
     camera: Annotated[Path | None, typer.Option(help="Calibration file in place of camera_info.")] = None,
-    raw_images: Annotated[bool, typer.Option("--raw-images", help="Undistort the images first, with K and D.")] = False,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score; AP wants a low one.")] = 0.2,
+    raw_images: Annotated[
+        bool, typer.Option("--raw-images", help="Images are not rectified: undistort them with K and D.")
+    ] = False,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score; AP wants a low one.")] = 0.2,
     boxes: Annotated[
-        Path | None, typer.Option(help="Place these 2D boxes: folder of KITTI files, one for each image.")
+        Path | None, typer.Option(help="2D boxes to place: folder of KITTI files, one for each image.")
     ] = None,
     detector: Annotated[
-        str | None, typer.Option(help="Or those of a 2D detector: FILE.onnx in YOLOX's format.")
+        str | None, typer.Option(help="Or a 2D detector for them: FILE.onnx in YOLOX's format.")
     ] = None,
-    tiles: Annotated[int, typer.Option(min=0, help="Windows it looks at besides the whole image.")] = 0,
+    tiles: Annotated[int, typer.Option(min=0, help="Crops the 2D detector sees besides the whole image.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json: Annotated[Path | None, typer.Option(help="Write all numbers there too.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
     """Detect in every frame of a recording and score it: AP, recall and depth error by range, jitter, latency."""
     from skd_core.evaluation.bag_eval import BagEvalOptions
@@ -358,17 +382,25 @@ def bag_eval(
 def show(
     source: Annotated[Path, typer.Argument(help="Root of a KITTI tree, or a bag.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.png.")] = Path("out/show"),
-    weights: Annotated[str | None, typer.Option(help="Detect with these weights.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Detect with these weights: a file, 'default' or 'street'.")
+    ] = None,
     results: Annotated[Path | None, typer.Option(help="Or show KITTI result files, NAME.txt.")] = None,
     frames: Annotated[str, typer.Option(help="NUMBER or FIRST:LAST:STEP.")] = "::",
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least score, if not the weights' own.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Minimum score, by default the weights'.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     labels: Annotated[Path | None, typer.Option(help="Of a bag: folder of KITTI label files, one per frame.")] = None,
-    truth: Annotated[str | None, typer.Option(help="Of a bag: topic of true boxes, as of bag-eval.")] = None,
-    class_map: Annotated[str | None, typer.Option(help="Of its class ids: ID:CLASS,..., as of bag-eval.")] = None,
-    image_topic: Annotated[str | None, typer.Option(help="Of a bag with several cameras.")] = None,
-    camera: Annotated[Path | None, typer.Option(help="Of a bag: calibration in place of camera_info.")] = None,
-    raw_images: Annotated[bool, typer.Option("--raw-images", help="Of a bag: undistort with K and D.")] = False,
+    truth: Annotated[str | None, typer.Option(help="Of a bag: topic of true boxes, as for bag-eval.")] = None,
+    class_map: Annotated[
+        str | None, typer.Option(help="Class ids of that topic: ID:CLASS,..., as for bag-eval.")
+    ] = None,
+    image_topic: Annotated[str | None, typer.Option(help="Image topic of a bag with several cameras.")] = None,
+    camera: Annotated[Path | None, typer.Option(help="Of a bag: calibration file in place of camera_info.")] = None,
+    raw_images: Annotated[
+        bool, typer.Option("--raw-images", help="Of a bag: images are not rectified, undistort them with K and D.")
+    ] = False,
     range_m: Annotated[float, typer.Option("--range", min=1, max=1000, help="Of the view from above, metres.")] = 60.0,
     window: Annotated[bool, typer.Option("--window", help="Step through in a window: arrow keys, q.")] = False,
     rerun: Annotated[Path | None, typer.Option(help="Write a recording for the rerun viewer instead, *.rrd.")] = None,
@@ -398,7 +430,7 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs (or their metrics.jsonl).")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs.png"),
 ) -> None:
-    """Draw training runs over each other: losses, AP, the course of the GTM factors."""
+    """Plot training runs in one figure: losses, AP and GTM (gradient-targeted modulation) factors."""
     from skd_core.evaluation.plots import plot_runs, write_figure
     from skd_core.files import check_outputs
     from skd_core.training.records import read_run
@@ -412,7 +444,7 @@ def plot(
 def eval_kitti(
     labels: Annotated[Path, typer.Option(help="Folder of label files, NAME.txt.")],
     results: Annotated[Path, typer.Option(help="Folder of result files, NAME.txt, with scores.")],
-    json: Annotated[Path | None, typer.Option(help="Write all numbers there, percent, in full precision.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for all numbers, percent, full precision.")] = None,
     error_budget: Annotated[bool, typer.Option("--error-budget", help="Also show where AP is lost.")] = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for PNGs: precision-recall, error by distance.")] = None,
     full: Annotated[bool, typer.Option("--full", help="All metrics, overlaps, R40 and R11.")] = False,
@@ -426,30 +458,32 @@ def eval_kitti(
 @eval_app.command("real", cls=CheckedCommand)
 def eval_real(
     trees: Annotated[list[str], typer.Argument(help="Roots of KITTI trees with 3D labels, each ROOT or ROOT:SPLIT.")],
-    split: Annotated[str | None, typer.Option(help="Of the roots that name none; all frames without.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of roots that name none. Default: all frames.")] = None,
     weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
     boxes: Annotated[
         str, typer.Option(help="2D boxes: own, labels, a folder of KITTI files by frame, or a detector's FILE.onnx.")
     ] = "own",
     threshold: Annotated[
-        str | None, typer.Option(help="Least score or 'stored', the weights' own: default for own boxes; 0 for others.")
+        str | None, typer.Option(help="Minimum score, or 'stored' (in the weights): default of own boxes; others 0.")
     ] = None,
     lift: Annotated[
         bool, typer.Option("--lift", help="Place the 2D boxes without a network, as `skd_core lift`.")
     ] = False,
-    kind: Annotated[list[str] | None, typer.Option(help="Car, Pedestrian or Cyclist; all, if left out.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Car, Pedestrian or Cyclist. Default: all.")] = None,
     choose_threshold: Annotated[
-        bool, typer.Option("--choose-threshold", help="Take the lowest with at most .3 boxes on nothing a frame.")
+        bool, typer.Option("--choose-threshold", help="Lowest threshold with at most 0.3 false boxes a frame.")
     ] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure how far off boxes are, for the covariances of each class.")
+        bool, typer.Option("--calibrate", help="Measure the errors of each class, for the covariances.")
     ] = False,
-    store: Annotated[bool, typer.Option("--store", help="Write threshold or calibration into the weights.")] = False,
-    tiles: Annotated[int, typer.Option(min=0, help="Windows a 2D detector looks at besides the whole image.")] = 4,
+    store: Annotated[
+        bool, typer.Option("--store", help="Write the threshold or calibration into the weights file.")
+    ] = False,
+    tiles: Annotated[int, typer.Option(min=0, help="Crops the 2D detector sees besides the whole image.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
-    """What is found and how well it is placed, object by object, on frames with 3D labels."""
+    """Recall and errors of position, size and yaw, object by object, on frames with 3D labels."""
     from skd_core.evaluation.real_report import Question, Wanted, report_real
 
     question = Question(weights, boxes, threshold, lift, tuple(kind or ()), tiles, device)
@@ -462,10 +496,8 @@ def eval_nuscenes(
     results: Annotated[Path, typer.Option(help="A submission, as predict-nuscenes writes it.")],
     split: Annotated[str, typer.Option(help="val, mini_val, ..., or one of a splits.json.")] = "val",
     version: Annotated[str | None, typer.Option(help="v1.0-trainval, ...; if there is more than one.")] = None,
-    cameras: Annotated[
-        str | None, typer.Option(help="Count only what these of the six see, such as CAM_FRONT.")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
+    cameras: Annotated[str | None, typer.Option(help="Only what these cameras see counts, such as CAM_FRONT.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
     plots: Annotated[
         Path | None, typer.Option(help="Folder that gets nuscenes_summary.png, the devkit's curves.")
     ] = None,

@@ -47,7 +47,7 @@ class ModelConfig(Strict):
     head_channels: int = Field(256, ge=8, le=4096)
     roi_size: int = Field(7, ge=1, le=64)
     depth_channels: int = Field(256, ge=8, le=4096)  # of the teacher's depth head
-    input_size: tuple[int, int] = (1280, 384)  # width, height, pixels; with focal: of the window training looks through
+    input_size: tuple[int, int] = (1280, 384)  # width, height, pixels; with focal: of the window training crops
     # of the network's input, pixels; None: what input_size makes of the images
     focal: float | None = Field(None, ge=FOCAL_LIMITS[0], le=FOCAL_LIMITS[1])
     center_range: float = Field(1.0, ge=1, le=100)  # the projected centre lies in the 2D box grown by this factor
@@ -189,7 +189,7 @@ class MethodConfig(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> MethodConfig:
         if self.teacher and (self.supervised or self.direct_targets):
-            raise ValueError("supervised and direct_targets are rivals of the teacher; set teacher: false")
+            raise ValueError("supervised and direct_targets replace the teacher; set teacher: false")
         if self.supervised and self.direct_targets:
             raise ValueError("choose supervised or direct_targets")
         return self

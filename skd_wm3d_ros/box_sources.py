@@ -85,7 +85,7 @@ def make_source(node: Node, detector: Detector) -> BoxSource:
 
 
 class OwnBoxes:
-    """The weights' own heads find the boxes: frames go on as they come."""
+    """The weights' own heads find the boxes: frames are passed on as they come."""
 
     def activate(self, node: Node, on_frame: TakeFrame, reject: Reject) -> None:
         """As in :class:`BoxSource`."""

@@ -30,7 +30,7 @@ class Statistics:
     """Counts since activation; written by the worker, read by the diagnostics timer."""
 
     answered: int = 0
-    unasked: int = 0  # frames that nobody listened for, with lazy
+    unasked: int = 0  # frames without subscribers, with lazy
     rejected: Counter[str] = field(default_factory=Counter)  # by kind
     encodings: Counter[str] = field(default_factory=Counter)  # of the images answered
     last_error: str = ""
@@ -56,7 +56,7 @@ class Statistics:
             self.last_error = reason
 
     def leave_out(self) -> None:
-        """One frame that nobody listens for."""
+        """One frame without subscribers."""
         with self.lock:
             self.unasked += 1
 
@@ -65,7 +65,7 @@ class Statistics:
         with self.lock:
             values = {"frames answered": str(self.answered), "frames rejected": str(self.rejected.total())}
             if self.unasked:
-                values["frames nobody listened for"] = str(self.unasked)
+                values["frames without subscribers"] = str(self.unasked)
             values |= {f"frames rejected: {kind}": str(count) for kind, count in self.rejected.items()}
             values |= {f"frames answered: {encoding}": str(count) for encoding, count in self.encodings.items()}
             if self.last_error:

@@ -22,12 +22,12 @@ def is_device_failure(error: BaseException) -> bool:
 
 
 class RobustDetector:
-    """A detector that goes on on the CPU where its GPU runs out of memory or is lost.
+    """A detector that falls back to the CPU when its GPU runs out of memory or is lost.
 
     Args:
         load: a device's name -> a warmed-up detector there.
         device: where to begin.
-        cpu_fallback: whether to go on on the CPU; else the error is raised.
+        cpu_fallback: whether to fall back to the CPU; else the error is raised.
         say: called with one line when that happens.
 
     Attributes:
@@ -66,5 +66,5 @@ class RobustDetector:
 
     def _fall_back(self, error: RuntimeError) -> None:
         self.fallen_back = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        self._say(f"the GPU failed ({self.fallen_back}); going on on the CPU until the node is configured again")
+        self._say(f"the GPU failed ({self.fallen_back}); falling back to the CPU until the node is configured again")
         self.detector = self._load("cpu")  # from the file: a lost GPU gives nothing back

@@ -110,7 +110,7 @@ def watched_nodes(outcome: Outcome, context: Any) -> dict[str, Any]:
 
 
 def open_rviz(context: Any, share: str, views: Sequence[View], use_sim_time: bool | None) -> list[Node]:
-    """RViz, if the argument ``rviz`` is true; where rviz2 is not installed that is said, and all else goes on.
+    """RViz, if the argument ``rviz`` is true; without rviz2 a message says so, and the rest starts.
 
     Args:
         share: folder of this package's shared files.

@@ -120,7 +120,7 @@ EVALUATION = (
     _option("out", "--out", "Folder for report.html, scores.json, results and detections.", "out/bag_evaluation"),
     _option("rate", "--rate", "Playing speed, times real time.", "1.0"),
     _option("device", "--device", "Where the network runs: auto, cpu, cuda or cuda:N.", "auto"),
-    _option("threshold", "--threshold", "Least score, 0 to 1.", "0.2"),
+    _option("threshold", "--threshold", "Minimum score, 0 to 1.", "0.2"),
     _option("params_file", "--params-file", "Parameter file of the node; empty = none."),
     _option("truth", "--truth", "Topic of true boxes; empty = what bag-make writes, if it is there."),
     _option("labels", "--labels", "Folder of KITTI label files, one per frame; empty = none."),

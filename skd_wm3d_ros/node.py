@@ -245,7 +245,7 @@ class DetectorNode(LifecycleNode):
             pipeline.reject(kind, reason)
 
     def _stop(self, timeout: float) -> bool:
-        """False, and all goes on as before, where an inference does not end in time."""
+        """False, with nothing changed, where an inference does not end in time."""
         if self._worker is not None and not self._worker.stop(timeout):
             return False
         self._abandon()

@@ -82,7 +82,7 @@ PARAMETERS = (
         "What the network computes in: auto (fp16 on a GPU, fp32 on a CPU), fp32, fp16 or bf16.",
         choices=("auto", "fp32", "fp16", "bf16"),
     ),
-    Spec("cpu_fallback", False, "Go on on the CPU where the GPU runs out of memory or is lost."),
+    Spec("cpu_fallback", False, "Fall back to the CPU when the GPU runs out of memory or is lost."),
     Spec(
         "boxes_from",
         "own",
@@ -189,7 +189,7 @@ PARAMETERS = (
     Spec(
         "score_threshold",
         -1.0,
-        "Least score of a detection that is published, 0 to 1; -1 = the one that the weights store.",
+        "Minimum score of a detection that is published, 0 to 1; -1 = the one that the weights store.",
         limits=(-1.0, 1.0),
         when="dynamic",
     ),
@@ -291,7 +291,7 @@ def declare_class_thresholds(node: Node, classes: Sequence[str]) -> None:
     for name in declared - wanted:
         node.undeclare_parameter(name)
     for name in sorted(wanted - declared):
-        description = "Least score of this class, 0 to 1; -1 = score_threshold."
+        description = "Minimum score of this class, 0 to 1; -1 = score_threshold."
         try:
             declare(node, Spec(name, -1.0, description, limits=(-1.0, 1.0), when="dynamic"))
         except ParameterException as error:
@@ -312,13 +312,13 @@ def unknown(node: Node) -> str:
 
 
 def score_threshold(node: Node, stored: float) -> float:
-    """The general least score, as the parameter has it now; stored: that of the weights, for a negative value."""
+    """The general minimum score, as the parameter has it now; stored: that of the weights, for a negative value."""
     value = float(node.get_parameter("score_threshold").value)
     return stored if value < 0 else value
 
 
 def thresholds(node: Node, classes: Sequence[str], stored: float) -> dict[str, float]:
-    """Least score of every class, as the parameters have it now; stored: see :func:`score_threshold`."""
+    """Minimum score of every class, as the parameters have it now; stored: see :func:`score_threshold`."""
     general = score_threshold(node, stored)
     own = {name: float(node.get_parameter(f"{CLASS_THRESHOLDS}.{name.lower()}").value) for name in classes}
     return {name: general if value < 0 else value for name, value in own.items()}

@@ -22,7 +22,7 @@ def select(boxes: Boxes3D, thresholds: Mapping[str, float], max_range: float = 0
 
     Args:
         boxes: finite boxes in the camera frame, best first.
-        thresholds: least score of each class.
+        thresholds: minimum score of each class.
         max_range: greatest distance from the camera along the ground, metres; 0 = any.
         nms_iou: of two boxes of one class whose footprints overlap by more (IoU seen from above), the better is kept;
             1 = all are.
@@ -40,7 +40,7 @@ def _suppress(boxes: Boxes3D, limit: float) -> list[int]:
     overlap = bev_iou(boxes.bev.double(), boxes.bev.double())
     kept: list[int] = []
     for i in range(len(boxes)):
-        rivals = [j for j in kept if boxes.labels[j] == boxes.labels[i]]
-        if not any(overlap[i, j] > limit for j in rivals):
+        same_class = [j for j in kept if boxes.labels[j] == boxes.labels[i]]
+        if not any(overlap[i, j] > limit for j in same_class):
             kept.append(i)
     return kept

@@ -1,7 +1,7 @@
 """Qualities of service of the node's topics, and who on the other side does not fit.
 
 Misfits are looked for once in a while rather than told by event handlers: the executor looks at every handler whenever
-it wakes, a quarter of its time, and an event does not say whose fault it is, nor when it is mended.
+it wakes, a quarter of its time, and an event does not say whose fault it is, nor when it is fixed.
 """
 
 from __future__ import annotations

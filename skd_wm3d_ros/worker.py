@@ -51,7 +51,7 @@ class LatestWorker(Generic[Item]):
         """Let the item in work finish, forget a waiting one.
 
         Returns:
-            False, and all goes on as before, if it is still at work after ``timeout`` seconds.
+            False, with nothing changed, if it is still at work after ``timeout`` seconds.
         """
         with self._changed:
             self.dropped += self._item is not None

@@ -1,4 +1,4 @@
-"""The ablation: rows differ as they say, results are gathered exactly, and it goes on from what is there."""
+"""The ablation: rows differ as they say, results are gathered exactly, and it resumes from what is there."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_row_named_twice_runs_once_and_what_is_missing_is_said(
     monkeypatch.setattr(ablation, "_run_all", lambda out, pending, *rest: asked.append(pending))
     run_ablation(_base(config), tmp_path, ["full", "dsn", "full"], 2, 2, stop_after=0, device="cpu")
     assert asked == [[("full", 0), ("dsn", 0), ("full", 1), ("dsn", 1)]]
-    assert "4 of 4 runs are missing; the same command goes on" in capsys.readouterr().out
+    assert "4 of 4 runs are missing; run the same command to resume" in capsys.readouterr().out
 
 
 def test_a_result_file_outlives_new_keys_of_the_config(config: Path, tmp_path: Path) -> None:

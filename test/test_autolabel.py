@@ -443,7 +443,7 @@ def test_marked_boxes_become_dont_care(label: Any, tmp_path: Path) -> None:
         (["{images}", "--camera", "{calib}", "--keep", "Car:0.3"], "--keep Car:0.3: write a score"),
         (
             ["{images}", "--camera", "{calib}", "--keep", "0.1"],
-            "must lie between 0 and the least score of a label, 0.1",
+            "must be between 0 and the minimum score of a label, 0.1",
         ),
         (["{images}", "--camera", "{calib}", "--class-map", "lorry:car"], "no class 'lorry'"),
         (["{images}", "--camera", "{calib}", "--given", "{images}"], "no label files NAME.txt"),

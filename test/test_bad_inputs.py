@@ -88,7 +88,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 PICTURES = ("depth images", "predict images", "lift images", "autolabel source", "bag-make images")
 """What takes a picture."""
 NOTES = {"out/depth.json", "out/autolabel.json"}
-"""What a folder is filled with; written first, so that the same command can go on."""
+"""What a folder is filled with; written first, so that the same command can resume."""
 NAMES = {
     "line break": "first\nsecond",
     "markup": "p[/x] [bold]",

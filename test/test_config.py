@@ -179,8 +179,8 @@ def test_unknown_class_lists_the_known_ones() -> None:
         prior_of("Hovercraft")
 
 
-@pytest.mark.parametrize("rival", ["supervised", "direct_targets"])
-def test_rivals_of_the_teacher_exclude_it(rival: str) -> None:
+@pytest.mark.parametrize("replacement", ["supervised", "direct_targets"])
+def test_replacements_of_the_teacher_exclude_it(replacement: str) -> None:
     with pytest.raises(UserError, match="teacher: false"):
-        parse_config(MethodConfig, {rival: True}, "c")
-    assert not parse_config(MethodConfig, {rival: True, "teacher": False}, "c").teacher
+        parse_config(MethodConfig, {replacement: True}, "c")
+    assert not parse_config(MethodConfig, {replacement: True, "teacher": False}, "c").teacher

@@ -137,7 +137,7 @@ def test_unsuitable_files(tmp_path: Path) -> None:
 
 
 def test_wrong_use(finder: Path) -> None:
-    with pytest.raises(UserError, match="least score"):
+    with pytest.raises(UserError, match="minimum score"):
         load_detector_2d(finder, score=1.5)
     detector = load_detector_2d(finder)
     for image in (np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3), np.float32), np.zeros((64, 64, 4), np.uint8)):

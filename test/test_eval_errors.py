@@ -83,7 +83,7 @@ def test_each_substitute_mends_its_own_error_and_no_other(spoil, cure: str, metr
         assert ap[other] < 90, other
 
 
-def test_orientation_is_mended_with_yaw() -> None:
+def test_orientation_is_corrected_with_yaw() -> None:
     budget = error_budget(LABELS, [turned(frame) for frame in LABELS], classes=("Car",))
     aos = {what: scores["Car"]["aos"]["R40"]["0.70"][1] for what, scores in budget.items()}
     assert aos["baseline"] == pytest.approx(50 * (1 + math.cos(1.2)))
@@ -94,8 +94,8 @@ def test_missed_objects_and_false_detections_stay() -> None:
     results = [farther(frame) for frame in LABELS]
     for i in range(0, FRAMES, 2):
         results[i] = results[i][[0]]
-    all_mended = error_budget(LABELS, results, classes=("Car",))["all"]["Car"]["3d"]["R40"]["0.70"][1]
-    assert all_mended == pytest.approx(100 * 30 / 40, abs=2.6)
+    all_corrected = error_budget(LABELS, results, classes=("Car",))["all"]["Car"]["3d"]["R40"]["0.70"][1]
+    assert all_corrected == pytest.approx(100 * 30 / 40, abs=2.6)
     far = replace(cars(99), xyxy=cars(99).xyxy + 1000, location=cars(99).location + np.array([0, 0, 60]))
     doubled = [join(frame, far) for frame in LABELS]
     assert error_budget(LABELS, doubled)["all"]["Car"]["3d"]["R40"]["0.70"][1] == pytest.approx(50)

@@ -144,7 +144,7 @@ def test_targets_are_metric_whatever_the_image_size(scenes: list[tuple[Sample, t
     assert torch.cat(gaps).nanmedian() < 0.03
 
 
-def test_a_wrong_scale_of_the_whole_map_is_half_mended() -> None:
+def test_a_wrong_scale_of_the_whole_map_is_half_corrected() -> None:
     """METHOD 5.5: where at least three objects tell, depth 15 % short comes out less than 15 % short."""
     crowded = [(s, e) for s, e in (easy_cars(n) for n in FRAMES) if int(e.sum()) >= 3]
     assert crowded

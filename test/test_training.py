@@ -346,7 +346,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(root: Path, tmp_pa
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["step"] == 3
     assert all(value.isfinite().all() for value in state["model"].values())
-    assert run(resumable(root), tmp_path)  # without the fault the run goes on
+    assert run(resumable(root), tmp_path)  # without the fault the run resumes
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(root: Path, tmp_path: Path) -> None:

@@ -212,11 +212,11 @@ def test_the_checkpoint_itself_is_taken(stopped: tuple[Trainer, Path]) -> None:
     assert trainer.step == 1
 
 
-# -- one run a folder, and none goes on with another's checkpoint ------------------------------------------------------
+# -- one run a folder, and none resumes another's checkpoint ------------------------------------------------------
 def test_a_run_begun_anew_puts_the_old_one_by(
     file: Path, tmp_path: Path, at_step: dict[int, Callable[[Trainer], object]]
 ) -> None:
-    """Before its first step, so that the same command cannot go on with the old run."""
+    """Before its first step, so that the same command cannot resume the old run."""
     assert run_training(file, [], tmp_path, "cpu") == 0
     names = ("checkpoint.pt", "metrics.jsonl", "student.safetensors", "teacher.safetensors")
     old = {name: (tmp_path / name).read_bytes() for name in names}
@@ -240,7 +240,7 @@ def test_a_run_does_not_write_over_what_it_reads(root: Path, file: Path, tmp_pat
     own = tmp_path / "config.yaml"
     own.write_text("# mine\n" + own.read_text())
     text = own.read_text()
-    assert run_training(own, [], tmp_path, "cpu") == 0  # goes on, and leaves it as it is
+    assert run_training(own, [], tmp_path, "cpu") == 0  # resumes, and leaves it as it is
     weights = [f"initial.weights={tmp_path / 'student.safetensors'}"]
     for overrides, given in ((["seed=7"], own), (weights, file)):
         with pytest.raises(UserError, match="would write over an input"):
@@ -255,7 +255,7 @@ def test_an_interrupted_run_says_so_and_goes_on(
 ) -> None:
     at_step[0] = lambda trainer: os.kill(os.getpid(), number)
     assert run_training(file, [], tmp_path, "cpu") == INTERRUPTED == 130
-    assert "interrupted at step 1; the same command goes on" in capsys.readouterr().out
+    assert "interrupted at step 1; run the same command to resume" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == LEFT - {"metrics.jsonl"}
     at_step.clear()
     assert run_training(file, [], tmp_path, "cpu", stop_after=0.0) == 0  # asked for: no interruption

@@ -147,7 +147,7 @@ def check() -> None:
 
 
 def leave_own_venv() -> None:
-    """Where .venv is activated, go on with the Python it was made with: what .venv holds is not the machine's."""
+    """Where .venv is activated, keep the Python it was made with: what .venv holds is not the machine's."""
     if VENV.exists() and VENV.samefile(sys.prefix):
         base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
         os.execv(base, [str(base), *sys.argv])

@@ -77,7 +77,7 @@ def evaluate_bag(
         image_topic, camera_info_topic: needed where the bag has several cameras.
         json_file: another place for the scores.
         rectified, camera_file: see :func:`skd_core.data.bag.read_frames`.
-        sure: least score by default, see :class:`Evaluation`.
+        sure: minimum score by default, see :class:`Evaluation`.
 
     Returns:
         what ``scores.json`` holds.

@@ -149,7 +149,7 @@ def stored(
 
     Args:
         before: the metadata; classes that were not looked at keep what they have.
-        sets: names of the data sets; threshold: least score of the detections.
+        sets: names of the data sets; threshold: minimum score of the detections.
     """
     new = {kind: row.model_dump() for kind, row in measured.items()}
     about = {"sets": list(sets), "threshold": threshold}

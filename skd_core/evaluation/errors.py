@@ -1,4 +1,4 @@
-"""Where average precision is lost: errors of matched detections by axis, and AP with one of them mended. [ours]
+"""Where average precision is lost: errors of matched detections by axis, and AP with one of them corrected. [ours]
 
 Matching takes no notice of the 3D overlap, so that a box that is far off in depth is compared with the right object:
 
@@ -25,7 +25,7 @@ from skd_core.evaluation.overlaps import Flags, Floats, Indices, Table, image_ov
 MIN_IOU_2D = 0.5
 MAX_DISTANCE = 2.0
 SUBSTITUTES = ("depth", "ray", "size", "yaw", "box2d", "all")
-"""What :func:`error_budget` mends."""
+"""What :func:`error_budget` corrects."""
 
 
 @dataclass(eq=False)
@@ -139,8 +139,8 @@ def error_budget(
     pairs = match(label_table, result_table, classes)
     out = {"baseline": evaluate_tables(label_table, result_table, classes)}
     for what in SUBSTITUTES:
-        mended = _substitute(label_table.objects, result_table.objects, pairs, what)
-        out[what] = evaluate_tables(label_table, replace(result_table, objects=mended), classes)
+        corrected = _substitute(label_table.objects, result_table.objects, pairs, what)
+        out[what] = evaluate_tables(label_table, replace(result_table, objects=corrected), classes)
     return out
 
 

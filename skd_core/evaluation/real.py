@@ -58,7 +58,7 @@ class Tally:
     frames: int
 
     def at(self, threshold: float) -> Tally:
-        """The same at a higher least score: what lies below is not detected.
+        """The same at a higher minimum score: what lies below is not detected.
 
         This is exact, since a detection never takes a label from one with a better score.
         """

@@ -64,8 +64,8 @@ class Question:
     Attributes:
         weights: a file, or the name of bundled weights.
         boxes: "own", "labels", a folder of KITTI files by the frames' names, or a 2D detector's ``FILE.onnx``.
-        threshold: least score; None or "stored": that of the weights for own boxes, 0 for boxes from elsewhere. Of the
-            labels' boxes all count.
+        threshold: minimum score; None or "stored": the weights' own for own boxes, 0 for other boxes. All boxes of
+            the labels count.
         lift: place the 2D boxes without a network, see :mod:`skd_core.supervision.lift`.
         kinds: what to look at; none: those of KINDS that the weights know.
         tiles: windows that a 2D detector looks at besides the whole image.
@@ -143,7 +143,7 @@ def report_real(
         for kind, tally in by_kind.items():
             console.print(real_table(tally, f"{Path(tree).name} {kind}"))
     placed = "lifted" if question.lift else f"placed by {question.weights}"
-    console.print(f"2D boxes: {question.boxes}, {placed}; least score {threshold:g}", soft_wrap=True)
+    console.print(f"2D boxes: {question.boxes}, {placed}; minimum score {threshold:g}", soft_wrap=True)
     about, changes = {**vars(question), "threshold": threshold}, {}
     if wanted.threshold:
         changes["threshold"] = threshold
@@ -209,7 +209,7 @@ def measure(frames: Iterator[Frame], find: Find, kinds: Sequence[str]) -> Frames
 
 
 def choose_threshold(tallies: Mapping[str, Tally], most: float = MOST_ON_NOTHING) -> float:
-    """The lowest least score, in steps of .001, with at most ``most`` detections on nothing a frame (all kinds).
+    """The lowest score threshold, in steps of .001, with at most ``most`` detections on nothing a frame (all kinds).
 
     Args:
         tallies: kind -> all frames, measured at LEAST, below which it does not go.

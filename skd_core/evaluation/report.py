@@ -44,7 +44,7 @@ def report_kitti(
 
     The first table holds what is quoted: AP R40 at the strict overlap. With ``full`` the second holds everything.
 
-    With a budget the JSON file holds two more keys, ``error_budget`` (what was mended -> scores) and ``errors``
+    With a budget the JSON file holds two more keys, ``error_budget`` (what was corrected -> scores) and ``errors``
     (class -> statistics).
 
     Raises:
@@ -161,7 +161,7 @@ def score_table(scores: Scores) -> Table:
 
 
 def budget_table(budget: dict[str, Scores]) -> Table:
-    """AP (R40, moderate) as it is, and what it gains when one thing is mended."""
+    """AP (R40, moderate) as it is, and what it gains when one thing is corrected."""
     table = plain_table("Error budget: AP (R40, moderate), and its gain if matched detections had the true ...")
     table.add_column("class")
     table.add_column("true")

@@ -57,7 +57,7 @@ class Choice:
     Attributes:
         weights: detect with these; results: or take KITTI result files, ``NAME.txt``, as bag-eval and predict write.
         frames: FIRST:LAST:STEP as Python slices, without negative numbers; or one number.
-        threshold: least score that is shown; None: that of the weights, of result files 0.4.
+        threshold: minimum score that is shown; None: that of the weights, of result files 0.4.
         device: where the network runs.
         labels: of a bag, folder of KITTI label files, one per frame.
         image_topic: if the bag has several cameras.

@@ -23,7 +23,7 @@ from skd_core.inference.weights import load_weights, save_weights
 from skd_core.models.student import LEAST_SIDE, Detections, Student, to_boxes3d
 
 DEFAULT_THRESHOLD = 0.4
-"""Least score where the weights store none: about the best F1 of the bundled weights on held-out synthetic frames
+"""Minimum score where the weights store none: about the best F1 of the bundled weights on held-out synthetic frames
 (docs/benchmarks.md)."""
 
 
@@ -94,7 +94,7 @@ class Detector:
 
     @property
     def threshold(self) -> float:
-        """Least score of a detection by default: what the weights' metadata say, else :data:`DEFAULT_THRESHOLD`."""
+        """Minimum score of a detection by default: what the weights' metadata say, else :data:`DEFAULT_THRESHOLD`."""
         return float(self.metadata.get("threshold", DEFAULT_THRESHOLD))
 
     def predict(
@@ -110,7 +110,7 @@ class Detector:
         Args:
             image: shape (H, W, 3), uint8, RGB, rectified.
             camera: of this image, at this size.
-            score_threshold: least score of a box that is returned, in [0, 1]; None takes :attr:`threshold`.
+            score_threshold: minimum score of a box that is returned, in [0, 1]; None takes :attr:`threshold`.
             boxes2d: place these 2D boxes in space instead of detecting any, see :meth:`place`.
 
         Returns:
@@ -135,7 +135,7 @@ class Detector:
         """The 3D head on 2D boxes from outside: those of another detector, of labels, of a tracker.
 
         Boxes are clipped to the image. What then has a side of no more than one pixel of the network's input (a box
-        outside of the image, or an empty one) is left out. There is no NMS, no limit and no least score.
+        outside of the image, or an empty one) is left out. There is no NMS, no limit and no minimum score.
 
         Args:
             image, camera: as in :meth:`predict`.

@@ -67,7 +67,7 @@ def predict_images(
     Args:
         images: files and folders; camera: calibration file or folder, see :class:`skd_core.data.folder.ImageFolder`.
         out: gets ``results/NAME.txt`` (KITTI format, full precision) and ``pictures/NAME.png``.
-        threshold: least score, None for the weights' own; draw: whether to write pictures.
+        threshold: minimum score, None for the weights' own; draw: whether to write pictures.
         source: of 2D boxes to place, in the place of the network's own.
         rectified: whether the images are; without, they are undistorted first, and the pictures are of those.
 

@@ -12,7 +12,7 @@ class ProjectionLoss(nn.Module):
     """``sum_e m_e w_e SmoothL1((b'_e - b_e) / size_e, beta .05) / sum m + (1 - GIoU)``, a value for each box.
 
     m masks the edges that are not the object's own: the image border or, in a tight box, a nearer object cuts it
-    there. Beyond such an edge the projection is clipped (:func:`clip_to_seen`): the object may go on, but not end
+    there. Beyond such an edge the projection is clipped (:func:`clip_to_seen`): the object may continue, but not end
     before it. w_e lowers the left and right edges of classes whose limbs leave the box.
     """
 

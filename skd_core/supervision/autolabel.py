@@ -44,7 +44,7 @@ from skd_core.visualize import write_image
 
 NOTE, LOG = "autolabel.json", "autolabel.jsonl"
 DOUBTFUL = 0.2
-"""Least score of a DontCare box: what a detector is loaded with for autolabelling. [ours]"""
+"""Minimum score of a DontCare box: what a detector is loaded with for autolabelling. [ours]"""
 
 
 @dataclass
@@ -75,12 +75,12 @@ def autolabel(
     copy: bool = False,
     total: int | None = None,
 ) -> Tally:
-    """Write a KITTI tree with a detector's boxes as labels; an interrupted run goes on.
+    """Write a KITTI tree with a detector's boxes as labels; an interrupted run resumes.
 
     Args:
         frames: the images, each name once, see :mod:`skd_core.supervision.autolabel_input`.
         out: the tree's root; see the module's text, and :func:`check_out`.
-        detector: loaded with a low least score (:data:`DOUBTFUL`), so that it gives the doubtful boxes too.
+        detector: loaded with a low minimum score (:data:`DOUBTFUL`), so that it gives the doubtful boxes too.
         recipe: what decides the detector's boxes, as JSON: labels made by another recipe are made anew.
         rules: which boxes are labels and which DontCare.
         given: folder of label files, NAME.txt, whose lines stay as they are, see :func:`beside_given`.

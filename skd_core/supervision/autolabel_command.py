@@ -30,8 +30,8 @@ class Options:
     Attributes:
         camera, split, image_topic, rectified: see :func:`skd_core.supervision.autolabel_input.open_source`.
         class_map, tiles, threads, device: see :func:`skd_core.supervision.detector_2d.load_detector_2d`.
-        doubtful: least score of DontCare.
-        keep: least score of a label, "0.4" or "Car=0.4,Pedestrian=0.5"; None for :data:`DEFAULT_KEEP`.
+        doubtful: minimum score of DontCare.
+        keep: minimum score of a label, "0.4" or "Car=0.4,Pedestrian=0.5"; None for :data:`DEFAULT_KEEP`.
         given: see :func:`skd_core.supervision.autolabel.autolabel`.
         labels: folder of true labels to compare with; None for those of a KITTI tree that is labelled.
         rejected: see :func:`skd_core.supervision.review_page.reject`.
@@ -62,7 +62,7 @@ def run_autolabel(source: Path, detector: str, out: Path, options: Options | Non
     Args:
         source: see :func:`skd_core.supervision.autolabel_input.open_source`.
         detector: see :func:`skd_core.supervision.detector_2d.load_detector_2d`.
-        out: root of the tree to write or to go on with.
+        out: root of the tree to write or to resume.
 
     Returns:
         What was done, as lines of text.
@@ -74,7 +74,7 @@ def run_autolabel(source: Path, detector: str, out: Path, options: Options | Non
     keep = parse_keep(options.keep)
     low = min(keep.values())
     if not 0 <= options.doubtful <= low:
-        raise UserError(f"--doubtful {options.doubtful:g}: must lie between 0 and the least score of a label, {low:g}")
+        raise UserError(f"--doubtful {options.doubtful:g}: must be between 0 and the minimum score of a label, {low:g}")
     check_out(out, source, options.given)
     file = Path(detector.partition("@")[2] if detector.startswith(TORCHVISION) else detector)
     check_outputs(
@@ -151,7 +151,7 @@ def table(agreement: dict[str, Agreement]) -> str:
 
 
 def parse_keep(text: str | None) -> dict[str, float]:
-    """Least scores by class from "0.4" (all classes) or "Car=0.4,Pedestrian=0.5" (others as by default).
+    """Minimum scores by class from "0.4" (all classes) or "Car=0.4,Pedestrian=0.5" (others as by default).
 
     Raises:
         UserError: neither of the two, or a score outside [0, 1].

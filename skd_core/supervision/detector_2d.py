@@ -38,7 +38,7 @@ from skd_core.supervision.tiles import NMS_IOU, merge, windows
 from skd_core.supervision.torchvision_2d import Network, load_torchvision
 
 DEFAULT_SCORE = 0.3
-"""Least score of a box. [ours]"""
+"""Minimum score of a box. [ours]"""
 TORCHVISION = "torchvision:"
 STRIDES = (8, 16, 32, 64)
 FILL = 114
@@ -53,7 +53,7 @@ class Detector2D:
         names: of its classes, in the order of their ids.
         mapping: from them to the project's classes, see :func:`skd_core.supervision.class_map.parse_class_map`.
         tiles: windows besides the whole image; 0 for the whole image alone.
-        score: least score of a box.
+        score: minimum score of a box.
         aspect: width / height of the network's input.
         iou: of two boxes of one class that overlap more, the better one stays.
     """
@@ -121,7 +121,7 @@ def load_detector_2d(
             ("fasterrcnn_resnet50_fpn") and its weights, a state dict or safetensors.
         class_map: entries "SOURCE:TARGET"; COCO's default for detectors of COCO's classes.
         tiles: windows besides the whole image.
-        score: least score of a box, in [0, 1].
+        score: minimum score of a box, in [0, 1].
         threads: of an ONNX file on the CPU; 0 leaves it to onnxruntime.
         device: "cpu" or "cuda"; an ONNX file runs on the CPU where onnxruntime has no CUDA.
 
@@ -129,7 +129,7 @@ def load_detector_2d(
         UserError: missing or unsuitable file, a bad class map, or none given for classes other than COCO's.
     """
     if not 0 <= score <= 1:
-        raise UserError(f"2D detector: least score must be in [0, 1], got {score:g}")
+        raise UserError(f"2D detector: minimum score must be in [0, 1], got {score:g}")
     if str(model).startswith(TORCHVISION):
         network, names = load_torchvision(str(model).removeprefix(TORCHVISION), device)
         aspect = 1.0

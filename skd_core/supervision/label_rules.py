@@ -17,7 +17,7 @@ from skd_core.supervision.class_map import DONT_CARE
 from skd_core.supervision.tiles import join
 
 DEFAULT_KEEP = {"Car": 0.4, "Pedestrian": 0.5, "Cyclist": 0.5}
-"""Least score of a label. Nearly all of YOLOX-nano's cars above .4 that KITTI does not label are cars; of its
+"""Minimum score of a label. Nearly all of YOLOX-nano's cars above .4 that KITTI does not label are cars; of its
 pedestrians between .4 and .5 half are signs and posts. [ours]"""
 
 
@@ -26,7 +26,7 @@ class LabelRules:
     """When a box is a label.
 
     Attributes:
-        keep: least score of a label by class; other classes have the largest of them.
+        keep: minimum score of a label by class; other classes have the largest of them.
         rival_iou: boxes of two classes that overlap more are one object.
         rival_share: of two such boxes, the lower one still casts doubt where its score is this share of the higher's.
         nested: a box of which this share lies in a better one of its class is doubtful: rather a part than an object.
@@ -38,7 +38,7 @@ class LabelRules:
     nested: float = 0.8
 
     def least(self, label: str) -> float:
-        """Least score of a label of this class."""
+        """Minimum score of a label of this class."""
         return self.keep.get(label, max(self.keep.values(), default=1.0))
 
     def apply(self, found: Boxes2D) -> Boxes2D:

@@ -13,7 +13,7 @@ from torch import Tensor
 from skd_core.errors import UserError
 
 Network = Callable[[Tensor, float], tuple[Tensor, Tensor, Tensor]]
-"""A 2D network: (3, H, W) uint8 RGB, least score -> boxes (N, 4) in its pixels, scores (N,), class ids (N,)."""
+"""A 2D network: (3, H, W) uint8 RGB, minimum score -> boxes (N, 4) in its pixels, scores (N,), class ids (N,)."""
 
 COCO_CLASSES = 91
 """Of torchvision's COCO models, background and gaps in COCO's ids among them."""

@@ -111,7 +111,7 @@ def street_colour(s: float, t: float, z: float, kind: int, road: Road, fp: float
             wheel = abs(abs(t) - 0.5 * road.lane)
             a *= 1 - 0.10 * clamp01(1 - abs(wheel - 0.75) * 3)  # worn tracks
         if hash01(math.floor(s / 9.0), math.floor((t + 40) / 1.9), seed) > 0.93:
-            a *= 0.72  # mended patches
+            a *= 0.72  # repaired patches
         out[0], out[1], out[2] = a, a, a * 1.04
         zebra_at = road.cross - road.cross_half - 3.0
         if abs(s - road.cross) < road.cross_half + 1.0:

@@ -109,13 +109,13 @@ def run_ablation(
     """Run what is missing, then write ``out/ablation.json`` and ``out/ablation.md``: all rows and seeds there are.
 
     An ``ablation.json`` that lies in ``out`` already counts: its runs need not be there any more. So a long ablation
-    can go on elsewhere from that file alone.
+    can be resumed elsewhere from that file alone.
 
     Args:
         base: the training config that the rows differ from.
         out: gets a folder ROW/SEED for each run.
         seeds: 0 to seeds - 1; jobs: runs at a time.
-        stop_after: minutes after which to stop; the same command goes on.
+        stop_after: minutes after which to stop; run the same command to resume.
 
     Raises:
         UserError: unknown row, no validation set, the folder holds another config's results, or a run failed (the
@@ -139,7 +139,7 @@ def run_ablation(
         write_atomic(out / "ablation.json", json.dumps(result, indent=1) + "\n")
         write_atomic(out / "ablation.md", table(result))
     if missing := len(_missing(result, todo)):
-        print(f"{missing} of {len(todo)} runs are missing; the same command goes on", flush=True)
+        print(f"{missing} of {len(todo)} runs are missing; run the same command to resume", flush=True)
     return result
 
 

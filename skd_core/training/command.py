@@ -52,7 +52,7 @@ def run_training(
         print(out / "student.safetensors")
     else:
         how = "interrupted" if trainer.stop_requested else "stopped"
-        print(f"{how} at step {trainer.step}; the same command goes on")
+        print(f"{how} at step {trainer.step}; run the same command to resume")
     return INTERRUPTED if trainer.stop_requested and not done else 0
 
 

@@ -72,7 +72,7 @@ class Trainer:
         config: of the run.
         out: the run's folder.
         device: "auto", "cpu", "cuda" or "cuda:N"; under torchrun one process a device.
-        resume: go on from ``out/checkpoint.pt`` where there is one.
+        resume: continue from ``out/checkpoint.pt`` where there is one.
 
     Raises:
         UserError: the folder holds another run's checkpoint, data are missing, or there are too few frames.
@@ -178,7 +178,7 @@ class Trainer:
         save_checkpoint(self.out / "checkpoint.pt", state)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint of the same config."""
+        """Resume from a checkpoint of the same config."""
         state = load_checkpoint(path)
         check_parts(path, state, self.config.schedule.epochs * len(self.sampler))
         written = parse_config(TrainConfig, state["config"], f"{path}: config")  # keys added since take their defaults
@@ -202,7 +202,7 @@ class Trainer:
         self.means = Means(**state["means"])
 
     def _begin_files(self) -> None:
-        """Put by what a run before has left, if this one is begun anew: nothing can go on with it by mistake."""
+        """Keep what an earlier run left, if this one starts over: nothing can resume from it by mistake."""
         if not self.step:
             for name in WRITTEN[1:]:
                 if (self.out / name).exists():

@@ -135,7 +135,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1.0, help="times real time (default 1)")
     parser.add_argument("--lossless", action="store_true", help="wait for the answer to each image; drops none")
     parser.add_argument("--check", action="store_true", help="compare with offline detections")
-    parser.add_argument("--threshold", type=float, default=0.2, help="least score, 0 to 1 (default 0.2)")
+    parser.add_argument("--threshold", type=float, default=0.2, help="minimum score, 0 to 1 (default 0.2)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--params-file", type=Path, help="parameters of the node")
     parser.add_argument("--truth", help="topic of true boxes; what bag-make writes is found")

@@ -69,7 +69,7 @@ class BagPlayer:
     """Publishes a bag's messages in the order of recording.
 
     Raises:
-        UserError: no such bag or topic, or nobody listens or answers in time.
+        UserError: no such bag or topic, or no subscriber, or no answer in time.
     """
 
     def __init__(self, node: Node, bag: str, options: Options) -> None:

@@ -118,7 +118,7 @@ class NodeOptions:
 
     Attributes:
         weights, device: see :meth:`skd_core.inference.detector.Detector.load`.
-        threshold: least score, 0 to 1; None leaves it to the node.
+        threshold: minimum score, 0 to 1; None leaves it to the node.
         parameter_file: for the node; the others here go before it.
         rectified: whether the images are; the node undistorts others.
     """
@@ -281,7 +281,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--bag", type=Path, help="rosbag2 folder with one image topic and its camera_info")
     parser.add_argument("--weights", default="default", help="weights file (default: the bundled weights)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threshold", type=float, help="least score, 0 to 1 (default: the node's)")
+    parser.add_argument("--threshold", type=float, help="minimum score, 0 to 1 (default: the node's)")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to (default out/demo)")
     parsed = parser.parse_args(args)
     for name in ("images", "camera", "bag", "out"):

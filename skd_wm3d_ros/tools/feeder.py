@@ -87,7 +87,7 @@ class Feeder:
             )
 
         if not self.spin_until(there, START_TIMEOUT):
-            raise UserError(f"nobody listens to the images after {START_TIMEOUT:.0f} s; see the node's output above")
+            raise UserError(f"no subscriber to the images after {START_TIMEOUT:.0f} s; see the node's output above")
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
         self.status = {value.key: value.value for status in message.status for value in status.values}

@@ -1,4 +1,4 @@
-"""The node's own cost, everything but the network, beside that of receiving the same images in an empty callback."""
+"""Node overhead, everything but the network, beside that of receiving the same images in an empty callback."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 ``python -m skd_wm3d_ros.tools.soak --frames 20000``: frames as fast as the node takes them, some of them malformed;
 memory must stay flat, no frame be answered twice, answers come in the order of their stamps, and every frame that
-arrived be answered or counted. ``--overhead``: the node's own cost, everything but the network, beside the cost of
+arrived be answered or counted. ``--overhead``: node overhead, everything but the network, beside the cost of
 receiving the same images in an empty callback.
 """
 
@@ -196,7 +196,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", default="1242x375", help="of the images (default 1242x375)")
     parser.add_argument("--weights", help="weights file (default: a small untrained network)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--overhead", action="store_true", help="measure the node's own cost instead")
+    parser.add_argument("--overhead", action="store_true", help="measure the node overhead instead")
     parser.add_argument("--log", type=Path, help="keep the node's output in this folder")
     parsed = parser.parse_args(args)
     try:

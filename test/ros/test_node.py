@@ -234,7 +234,7 @@ def test_compressed_debug_image(rig, start):
 def test_bev_image_for_those_who_listen(rig, start):
     """The car is 10 m ahead and 2 m to the right: above the middle of a view that reaches 20 m ahead."""
     node = start(FakeDetector([("Car", 0.9, 2.0, 10.0)]), max_range=20.0)
-    assert ask(rig).detections  # nobody listens: nothing is drawn
+    assert ask(rig).detections  # no subscribers: nothing is drawn
     images = []
     subscription = rig.node.create_subscription(Image, "/detector/bev_image", images.append, RELIABLE)
     rig.spin_until(lambda: images or not ask(rig), "a bird's-eye view")
@@ -485,10 +485,10 @@ def test_lazy_infers_only_while_someone_listens(rig, start):
     rig.spin_until(lambda: not node._outputs.listeners(), "the node to know")
     rig.spin_until(lambda: node._worker.waiting() == 0, "the end of the work")
     before = len(inferences)
-    told = values(until_told(rig, "frames nobody listened for"))
+    told = values(until_told(rig, "frames without subscribers"))
     assert len(inferences) == before
     parts = ("frames answered", "frames rejected", "frames dropped for newer ones", "frames in work")
-    assert int(told["pairs"]) == sum(int(told[p]) for p in (*parts, "frames nobody listened for"))
+    assert int(told["pairs"]) == sum(int(told[p]) for p in (*parts, "frames without subscribers"))
     assert told["frames rejected"] == "0"
     assert rig.set(lazy=False).successful
     rig.spin_until(lambda: (rig.send(image_message(picture(1)), camera_info()), len(inferences) > before)[1], "work")
