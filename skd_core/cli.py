@@ -18,8 +18,8 @@ app = typer.Typer(
     help="Monocular 3D detection learnt without 3D labels.",
 )
 EXTRAS = {
-    "lightning": "train", "nuscenes": "nuscenes", "numba": "synth", "onnxruntime": "onnx", "rerun": "rerun",
-    "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
+    "lightning": "train", "nuscenes": "nuscenes", "numba": "synth", "onnx": "export", "onnxruntime": "onnx",
+    "rerun": "rerun", "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
 }  # fmt: skip
 """Module -> the extra of this package that brings it."""
 
@@ -217,16 +217,46 @@ def predict(
     raw_images: Annotated[
         bool, typer.Option("--raw-images", help="Images are not rectified: undistort them with K and D.")
     ] = False,
+    backend: Annotated[
+        str, typer.Option(help="torch, onnx, or auto: onnx on a CPU where NAME.onnx is there.")
+    ] = "auto",
 ) -> None:
     """Detect 3D boxes in the images of one camera."""
     from skd_core.inference.detector import Detector
     from skd_core.inference.outside import open_source
     from skd_core.inference.predict import predict_images
 
-    network = Detector.load(weights, device)
+    network = Detector.load(weights, device, backend=backend)
     source = open_source(boxes, detector, tiles, network.classes)
     done = predict_images(images, camera, network, out, threshold, draw=draw, source=source, rectified=not raw_images)
     print(done)
+
+
+@app.command(cls=CheckedCommand)
+def export(
+    weights: Annotated[str, typer.Argument(help="Weights: a file, or the name of bundled ones.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; NAME.onnx beside the weights if left out.")] = None,
+    format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8, of backbone and neck.")] = "fp32",
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(help="Images or folders to compare with PyTorch on; int8 is calibrated on them."),
+    ] = None,
+    camera: Annotated[
+        Path | None, typer.Option(help="Of --check: calibration file, or folder with NAME.txt or NAME.yaml for each.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT of the images, if the file is for one size only.")
+    ] = None,
+) -> None:
+    """Write weights as one ONNX graph, from the image to boxes, after comparing it with PyTorch."""
+    from skd_core.export.command import Wish, export_weights, parse_size, target
+
+    if format != "onnx":
+        raise UserError(f"--format '{format}': only onnx is known")
+    path = target(weights, out, precision)
+    wish = Wish(weights, precision, parse_size(size), tuple(check or ()), camera)
+    print(f"{path}: {export_weights(wish, path)}")
 
 
 @app.command(cls=CheckedCommand)

@@ -50,7 +50,7 @@ DETECTOR = (
     _flag("use_sim_time", "Take the time from /clock"),
     _flag("autostart", "Configure and activate at the start"),
     LOG_LEVEL,
-    _parameter("model", "Weights file, or 'default' for the bundled weights"),
+    _parameter("model", "Weights file, a file of `skd_core export`, or the name of bundled weights"),
     _parameter("device", "Where the network runs: auto, cpu, cuda or cuda:N"),
     _parameter("precision", "What the network computes in", ("auto", "fp32", "fp16", "bf16")),
     Argument("image_topic", "Image of the camera.", "image"),

@@ -137,7 +137,8 @@ class DetectorNode(LifecycleNode):
         self._outputs = Outputs(self, optional)
         detector = self.detector.detector
         self.get_logger().info(
-            f"weights '{path}' on {detector.device} ({detector.precision}), classes {', '.join(detector.classes)}, "
+            f"weights '{path}' on {detector.device} ({detector.backend}, {detector.precision}), "
+            f"classes {', '.join(detector.classes)}, "
             f"ready in {time.monotonic() - started:.1f} s"
         )
         if unknown := parameters.unknown(self):
@@ -310,6 +311,7 @@ class DetectorNode(LifecycleNode):
         if self.detector is not None:
             detector = self.detector.detector
             values |= {"device": str(detector.device), "precision": detector.precision} | detector.calibration.values()
+            values["backend"] = detector.backend
             if self.detector.fallen_back:
                 values["CPU fallback"] = self.detector.fallen_back
         if pipeline is not None and self._input is not None and self._worker is not None and self._boxes is not None:

@@ -69,7 +69,11 @@ PARAMETERS = (
         limits=(0.05, 60.0),
         when="start",
     ),
-    Spec("model", "default", "Weights file (.safetensors), or 'default' for the bundled weights."),
+    Spec(
+        "model",
+        "default",
+        "Weights file (.safetensors), a file of `skd_core export` (.onnx), or the name of bundled weights.",
+    ),
     Spec(
         "device",
         "auto",

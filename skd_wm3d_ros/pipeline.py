@@ -192,7 +192,7 @@ class Pipeline:
             return
         self._judged = camera
         detector = self._detector.detector
-        findings = unlike_training(detector.metadata, detector.student.config.input_size, camera)
+        findings = unlike_training(detector.metadata, detector.config.input_size, camera)
         self.unlike = f"camera unlike the training camera: {'; '.join(findings)}" if findings else ""
         if findings:
             self._node.get_logger().warning(f"{self.unlike}; boxes may be wrong, train on images like these")

@@ -39,7 +39,8 @@ def picture(width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:
 
 def heat_of(detector: Detector, boxes: Boxes3D) -> torch.Tensor:
     """The 2D score that went into a box's score: score = sqrt(heat x certainty), certainty by depth_std."""
-    certainty = joint_score(torch.ones(len(boxes)), torch.log(boxes.depth_std / boxes.center[:, 2])) ** 2
+    z = boxes.center[:, 2] + camera().P[2, 3].float()  # from the optical centre
+    certainty = joint_score(torch.ones(len(boxes)), torch.log(boxes.depth_std / z)) ** 2
     return boxes.scores**2 / certainty
 
 

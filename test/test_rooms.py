@@ -39,6 +39,7 @@ ROOMS = (
     "skd_core.models",
     "skd_core.losses",
     "skd_core.inference",
+    "skd_core.export",
     "skd_core.evaluation",
     "skd_core.training",
     "skd_core.synthetic",

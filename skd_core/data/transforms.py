@@ -26,22 +26,29 @@ MAX_PIXELS = 1 << 24
 """Of the network's input: what a wrong calibration asks for beyond would only fill the memory."""
 
 
-def resize_image(image: Tensor, width: int, height: int) -> Tensor:
+def scale_pixels(image: Tensor, width: int, height: int) -> Tensor:
     """Scale images, antialiased bilinear: the one function of training and inference.
-
-    Computed in float32 and rounded, since the uint8 kernels differ from machine to machine.
 
     Args:
         image: shape (..., 3, H, W), uint8.
 
     Returns:
-        shape (..., 3, height, width), uint8.
+        shape (..., 3, height, width), float32, in [0, 255]. It is not rounded: libraries differ by a hundredth of a
+        grey level, which rounding would turn into a whole one here and there.
     """
+    pixels = image.float()
+    if image.shape[-2:] == (height, width):
+        return pixels
+    batch = pixels.reshape(-1, *image.shape[-3:])
+    scaled = F.interpolate(batch, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return scaled.reshape(*image.shape[:-2], height, width)
+
+
+def resize_image(image: Tensor, width: int, height: int) -> Tensor:
+    """As :func:`scale_pixels`, rounded: shape (..., 3, H, W), uint8 -> shape (..., 3, height, width), uint8."""
     if image.shape[-2:] == (height, width):
         return image
-    batch = image.reshape(-1, *image.shape[-3:]).float()
-    scaled = F.interpolate(batch, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    return scaled.round_().clamp_(0, 255).to(torch.uint8).reshape(*image.shape[:-2], height, width)
+    return scale_pixels(image, width, height).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def network_camera(camera: Camera, focal: tuple[float, float], input_size: tuple[int, int] | None) -> Camera:

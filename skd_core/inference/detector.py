@@ -14,13 +14,18 @@ from torch import Tensor
 
 from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
-from skd_core.config import ModelConfig
-from skd_core.data.transforms import network_camera, resize_image
+from skd_core.config import ModelConfig, parse_config
+from skd_core.data.transforms import network_camera, scale_pixels
 from skd_core.devices import PRECISIONS, pick_device, pick_precision
 from skd_core.errors import UserError
 from skd_core.inference.calibration import Calibration
-from skd_core.inference.weights import load_weights, save_weights
+from skd_core.inference.onnx_file import OnnxNetwork, has_provider
+from skd_core.inference.weights import load_weights, resolve, save_weights
 from skd_core.models.student import LEAST_SIDE, Detections, Student, to_boxes3d
+
+BACKENDS = ("auto", "torch", "onnx")
+NOTHING = 2.0
+"""A threshold that no score reaches: the network then finds no boxes of its own."""
 
 DEFAULT_THRESHOLD = 0.4
 """Minimum score where the weights store none: about the best F1 of the bundled weights on held-out synthetic frames
@@ -32,12 +37,16 @@ class Detector:
 
     Attributes:
         classes: class names, as in the training labels.
+        backend: "torch" or "onnx".
         device: where it runs.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "fp16", "bf16", or of an ONNX file "int8".
+        config: of the network.
         metadata: what the weights file says about itself; its ``network`` is "mdn", the student, or "dsn", the
             depth-guided teacher.
         calibration: what was measured of it, which its boxes carry: depth_std, across_std, yaw_std, flip_odds.
     """
+
+    backend = "torch"
 
     def __init__(
         self, student: Student, metadata: dict[str, Any], device: str = "auto", precision: str = "fp32"
@@ -46,23 +55,27 @@ class Detector:
         self.precision = pick_precision(precision, self.device)
         self.student = student.eval().to(self.device).to(memory_format=torch.channels_last)
         self.metadata = metadata
+        self.config: ModelConfig = student.config
         self.classes: tuple[str, ...] = student.config.classes
         measured = metadata.get("calibration", {})
         self.calibration = Calibration.of(self.classes, measured, student.config.direction)
 
     @staticmethod
-    def load(path: str | Path = "default", device: str = "auto", precision: str = "fp32") -> Detector:
-        """Load weights written by training.
+    def load(
+        path: str | Path = "default", device: str = "auto", precision: str = "fp32", backend: str = "auto"
+    ) -> Detector:
+        """Load weights written by training, or a file of `skd_core export`.
 
         Args:
             path: a file, or the name of bundled weights ("default").
-            device: "auto", "cpu", "cuda" or "cuda:N".
-            precision: "auto", "fp32", "fp16" or "bf16".
+            device: "auto", "cpu", "cuda", "cuda:N", or "tensorrt" for an ONNX file.
+            precision: "auto", "fp32", "fp16" or "bf16"; of an ONNX file it was chosen at its export.
+            backend: "torch", "onnx" or "auto", see :func:`open_detector`.
 
         Raises:
-            UserError: no such file or device, damaged or foreign file.
+            UserError: no such file, device or backend, damaged or foreign file.
         """
-        return Detector(*load_weights(path), device, precision)
+        return open_detector(path, device, precision, backend)
 
     def uncalibrated(self) -> Detector:
         """The same network with its own depth_std and no other spread: what a calibration is measured on."""
@@ -90,7 +103,7 @@ class Detector:
     def network_camera(self, camera: Camera) -> Camera:
         """The camera of the network's input, see :func:`skd_core.data.transforms.network_camera`."""
         fx, fy = self.metadata["focal"]
-        return network_camera(camera, (fx, fy), self.student.config.snap_size)
+        return network_camera(camera, (fx, fy), self.config.snap_size)
 
     @property
     def threshold(self) -> float:
@@ -177,16 +190,11 @@ class Detector:
 
     def _input(self, image: NDArray[np.uint8], camera: Camera) -> tuple[Tensor, Camera, Tensor]:
         """The network's input (1, 3, H, W), its camera, and that one's P (1, 3, 4), on the device."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
-        if image.shape[:2] != (camera.height, camera.width):
-            raise UserError(
-                f"image is {image.shape[1]}x{image.shape[0]}, but its camera says {camera.width}x{camera.height}"
-            )
+        check_image(image, camera)
         target = self.network_camera(camera)
         own = np.require(image, requirements=["C", "W"])  # torch takes neither mirrored nor read-only memory
         pixels = torch.from_numpy(own).to(self.device).permute(2, 0, 1)
-        pixels = resize_image(pixels, target.width, target.height)
+        pixels = scale_pixels(pixels, target.width, target.height)
         return pixels[None], target, target.P.to(self.device, torch.float32)[None]
 
     @contextlib.contextmanager
@@ -198,10 +206,139 @@ class Detector:
 
     def warmup(self, width: int | None = None, height: int | None = None) -> None:
         """One prediction on an empty image, so that the first real one is not slow."""
-        w, h = self.student.config.input_size
+        w, h = self.config.input_size
         fx, fy = self.metadata["focal"]
         P = torch.tensor([[fx, 0, w / 2, 0], [0, fy, h / 2, 0], [0, 0, 1, 0]], dtype=torch.float64)
         camera = Camera(P, w, h)
         if width and height:
             camera = camera.resize(width, height)
         self.predict(np.zeros((camera.height, camera.width, 3), np.uint8), camera)
+
+
+def check_image(image: NDArray[np.uint8], camera: Camera) -> None:
+    """Raise UserError unless the image is (H, W, 3) uint8 and of the camera's size."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise UserError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+    if image.shape[:2] != (camera.height, camera.width):
+        raise UserError(
+            f"image is {image.shape[1]}x{image.shape[0]}, but its camera says {camera.width}x{camera.height}"
+        )
+
+
+def open_detector(path: str | Path, device: str, precision: str, backend: str) -> Detector:
+    """What :meth:`Detector.load` does.
+
+    A file of `skd_core export` runs in onnxruntime. Weights run in PyTorch, unless an exported file of just these
+    weights lies beside them under the same name (``NAME.onnx``), onnxruntime is installed, and the device is a CPU,
+    where it is the faster of the two ("auto"), or it is asked for ("onnx").
+
+    Args:
+        path, device, precision: as of :meth:`Detector.load`; backend: one of BACKENDS.
+
+    Raises:
+        UserError: an unknown backend, or one that cannot run this file; as of :meth:`Detector.load`.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"backend '{backend}': use {', '.join(BACKENDS)}")
+    if Path(path).suffix.lower() == ".onnx":
+        if backend == "torch":
+            raise UserError(
+                f"{path}: is an exported network, which PyTorch cannot run; use its weights or backend onnx"
+            )
+        if not Path(path).expanduser().is_file():
+            raise UserError(f"{path}: no such file; `skd_core export` writes one")
+        return OnnxDetector(OnnxNetwork(Path(path).expanduser(), _onnx_device(device)))
+    student, metadata = load_weights(path)
+    beside = resolve(path).with_suffix(".onnx")
+    if backend == "onnx":
+        if not beside.is_file():
+            raise UserError(f"weights '{path}': no {beside.name} beside them; `skd_core export {path}` writes it")
+        return OnnxDetector(OnnxNetwork(beside, _onnx_device(device)), metadata)
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    if backend == "auto" and on_cpu and precision in ("auto", "fp32") and beside.is_file() and has_provider("cpu"):
+        return OnnxDetector(OnnxNetwork(beside, "cpu"), metadata)
+    return Detector(student, metadata, device, precision)
+
+
+def _onnx_device(device: str) -> str:
+    kind = device.partition(":")[0]
+    if kind == "auto":
+        return "cuda" if has_provider("cuda") else "cpu"
+    if kind not in ("cpu", "cuda", "tensorrt"):
+        raise UserError(f"device '{device}': use auto, cpu, cuda or tensorrt")
+    return kind
+
+
+class OnnxDetector(Detector):
+    """A detector whose network onnxruntime runs; see :class:`Detector` for what its methods do.
+
+    Args:
+        network: the file.
+        metadata: of the weights that it was exported from; None: what the file holds of them.
+
+    Raises:
+        UserError: the file is of other weights.
+    """
+
+    backend = "onnx"
+
+    def __init__(self, network: OnnxNetwork, metadata: dict[str, Any] | None = None) -> None:
+        self.network = network
+        if metadata is not None and metadata["sha256"] != network.metadata["sha256"]:
+            raise UserError(f"{network.path}: is of other weights than those beside it; export them again")
+        self.metadata = network.metadata if metadata is None else metadata
+        self.device = torch.device("cpu" if network.provider == "CPUExecutionProvider" else "cuda")
+        self.precision = str(network.metadata["precision"])
+        self.config = parse_config(ModelConfig, network.metadata["model"], str(network.path))
+        self.classes = self.config.classes
+        self.calibration = Calibration.of(self.classes, self.metadata.get("calibration", {}), self.config.direction)
+
+    def uncalibrated(self) -> OnnxDetector:
+        """See :meth:`Detector.uncalibrated`."""
+        return OnnxDetector(self.network, {key: value for key, value in self.metadata.items() if key != "calibration"})
+
+    def predict(
+        self,
+        image: NDArray[np.uint8],
+        camera: Camera,
+        score_threshold: float | None = None,
+        *,
+        boxes2d: Boxes2D | None = None,
+    ) -> Boxes3D:
+        """See :meth:`Detector.predict`."""
+        least = self.threshold if score_threshold is None else score_threshold
+        if boxes2d is not None:
+            return super().predict(image, camera, least, boxes2d=boxes2d)
+        check_image(image, camera)
+        self.network_camera(camera)  # refuses absurd focal lengths
+        boxes = self._to_boxes(self.network(image, camera.P.double().numpy(), least))
+        boxes = boxes[boxes.scores.argsort(descending=True, stable=True)]
+        return boxes[boxes.scores >= least]
+
+    def place(self, image: NDArray[np.uint8], camera: Camera, boxes2d: Boxes2D) -> tuple[Boxes3D, Tensor]:
+        """See :meth:`Detector.place`."""
+        classes = self._class_numbers(boxes2d)
+        check_image(image, camera)
+        target = self.network_camera(camera)
+        small = boxes2d.scale(target.width / camera.width, target.height / camera.height)
+        sides = small.clip(target.width, target.height).xyxy
+        kept = (sides[:, 2:] - sides[:, :2] > LEAST_SIDE).all(-1).nonzero()[:, 0]
+        given = (
+            boxes2d.xyxy[kept].float().numpy(),
+            classes[kept].numpy(),
+            boxes2d.scores[kept].float().numpy(),
+        )
+        return self._to_boxes(self.network(image, camera.P.double().numpy(), NOTHING, given)), kept
+
+    def save(self, path: str | Path) -> None:
+        """There are no weights to write.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{path}: an exported network cannot be written as weights; use the file that it came from")
+
+    def _to_boxes(self, found: dict[str, NDArray[Any]]) -> Boxes3D:
+        tensors = {name: torch.from_numpy(value) for name, value in found.items() if name != "labels"}
+        boxes = Boxes3D(labels=tuple(self.classes[c] for c in found["labels"].tolist()), **tensors)
+        return self.calibration(boxes, torch.from_numpy(found["labels"]))

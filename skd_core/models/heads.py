@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +91,12 @@ class Head3D(nn.Module):
             found = {name: rois.new_zeros(0, n) + rois.sum() for name, n in self.OUTPUTS}
         else:
             found = {name: self.fcs[name](self.convs[name](rois).mean((-2, -1))) for name, _ in self.OUTPUTS}
-        out = {name: value.float() for name, value in found.items()}
+        return self.outputs([found[name] for name, _ in self.OUTPUTS])
+
+    @staticmethod
+    def outputs(values: Sequence[Tensor]) -> Raw3D:
+        """What the last layers give, in the order of OUTPUTS -> :class:`Raw3D`."""
+        out = {name: value.float() for (name, _), value in zip(Head3D.OUTPUTS, values, strict=True)}
         correction, scale, free = out["depth"].unbind(-1)
         log_sigma = (MIN_LOG_SIGMA + F.softplus(scale + 0.8)).clamp(max=0.0)
         depth = torch.stack([correction, log_sigma, free], -1)

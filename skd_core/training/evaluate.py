@@ -9,7 +9,7 @@ from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.kitti import KittiDataset
 from skd_core.data.nuscenes import NuScenesDataset
-from skd_core.data.transforms import network_camera, resize_image
+from skd_core.data.transforms import network_camera, scale_pixels
 from skd_core.models.student import to_boxes3d
 from skd_core.training.module import TeacherStudent
 
@@ -48,7 +48,7 @@ def predict_dataset(
     for index in range(len(dataset)):
         sample = dataset[index]
         small = network_camera(sample.camera, focal, model.config.model.snap_size)
-        pixels = resize_image(sample.image, small.width, small.height)
+        pixels = scale_pixels(sample.image, small.width, small.height)
         if waiting and (len(waiting) == batch_size or waiting[0][2].shape != pixels.shape):
             flush()
         waiting.append((sample.camera, small, pixels))

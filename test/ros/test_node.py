@@ -64,9 +64,10 @@ class FakeDetector:
     def __init__(self, found=None, device="cpu", act=lambda: None, classes=CLASSES, measured=None, heading_known=False):
         self.found = found if found is not None else [("Car", 0.9, 2.0, 10.0), ("Pedestrian", 0.5, -3.0, 20.0)]
         self.device, self.precision, self.classes, self.act = torch.device(device), "fp32", classes, act
+        self.backend = "torch"
         self.metadata, self.threshold = {"focal": [180.0, 181.0]}, 0.4
         self.calibration = Calibration.of(classes, measured or {}, heading_known)
-        self.student = SimpleNamespace(config=SimpleNamespace(input_size=(WIDTH, HEIGHT)))
+        self.config = SimpleNamespace(input_size=(WIDTH, HEIGHT))
 
     def warmup(self):
         pass

@@ -1,0 +1,1 @@
+"""The network as one ONNX graph, from the uint8 image to boxes."""
