@@ -172,7 +172,7 @@ def _explain(error: Exception, extras: Mapping[str, str]) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         extra = extras.get((error.name or "").partition(".")[0])
-        cure = f"pip install 'skd_wm3d_ros[{extra}]'"
+        cure = f"run pip install '.[{extra}]' in the skd_wm3d_ros source folder"
         return None if extra is None else f"this command needs {error.name}, which is not installed: {cure}"
     if isinstance(error, BrokenPipeError):
         _mute(sys.stdout)

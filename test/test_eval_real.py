@@ -306,6 +306,15 @@ def test_labels_own_boxes_are_all_found(tree: Path, weights: Path, run: Run, tmp
     assert "together Car (4 frames)" in out
 
 
+def test_labels_that_autolabel_drew_are_said_not_to_count(tree: Path, weights: Path, run: Run, tmp_path: Path) -> None:
+    assert "no label was counted" not in run(tree, "--weights", weights, "--boxes", "labels")[1]
+    drawn = make_tree(tmp_path / "drawn")
+    for file in (drawn / "training" / "label_2").iterdir():
+        file.write_text("Car -1 -1 -10 40 40 120 100 -1 -1 -1 -1000 -1000 -1000 -10\n")
+    code, out, _ = run(drawn, "--weights", weights, "--boxes", "labels")
+    assert (code, "no label was counted" in out) == (0, True)
+
+
 def test_boxes_from_a_folder_equal_those_of_the_labels(tree: Path, weights: Path, run: Run, tmp_path: Path) -> None:
     common = (tree, "--weights", weights, "--kind", "Car", "--json", tmp_path / "r.json")
     answers = []

@@ -57,6 +57,13 @@ Frames = dict[str, list[Tally]]
 """Kind -> what became of it, frame by frame."""
 
 
+NO_LABELS = (
+    "no label was counted: labels need occlusion 0 or 1, at least 25 px and less than half truncation; "
+    "those drawn by autolabel have neither occlusion nor 3D boxes"
+)
+"""What is printed below tables without a label."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What to measure.
@@ -142,6 +149,8 @@ def report_real(
     for tree, by_kind in [*sets.items(), *([("together", together)] if len(sets) > 1 else [])]:
         for kind, tally in by_kind.items():
             console.print(real_table(tally, f"{Path(tree).name} {kind}"))
+    if not any(len(tally.rows) for tally in together.values()):
+        console.print(NO_LABELS, soft_wrap=True)
     placed = "lifted" if question.lift else f"placed by {question.weights}"
     console.print(f"2D boxes: {question.boxes}, {placed}; minimum score {threshold:g}", soft_wrap=True)
     about, changes = {**vars(question), "threshold": threshold}, {}

@@ -234,7 +234,7 @@ def _open_session(path: str | Path, threads: int, device: str) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("a 2D detector from an ONNX file needs onnxruntime: pip install 'skd_wm3d_ros[onnx]'") from None
+        raise UserError("a 2D detector from an ONNX file needs onnxruntime: pip install onnxruntime") from None
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     options = onnxruntime.SessionOptions()

@@ -102,7 +102,7 @@ class Trainer:
         if len(self.dataset) < config.schedule.batch_size:
             raise UserError(
                 f"{self._roots}: {len(self.dataset)} frames are fewer than "
-                f"schedule.batch_size {config.schedule.batch_size}"
+                f"schedule.batch_size {config.schedule.batch_size}; add frames or lower it"
             )
         self.sampler = EpochSampler(
             [len(source) for source in sources],
