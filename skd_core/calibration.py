@@ -272,7 +272,7 @@ def _calibration(found: Mapping[str, Any], where: str, kind: str) -> Calibration
     lens, model = str(found.get("lens", "pinhole")).lower(), str(found.get("model", "")).lower()
     if lens not in ("pinhole", "plumb_bob", "opencv", "perspective"):
         raise UserError(
-            f"{where}: camera model '{lens}' is no pinhole; calibrate with one, or undistort the images to one"
+            f"{where}: camera model '{lens}' is not a pinhole model; calibrate with one, or undistort the images to one"
         )
     if "lens" in found or "resolution" in found:
         kind = "Kalibr"

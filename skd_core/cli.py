@@ -65,7 +65,7 @@ def depth(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
     model: Annotated[str, typer.Option(help="FILE.onnx, a folder saved by transformers, or a hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.png (metres x 256) or NAME.npy (inverse depth).")],
-    kind: Annotated[str | None, typer.Option(help="metric or relative; asked of the model if left out.")] = None,
+    kind: Annotated[str | None, typer.Option(help="metric or relative. Default: what the model says.")] = None,
     camera: Annotated[Path | None, typer.Option(help="For --model-focal: calibration or folder of NAME.txt.")] = None,
     model_focal: Annotated[float | None, typer.Option(help="Focal length a metric model is right for, pixels.")] = None,
     download: Annotated[bool, typer.Option(help="Allow fetching a hub name.")] = False,
@@ -128,7 +128,7 @@ def autolabel(
 @app.command(cls=CheckedCommand)
 def pseudo(
     root: Annotated[Path, typer.Argument(help="Data set in the KITTI layout, with depth maps.")],
-    split: Annotated[str | None, typer.Option(help="A name in ImageSets/; all images if left out.")] = None,
+    split: Annotated[str | None, typer.Option(help="A name in ImageSets/. Default: all images.")] = None,
     depth_dir: Annotated[str, typer.Option(help="Folder of depth maps beside image_2.")] = "depth",
     depth_kind: Annotated[str, typer.Option(help="metric, or relative (inverse, any scale and shift).")] = "metric",
     camera_height: Annotated[float, typer.Option(min=0.1, help="Metres above the road; relative depth only.")] = 1.65,
@@ -203,7 +203,7 @@ def predict(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for results/NAME.txt (KITTI format) and pictures/NAME.png.")],
-    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Minimum score, by default the weights'.")
     ] = None,
@@ -234,20 +234,16 @@ def predict(
 
 @app.command(cls=CheckedCommand)
 def export(
-    weights: Annotated[str, typer.Argument(help="Weights: a file, or the name of bundled ones.")],
-    out: Annotated[Path | None, typer.Option(help="File to write; NAME.onnx beside the weights if left out.")] = None,
+    weights: Annotated[str, typer.Argument(help="A weights file, or bundled: default, street.")],
+    out: Annotated[Path | None, typer.Option(help="File to write. Default: NAME.onnx beside the weights.")] = None,
     format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8, of backbone and neck.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Of backbone and neck: fp32, fp16 or int8.")] = "fp32",
     check: Annotated[
         list[Path] | None,
-        typer.Option(help="Images or folders to compare with PyTorch on; int8 is calibrated on them."),
+        typer.Option(help="Images or folders to compare with PyTorch on; int8 calibrates on them."),
     ] = None,
-    camera: Annotated[
-        Path | None, typer.Option(help="Of --check: calibration file, or folder with NAME.txt or NAME.yaml for each.")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT of the images, if the file is for one size only.")
-    ] = None,
+    camera: Annotated[Path | None, typer.Option(help="Calibration of the --check images, as for predict.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT: fix the image size. Default: any size.")] = None,
 ) -> None:
     """Write weights as one ONNX graph, from the image to boxes, after comparing it with PyTorch."""
     from skd_core.export.command import Wish, export_weights, parse_size, target
@@ -288,7 +284,7 @@ def lift(
 
 @app.command(cls=CheckedCommand)
 def bench(
-    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of predict: auto, fp32, fp16 or bf16.")] = "fp32",
     repeat: Annotated[int | None, typer.Option(min=1, help="Rounds of each measurement.")] = None,
@@ -319,7 +315,7 @@ def predict_nuscenes(
     cameras: Annotated[
         str | None, typer.Option(help="Cameras to use, such as CAM_FRONT,CAM_FRONT_LEFT. Default: all six.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score; AP wants a low one.")] = 0.05,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -363,7 +359,7 @@ def bag_eval(
     out: Annotated[
         Path, typer.Option(help="Folder for report.html, scores.json, results/NAME.txt, detections (a bag).")
     ],
-    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
     truth: Annotated[str | None, typer.Option(help="Topic of true boxes; what bag-make writes is found.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of KITTI label files, one per frame.")] = None,
     class_map: Annotated[
@@ -413,7 +409,7 @@ def show(
     source: Annotated[Path, typer.Argument(help="Root of a KITTI tree, or a bag.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.png.")] = Path("out/show"),
     weights: Annotated[
-        str | None, typer.Option(help="Detect with these weights: a file, 'default' or 'street'.")
+        str | None, typer.Option(help="Detect with a weights file, or bundled: default, street.")
     ] = None,
     results: Annotated[Path | None, typer.Option(help="Or show KITTI result files, NAME.txt.")] = None,
     frames: Annotated[str, typer.Option(help="NUMBER or FIRST:LAST:STEP.")] = "::",
@@ -489,7 +485,7 @@ def eval_kitti(
 def eval_real(
     trees: Annotated[list[str], typer.Argument(help="Roots of KITTI trees with 3D labels, each ROOT or ROOT:SPLIT.")],
     split: Annotated[str | None, typer.Option(help="Split of roots that name none. Default: all frames.")] = None,
-    weights: Annotated[str, typer.Option(help="A weights file, or 'default' for the bundled ones.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
     boxes: Annotated[
         str, typer.Option(help="2D boxes: own, labels, a folder of KITTI files by frame, or a detector's FILE.onnx.")
     ] = "own",

@@ -148,7 +148,7 @@ class DataConfig(Strict):
     @model_validator(mode="after")
     def _split(self) -> DataConfig:
         if self.val is not None and self.val.kind == "nuscenes" and self.val.split is None:
-            raise ValueError("val of kind nuscenes needs a split, which its evaluation goes by")
+            raise ValueError("val of kind nuscenes needs a split for its evaluation")
         return self
 
 

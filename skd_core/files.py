@@ -85,7 +85,7 @@ def _problem(path: Path) -> str | None:
     if stat.S_ISDIR(mode):
         return "it is a folder"
     if not stat.S_ISREG(mode):
-        return "it is no regular file, but a device, a pipe or a socket"
+        return "it is not a regular file, but a device, a pipe or a socket"
     if path.is_symlink() and path.parent.resolve().parts[1:2] in (("dev",), ("proc",)):  # /dev/stdout
         return "it is a link to an open file"
     path.parent.stat()

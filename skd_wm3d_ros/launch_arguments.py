@@ -50,7 +50,7 @@ DETECTOR = (
     _flag("use_sim_time", "Take the time from /clock"),
     _flag("autostart", "Configure and activate at the start"),
     LOG_LEVEL,
-    _parameter("model", "Weights file, a file of `skd_core export`, or the name of bundled weights"),
+    _parameter("model", "Weights file, a file of `skd_core export`, or bundled: default, street"),
     _parameter("device", "Where the network runs: auto, cpu, cuda or cuda:N"),
     _parameter("precision", "What the network computes in", ("auto", "fp32", "fp16", "bf16")),
     Argument("image_topic", "Image of the camera.", "image"),
@@ -116,7 +116,7 @@ MULTI_CAMERA = (
 
 BAG = Argument("bag", "rosbag2 folder to play.", None)
 EVALUATION = (
-    _option("model", "--weights", "Weights file, or 'default' for the bundled weights.", "default"),
+    _option("model", "--weights", "Weights file, or bundled: default, street.", "default"),
     _option("out", "--out", "Folder for report.html, scores.json, results and detections.", "out/bag_evaluation"),
     _option("rate", "--rate", "Playing speed, times real time.", "1.0"),
     _option("device", "--device", "Where the network runs: auto, cpu, cuda or cuda:N.", "auto"),

@@ -487,7 +487,7 @@ def test_malformed_images_are_named() -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
     assert decode_compressed(SimpleNamespace(data=jpeg + bytes(10), format="jpeg")).shape == (40, 40, 3)  # padded
     for data in (b"", b"nothing of the kind"):
-        with pytest.raises(UserError, match="are no picture"):
+        with pytest.raises(UserError, match="are not a picture"):
             decode_compressed(SimpleNamespace(data=data, format="jpeg"))
     with pytest.raises(UserError, match="incomplete JPEG"):
         decode_compressed(SimpleNamespace(data=jpeg[: len(jpeg) // 2], format="jpeg"))

@@ -278,7 +278,7 @@ def test_one_camera_of_several_is_chosen_by_name(tmp_path: Path, name: str) -> N
         ),
         (KALIBR.replace("[0, 0, 0, 0]", "[0.1, 0, 0, 0]"), "Kalibr calibration has distortion"),
         (KALIBR.replace("radtan", "equidistant"), "Kalibr calibration has distortion"),
-        (KALIBR.replace("pinhole", "omni"), "cam0: camera model 'omni' is no pinhole"),
+        (KALIBR.replace("pinhole", "omni"), "cam0: camera model 'omni' is not a pinhole"),
         (OST.replace("371.8, ", "", 1), "K must be 9 numbers, got 8"),
         (OST.replace("371.8", "many"), "must be a list of numbers .*many"),
         (OST.replace("640", "-640"), "must be whole numbers"),

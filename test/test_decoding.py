@@ -220,7 +220,7 @@ def test_a_mosaic_of_unknown_pattern_and_a_depth_image_are_refused() -> None:
         decode_picture(compressed(GREY), "bayer_rgbw8; png compressed bayer_rgbw8")
     with pytest.raises(UserError, match="is a depth image"):
         decode_picture(bytes(12) + compressed(GREY), "16UC1; compressedDepth png")
-    with pytest.raises(UserError, match="pixels of type float32 are no picture"):
+    with pytest.raises(UserError, match="pixels of type float32 are not a picture"):
         decode_picture(compressed(np.ones((4, 4), np.float32), ".tiff"), "32FC1; tiff compressed ")
 
 

@@ -345,7 +345,7 @@ def test_pictures_of_more_than_8_bits(tmp_path: Path, caplog: pytest.LogCaptureF
             assert len(caplog.records) == {0: 0, 4: 1, 2: 2, 6: 3}[shift] or suffix == "tiff"
     assert "4.png: a 16-bit picture whose brightest pixel is 4095 of 65535 is taken as one of 12 bits" in caplog.text
     cv2.imwrite(str(tmp_path / "depth.tiff"), np.ones((4, 4), np.float32))
-    with pytest.raises(UserError, match=r"depth.tiff: pixels of type float32 are no picture"):
+    with pytest.raises(UserError, match=r"depth.tiff: pixels of type float32 are not a picture"):
         read_image(tmp_path / "depth.tiff")
 
 

@@ -339,7 +339,7 @@ def test_an_entry_by_hand() -> None:
     assert heading == pytest.approx([1, 0, 0], abs=1e-6), "yaw -90 degrees looks away from the camera"
     assert Quaternion(entry["rotation"]).rotation_matrix @ [0, 0, 1] == pytest.approx([0, 0, 1], abs=1e-6)
     assert (entry["velocity"], entry["attribute_name"]) == ([0.0, 0.0], "vehicle.parked")
-    with pytest.raises(UserError, match="'Car' is no nuScenes class"):
+    with pytest.raises(UserError, match="'Car' is not a nuScenes class"):
         to_records(Boxes3D(boxes.center, boxes.size, boxes.yaw, ("Car",)), frame)
     with pytest.raises(UserError, match="NaN or infinity"):
         to_records(Boxes3D(boxes.center * math.inf, boxes.size, boxes.yaw, ("car",)), frame)
@@ -497,7 +497,7 @@ def test_the_front_camera_alone(tree: Path, tmp_path: Path) -> None:
     missed = {name for name in everywhere.present if everywhere.summary["mean_dist_aps"][name] < 0.5}
     assert missed
     assert not missed & set(seen.present)
-    for names, fault in ((["CAM_TOP"], "'CAM_TOP' is no nuScenes camera; they are CAM_FRONT,"), ([], "no camera")):
+    for names, fault in ((["CAM_TOP"], "'CAM_TOP' is not a nuScenes camera; they are CAM_FRONT,"), ([], "no camera")):
         with pytest.raises(UserError, match=fault):
             NuScenesDataset(copy, "mini_val", cameras=names)
 
@@ -566,7 +566,7 @@ def test_missing_folders_tables_and_files(tree: Path, tmp_path: Path) -> None:
     assert "no such folder" in fault(lambda: NuScenesDataset(tmp_path / "absent"))
     assert "no folder 'v1.0-*'" in fault(lambda: NuScenesDataset(tmp_path))
     assert "there are: v1.0-mini" in fault(opened(version="v1.0-trainval"))
-    assert "'Car' is no nuScenes class" in fault(opened(classes=("Car",)))
+    assert "'Car' is not a nuScenes class" in fault(opened(classes=("Car",)))
     assert "no split 'vall'; there are train, val" in fault(opened(split="vall"))
     assert "no scene of split 'test'" in fault(opened(split="test"))
     (root / "v1.0-test").mkdir()

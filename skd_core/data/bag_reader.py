@@ -192,7 +192,7 @@ class CutMcap:
         self._path, self._note = path, note
         with path.open("rb") as file:
             if file.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
-                raise UserError("does not begin like an MCAP file")
+                raise UserError("does not start like an MCAP file")
         schemas: dict[int, str] = {}
         by_id: dict[int, Connection] = {}
         for code, record in self._records():

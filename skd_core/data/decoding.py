@@ -113,7 +113,7 @@ def decode_picture(data: Any, picture_format: str = "", name: str = "image") -> 
         raise UserError(f"{name}: format '{picture_format}' is a depth image, not a picture")
     if (kind := incomplete(content)) is not None:  # OpenCV would fill up with grey
         raise UserError(f"{name}: incomplete {kind} of {len(content)} bytes")
-    nothing = UserError(f"{name}: {len(content)} bytes of format '{picture_format}' are no picture")
+    nothing = UserError(f"{name}: {len(content)} bytes of format '{picture_format}' are not a picture")
     try:
         with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as header:  # its first bytes only
             check_size(header, name)
@@ -142,7 +142,7 @@ def from_opencv(pixels: Pixels, layout: str | None = None, name: str = "image") 
         UserError: another number type, such as a depth map's, or another number of channels.
     """
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{name}: pixels of type {pixels.dtype} are no picture of 8 or 16 bits (a depth map?)")
+        raise UserError(f"{name}: pixels of type {pixels.dtype} are not a picture of 8 or 16 bits (a depth map?)")
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if channels not in (1, 3, 4):
         raise UserError(f"{name}: a picture of {channels} channels is neither grey nor colour")

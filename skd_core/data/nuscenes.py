@@ -141,7 +141,7 @@ class NuScenesDataset(Dataset[Sample]):
     ) -> None:
         unknown = [name for name in classes if name not in CLASSES]
         if unknown:
-            raise UserError(f"'{unknown[0]}' is no nuScenes class; they are {', '.join(CLASSES)}")
+            raise UserError(f"'{unknown[0]}' is not a nuScenes class; they are {', '.join(CLASSES)}")
         self.root, self.split, self.classes, self.with_3d = Path(root), split, tuple(classes), with_3d
         self.min_visibility, self.cameras = min_visibility, parse_cameras(cameras)
         self.version = find_version(self.root) if version is None else version
@@ -248,7 +248,7 @@ def parse_cameras(names: Sequence[str]) -> tuple[str, ...]:
     wanted = [name.strip().upper() for name in names]
     unknown = [name for name in wanted if name not in CAMERAS]
     if unknown or not wanted:
-        said = f"'{unknown[0]}' is no nuScenes camera" if unknown else "no camera is named"
+        said = f"'{unknown[0]}' is not a nuScenes camera" if unknown else "no camera is named"
         raise UserError(f"{said}; they are {', '.join(CAMERAS)}")
     return tuple(name for name in CAMERAS if name in wanted)
 

@@ -209,7 +209,7 @@ def _from_detections(bag: Path, topic: str, images: Images, names: TruthClasses,
     doubt = images.doubt()
     if doubt is not None:
         raise UserError(
-            f"{bag}: {doubt}, so the messages on {topic} cannot be told to them; give --labels DIR, one file for each "
+            f"{bag}: {doubt}, so messages on {topic} cannot be matched to them; give --labels DIR, one file for each "
             "image in the order of recording"
         )
     truth, numbers = Truth(topic), images.by_stamp()

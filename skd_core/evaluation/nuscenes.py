@@ -93,7 +93,7 @@ def to_records(boxes: Boxes3D, frame: Frame) -> list[Record]:
     records = []
     for label, row in zip(boxes.labels, table.tolist(), strict=True):
         if label not in ATTRIBUTES:
-            raise UserError(f"{frame.name}: '{label}' is no nuScenes class; they are {', '.join(CLASSES)}")
+            raise UserError(f"{frame.name}: '{label}' is not a nuScenes class; they are {', '.join(CLASSES)}")
         records.append(
             {
                 "sample_token": frame.sample_token,
@@ -320,7 +320,7 @@ def _check_key_frames(path: Path, listed: Iterable[str], wanted: set[str], split
         count = f"{len(missing)} of {len(wanted)} key frames of split '{split}'"
         raise UserError(f"{path}: has no entry for {count}, first {missing[0]}; an empty list means nothing was found")
     if foreign:
-        raise UserError(f"{path}: {len(foreign)} entries are no key frames of split '{split}', first {foreign[0]}")
+        raise UserError(f"{path}: {len(foreign)} entries are not key frames of split '{split}', first {foreign[0]}")
 
 
 def report_nuscenes(

@@ -71,5 +71,5 @@ def _to_int8(body: ModelProto, calibration: Iterable[Pixels]) -> ModelProto:
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv", "Add"],
         )  # fmt: skip
         if not reader.count:
-            raise UserError("int8: give typical images with --calibrate, whose ranges the quantisation goes by")
+            raise UserError("int8: give typical images with --check; quantisation takes its ranges from them")
         return onnx.load(small)

@@ -67,9 +67,9 @@ def read_metadata(text: str, name: str) -> dict[str, Any]:
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
-        raise UserError(f"{name}: not written by skd_core (its metadata are no JSON that can be read)") from None
+        raise UserError(f"{name}: not written by skd_core (its metadata is not valid JSON)") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{name}: not written by skd_core (its metadata are no mapping)")
+        raise UserError(f"{name}: not written by skd_core (its metadata is not a mapping)")
     if raw.get("format") != FORMAT:
         found = repr(raw.get("format"))[:80]
         raise UserError(f"{name}: not written by skd_core (format {found}, not {FORMAT!r})")

@@ -197,7 +197,7 @@ class LabelLog:
                 record = json.loads(line)
                 self._records.setdefault(record["name"], []).append(record)
             except (json.JSONDecodeError, TypeError, KeyError):
-                raise UserError(f"{path}:{number}: not a line of autolabel's log; restore it or begin anew") from None
+                raise UserError(f"{path}:{number}: not a line of autolabel's log; restore it or start over") from None
 
     def written(self, name: str) -> set[str]:
         """Hashes of all label files ever written for a frame."""

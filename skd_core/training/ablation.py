@@ -199,7 +199,7 @@ def _run_all(out: Path, pending: list[tuple[str, int]], jobs: int, stop_after: f
                 if process.poll() is not None:
                     del running[process]
                     if process.returncode:
-                        raise UserError(f"ablation: a run failed; its last words are in {folder / 'log.txt'}")
+                        raise UserError(f"ablation: a run failed; see {folder / 'log.txt'}")
     finally:
         for process in running:
             process.terminate()

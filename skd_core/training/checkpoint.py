@@ -54,7 +54,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(
-            f"{path}: not a checkpoint, or damaged ({type(error).__name__}); delete it to start anew"
+            f"{path}: not a checkpoint, or damaged ({type(error).__name__}); delete it to start over"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this program ({FORMAT})")
@@ -81,7 +81,7 @@ def check_parts(path: Path, state: Mapping[str, Any], steps: int) -> None:
         raise foreign(path, f"seconds {state['seconds']}")
     means = state["means"]
     if set(means) != {"sums", "counts"} or not all(isinstance(part, dict) for part in means.values()):
-        raise foreign(path, "'means' is no record of an epoch")
+        raise foreign(path, "'means' is not an epoch's record")
     numbers = {**state["modulation"], **{f"{k}.{name}": v for k, part in means.items() for name, v in part.items()}}
     for name, value in numbers.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
@@ -121,7 +121,7 @@ def check_optimizer(path: Path, optimizer: torch.optim.Optimizer, state: Mapping
     given, moments = state.get("param_groups"), state.get("state")
     ignored = {"lr", "params"}
     if not isinstance(given, list) or not isinstance(moments, dict) or len(given) != len(own):
-        raise foreign(path, "'optimizer' is no optimizer's state")
+        raise foreign(path, "'optimizer' is not an optimizer's state")
     for mine, theirs in zip(own, given, strict=True):
         if not isinstance(theirs, dict) or mine["params"] != theirs.get("params"):
             raise foreign(path, "'optimizer' is of other parameters")
@@ -140,7 +140,7 @@ def check_optimizer(path: Path, optimizer: torch.optim.Optimizer, state: Mapping
 
 def foreign(path: Path, what: str) -> UserError:
     """What to say of a checkpoint that no run has written."""
-    return UserError(f"{path}: damaged, or not of this run: {what}; delete it to start anew")
+    return UserError(f"{path}: damaged, or not of this run: {what}; delete it to start over")
 
 
 def not_finite(state: Mapping[str, Any]) -> list[str]:

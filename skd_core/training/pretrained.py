@@ -73,7 +73,7 @@ def _fill_head_3d(student: Student, trained: Student, source: str) -> None:
         if given.shape != wanted:
             raise UserError(
                 f"initial.weights '{source}': its 3D head has {name} {tuple(given.shape)}, the config's "
-                f"{tuple(value.shape)}; set initial.head_3d: false to train it anew"
+                f"{tuple(value.shape)}; set initial.head_3d: false to train it from scratch"
             )
         if extra:
             value.zero_()[:, : given.shape[1]] = given

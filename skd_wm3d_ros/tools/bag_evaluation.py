@@ -130,7 +130,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Entry point; the exit code is 1 where live and offline detections differ or there are none to compare."""
     parser = argparse.ArgumentParser(prog="bag_evaluation", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bag", type=Path, help="rosbag2 folder")
-    parser.add_argument("--weights", default="default", help="weights file (default: the bundled weights)")
+    parser.add_argument("--weights", default="default", help="weights file, or bundled: default, street")
     parser.add_argument("--out", type=Path, default=Path("out/bag_evaluation"), help="folder to write to")
     parser.add_argument("--rate", type=float, default=1.0, help="times real time (default 1)")
     parser.add_argument("--lossless", action="store_true", help="wait for the answer to each image; drops none")
