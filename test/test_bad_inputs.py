@@ -63,7 +63,9 @@ COMMANDS: dict[str, str] = {
     "eval real weights": "eval real TREE --weights BAD --json OUT",
     "eval nuscenes root": "eval nuscenes --root BAD --results SUBMISSION --json OUT",
     "eval nuscenes results": "eval nuscenes --root TREE --results BAD --json OUT",
-    "export weights": "export BAD --out OUT",
+    "export weights": "export BAD --out OUT.onnx",
+    "export images": "export WEIGHTS --out OUT.onnx --check BAD --camera CALIB",
+    "export camera": "export WEIGHTS --out OUT.onnx --check IMAGE --camera BAD",
     "doctor": "doctor BAD",
 }
 """What is bad: the words of the command. Those of a command that is not there are left out."""
@@ -85,7 +87,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "pipe": lambda path: os.mkfifo(path),
     "device": lambda path: path.symlink_to("/dev/zero"),
 }
-PICTURES = ("depth images", "predict images", "lift images", "autolabel source", "bag-make images")
+PICTURES = ("depth images", "predict images", "lift images", "autolabel source", "bag-make images", "export images")
 """What takes a picture."""
 NOTES = {"out/depth.json", "out/autolabel.json"}
 """What a folder is filled with; written first, so that the same command can resume."""

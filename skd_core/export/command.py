@@ -20,6 +20,7 @@ from skd_core.errors import UserError
 from skd_core.export import glue
 from skd_core.export.graph import build, write
 from skd_core.export.precision import Pixels, body_changer
+from skd_core.files import check_outputs, make_folder
 from skd_core.inference.detector import Detector, OnnxDetector
 from skd_core.inference.onnx_file import OnnxNetwork
 from skd_core.inference.weights import load_weights, resolve
@@ -99,6 +100,7 @@ def export_weights(wish: Wish, out: Path) -> Difference:
     Raises:
         UserError: weights or images that cannot be used; an export that differs.
     """
+    check_outputs([out], [resolve(wish.weights), *wish.images, wish.camera])
     student, metadata = load_weights(wish.weights)
     if wish.images and wish.camera is None:
         raise UserError("export: --check needs the images' --camera")
