@@ -20,7 +20,7 @@ from skd_core.errors import UserError
 from skd_core.export import glue
 from skd_core.export.graph import build, write
 from skd_core.export.precision import Pixels, body_changer
-from skd_core.files import check_outputs, make_folder
+from skd_core.files import check_outputs
 from skd_core.inference.detector import Detector, OnnxDetector
 from skd_core.inference.onnx_file import OnnxNetwork
 from skd_core.inference.weights import load_weights, resolve
