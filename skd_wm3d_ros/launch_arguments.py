@@ -63,7 +63,7 @@ DETECTOR = (
     _parameter("detector_2d", "ONNX file of a 2D network, for boxes_from:=onnx"),
     Argument(
         "detector_2d_tiles",
-        f"Parts of the image that the 2D network looks at besides the whole; {_AS_IN_FILE}.",
+        f"Crops that the 2D network sees besides the whole image; {_AS_IN_FILE}.",
         read=whole,
         parameter=True,
     ),

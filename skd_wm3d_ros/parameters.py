@@ -98,7 +98,7 @@ PARAMETERS = (
     Spec(
         "detector_2d_tiles",
         0,
-        "With boxes_from onnx: parts of the image that the 2D network looks at besides the whole, for small objects.",
+        "With boxes_from onnx: crops that the 2D network sees besides the whole image, for small objects.",
         limits=(0, 16),
     ),
     Spec(
