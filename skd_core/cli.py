@@ -100,7 +100,7 @@ def autolabel(
     keep: Annotated[str | None, typer.Option(help="Minimum score of a label: 0.4, or Car=0.4,Pedestrian=0.5.")] = None,
     doubtful: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of DontCare (not learnt).")] = 0.2,
     given: Annotated[
-        Path | None, typer.Option(help="Incomplete labels: these lines are kept, missing objects added.")
+        Path | None, typer.Option(help="Folder of incomplete labels: lines are kept, missing objects added.")
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="True labels to compare with. Default: a KITTI tree's own, if any.")

@@ -75,7 +75,7 @@ class Question:
             the labels count.
         lift: place the 2D boxes without a network, see :mod:`skd_core.supervision.lift`.
         kinds: what to look at; none: those of KINDS that the weights know.
-        tiles: windows that a 2D detector looks at besides the whole image.
+        tiles: crops that a 2D detector sees besides the whole image.
         device: where the network runs.
     """
 

@@ -47,7 +47,7 @@ def open_source(
     Args:
         boxes: folder of KITTI label or result files, one for each frame's name.
         detector: file of a 2D detector, see :func:`skd_core.supervision.detector_2d.load_detector_2d`.
-        tiles: windows that it looks at besides the whole image.
+        tiles: crops that it sees besides the whole image.
         classes: what is wanted of its boxes, names without case; all of them without.
 
     Raises:
