@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from skd_core.benchmark_backends import lines, measure_backends
 from skd_core.benchmark_report import describe_machine, print_result, summary
 from skd_core.boxes import box_corners
 from skd_core.camera import Camera
@@ -38,6 +39,7 @@ from skd_core.training.batch import Batch, collate
 from skd_core.training.dataset import TrainingSet
 from skd_core.training.modulation import YARDSTICKS, scale_gradient
 from skd_core.training.module import Step, TeacherStudent
+from skd_core.visualize import RGB
 
 Values = dict[str, list[float]]
 """Name of a measure, which ends in its unit -> one value a round (a call, for latencies)."""
@@ -71,7 +73,8 @@ def benchmark(detector: Detector, effort: Effort) -> dict[str, Any]:
     """Measure everything.
 
     Returns:
-        {"machine": what it ran on, "settings": sizes and counts, "measures": {name: :func:`summary`}}
+        {"machine": what it ran on, "settings": sizes and counts, "measures": {name: :func:`summary`}, "device": name,
+        "backends": see :func:`skd_core.benchmark_backends.measure_backends`}
     """
     machine, device = describe_machine(detector.device), detector.device
     size = detector.student.config.input_size
@@ -88,6 +91,9 @@ def benchmark(detector: Detector, effort: Effort) -> dict[str, Any]:
     for name, part in (bar := tqdm(parts.items(), unit="part", dynamic_ncols=True)):
         bar.set_description(name)
         values |= part()
+    picture, camera = _picture(detector)
+    noise = np.random.default_rng(0).integers(0, 256, picture.shape, dtype=np.uint8)
+    backends = measure_backends(detector, [(picture, camera), (noise, camera)], effort.rounds)
     settings = {
         "input_size": list(size),
         "backbone": detector.student.config.backbone,
@@ -95,7 +101,8 @@ def benchmark(detector: Detector, effort: Effort) -> dict[str, Any]:
         "training": detector.metadata.get("training", detector.metadata.get("learnt_from", "unknown")),
         **asdict(effort),
     }
-    return {"machine": machine, "settings": settings, "measures": {k: summary(v) for k, v in values.items()}}
+    about = {"machine": machine, "settings": settings, "device": str(device), "backends": backends}
+    return about | {"measures": {k: summary(v) for k, v in values.items()}}
 
 
 def seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
@@ -118,10 +125,7 @@ def predictions(detector: Detector, effort: Effort) -> Values:
     neck, the 2D heads and the 3D head, "decode" the rest (peaks, RoIAlign, boxes, download).
     """
     device = detector.device
-    width, height = detector.student.config.input_size
-    factor = max(1.0, 1242 / width)
-    picture = render_frame(SynthConfig(round(width * factor), round(height * factor)), seed=1, frame=0).image
-    camera = _camera(detector, picture.shape[1], picture.shape[0])
+    picture, camera = _picture(detector)
     for _ in range(2):
         detector.predict(picture, camera)
     found: Values = {"predict/ms": [], **{f"predict/{part}_share": [] for part in ("resize", "network", "decode")}}
@@ -131,6 +135,14 @@ def predictions(detector: Detector, effort: Effort) -> Values:
         for part, share in _stages(detector, picture, camera).items():
             found[f"predict/{part}_share"].append(share)
     return found
+
+
+def _picture(detector: Detector) -> tuple[RGB, Camera]:
+    """A rendered picture about as wide as KITTI's."""
+    width, height = detector.config.input_size
+    factor = max(1.0, 1242 / width)
+    picture = render_frame(SynthConfig(round(width * factor), round(height * factor)), seed=1, frame=0).image
+    return picture, _camera(detector, picture.shape[1], picture.shape[0])
 
 
 def _camera(detector: Detector, width: int, height: int) -> Camera:
@@ -385,3 +397,4 @@ def report_benchmark(detector: Detector, effort: Effort, json_file: Path | None 
     if json_file is not None:
         write_atomic(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
     print_result(result)
+    print(*lines(result["backends"]), sep="\n")

@@ -303,7 +303,7 @@ def bench(
     effort = QUICK if quick else Effort()
     if repeat is not None:
         effort = replace(effort, rounds=repeat)
-    report_benchmark(Detector.load(weights, device, precision), effort, json)
+    report_benchmark(Detector.load(weights, device, precision, "torch"), effort, json)
 
 
 @app.command("predict-nuscenes", cls=CheckedCommand)

@@ -50,6 +50,21 @@ def test_the_shares_of_a_prediction_add_up(result: dict):
     assert math.isclose(sum(result["measures"][name]["mean"] for name in SHARES), 1.0, rel_tol=1e-9)
 
 
+def test_backends_stand_beside_eager_pytorch(result: dict):
+    """Equal boxes in fp32 whatever runs them; the ratio of PyTorch to itself is 1."""
+    backends = result["backends"]
+    assert result["device"] == "cpu"
+    assert {name.partition(",")[0] for name in backends} == {"torch fp32", "onnx fp32", "onnx fp16", "onnx int8"}
+    for name, numbers in backends.items():
+        assert 0 < numbers["median_ms"] <= numbers["p95_ms"] < math.inf
+        if name.startswith("torch"):
+            assert numbers["speedup_vs_eager_fp32"] == 1
+            assert numbers["max_box_difference"] == 0
+        if "fp32" in name:
+            assert numbers["max_box_difference"] < 1e-3
+            assert numbers["missing_boxes"] == 0
+
+
 def test_it_says_on_what_and_how_but_not_where(result: dict):
     assert result["machine"]["torch"] == torch.__version__
     assert result["machine"]["cores"] >= 1

@@ -44,6 +44,7 @@ ROOMS = (
     "skd_core.training",
     "skd_core.synthetic",
     "skd_core.benchmark_report",
+    "skd_core.benchmark_backends",
     "skd_core.benchmark",
     "skd_core",  # the package's own __init__.py, which offers the detector under a short name
     "skd_core.command_line",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -17,9 +16,8 @@ from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.folder import ImageFolder
 from skd_core.errors import UserError
-from skd_core.export import glue
 from skd_core.export.graph import build, write
-from skd_core.export.precision import Pixels, body_changer
+from skd_core.export.precision import body_changer, body_inputs
 from skd_core.files import check_outputs
 from skd_core.inference.detector import Detector, OnnxDetector
 from skd_core.inference.onnx_file import OnnxNetwork
@@ -110,7 +108,7 @@ def export_weights(wish: Wish, out: Path) -> Difference:
     frames = [found_images[index] for index in range(len(found_images))] if found_images else []
     reference = Detector(student, metadata, "cpu")
     pairs = [(sample.image.permute(1, 2, 0).numpy(), sample.camera) for sample in frames]
-    change = body_changer(wish.precision, _body_inputs(reference, pairs))
+    change = body_changer(wish.precision, body_inputs(reference, pairs))
     model = build(student, metadata | {"precision": wish.precision}, wish.size, change)
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "trial.onnx"
@@ -174,13 +172,3 @@ def random_images(detector: Detector, size: tuple[int, int] | None) -> Iterator[
         image = np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width]
         P = [[1.3 * fx, 0, width / 2, 0], [0, 1.3 * fy, height / 2, 0], [0, 0, 1, 0]]
         yield np.ascontiguousarray(image), Camera(torch.tensor(P, dtype=torch.float64), width, height)
-
-
-def _body_inputs(detector: Detector, pairs: Sequence[tuple[RGB, Camera]]) -> Iterator[Pixels]:
-    """What the body is given for images, by the same graph that will give it."""
-    student = detector.student
-    fx, fy = detector.metadata["focal"]
-    front = glue.front((fx, fy), detector.config.snap_size, student.backbone.multiple)
-    session = onnxruntime.InferenceSession(front.SerializeToString(), providers=["CPUExecutionProvider"])
-    for image, camera in pairs:
-        yield session.run(["pixels"], {"image": image, "P": camera.P.double().numpy()})[0]

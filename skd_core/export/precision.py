@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from skd_core.camera import Camera
 from skd_core.errors import UserError
+from skd_core.export import glue
+from skd_core.inference.detector import Detector
+from skd_core.visualize import RGB
 
 PRECISIONS = ("fp32", "fp16", "int8")
 Pixels = NDArray[np.float32]
@@ -73,3 +78,13 @@ def _to_int8(body: ModelProto, calibration: Iterable[Pixels]) -> ModelProto:
         if not reader.count:
             raise UserError("int8: give typical images with --check; quantisation takes its ranges from them")
         return onnx.load(small)
+
+
+def body_inputs(detector: Detector, pairs: Sequence[tuple[RGB, Camera]]) -> Iterator[Pixels]:
+    """What the body is given for images, by the same graph that will give it."""
+    student = detector.student
+    fx, fy = detector.metadata["focal"]
+    front = glue.front((fx, fy), detector.config.snap_size, student.backbone.multiple)
+    session = onnxruntime.InferenceSession(front.SerializeToString(), providers=["CPUExecutionProvider"])
+    for image, camera in pairs:
+        yield session.run(["pixels"], {"image": image, "P": camera.P.double().numpy()})[0]

@@ -20,7 +20,7 @@ from skd_core.devices import PRECISIONS, pick_device, pick_precision
 from skd_core.errors import UserError
 from skd_core.inference.calibration import Calibration
 from skd_core.inference.onnx_file import OnnxNetwork, has_provider
-from skd_core.inference.weights import load_weights, resolve, save_weights
+from skd_core.inference.weights import describe, load_weights, resolve, save_weights
 from skd_core.models.student import LEAST_SIDE, Detections, Student, to_boxes3d
 
 BACKENDS = ("auto", "torch", "onnx")
@@ -94,11 +94,9 @@ class Detector:
 
     def save(self, path: str | Path) -> None:
         """Write the weights file that :meth:`load` reads."""
-        kept = {k: v for k, v in self.metadata.items() if k not in ("format", "network", "model", "focal", "sha256")}
-        for derived in ("normalisation", "heading_known", "camera_convention"):
-            kept.pop(derived, None)
         fx, fy = self.metadata["focal"]
-        save_weights(path, self.student, (fx, fy), **kept)
+        derived = describe(self.student, (fx, fy))
+        save_weights(path, self.student, (fx, fy), **{k: v for k, v in self.metadata.items() if k not in derived})
 
     def network_camera(self, camera: Camera) -> Camera:
         """The camera of the network's input, see :func:`skd_core.data.transforms.network_camera`."""

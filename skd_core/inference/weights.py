@@ -68,8 +68,19 @@ def save_weights(path: str | Path, student: Student, focal: tuple[float, float],
         focal: median (fx, fy) of the training cameras, in pixels of the network's input.
         more: what else to keep, JSON-able (training command, seed, licence ...).
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
-    metadata = {
+    state = _tensors(student)
+    make_folder(Path(path).parent)
+    text = json.dumps(describe(student, focal, **more))
+    write_atomic(path, to_bytes(state, {"skd_core": text}), durable=True)
+
+
+def _tensors(student: Student) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+
+
+def describe(student: Student, focal: tuple[float, float], **more: Any) -> dict[str, Any]:
+    """The metadata of a weights file; arguments as of :func:`save_weights`."""
+    return {
         "format": FORMAT,
         "network": student.network,
         "model": student.config.model_dump(mode="json"),
@@ -78,11 +89,9 @@ def save_weights(path: str | Path, student: Student, focal: tuple[float, float],
         "normalisation": {"mean": list(MEAN), "std": list(STD), "of": "RGB in [0, 1]"},
         "heading_known": student.config.direction,
         "camera_convention": "P of the rectified image; pixel i covers [i, i+1); resized with the image",
-        "sha256": digest(state),
+        "sha256": digest(_tensors(student)),
         **more,
     }
-    make_folder(Path(path).parent)
-    write_atomic(path, to_bytes(state, {"skd_core": json.dumps(metadata)}), durable=True)
 
 
 def store(path: str | Path, **changes: Any) -> Path:
