@@ -69,6 +69,23 @@ def unproject(P: Tensor, uv: Tensor, z: Tensor) -> Tensor:
     return torch.stack([(d * r - b * s) / det, (a * s - c * r) / det, z.expand_as(u)], -1)
 
 
+def from_center(P: Tensor, xyz: Tensor) -> Tensor:
+    """Points as the camera sees them: in its own optical frame, whose origin is the optical centre and not P's.
+
+    ``X_own = X + K^-1 P[:, 3]`` as ``P = K [I | offset]``; the same points where P holds no offset.
+
+    Args:
+        P: shape (..., 3, 4), with a last row of 0 0 1 t.
+        xyz: shape (..., 3), points in the frame from which P projects, metres.
+
+    Returns:
+        shape (..., 3), metres; its last is z + t.
+    """
+    P = P.to(xyz)
+    nowhere = torch.zeros_like(P[..., None, :2, 3])
+    return xyz - unproject(P, nowhere, -P[..., None, 2, 3])[..., 0, :]  # the optical centre is where w = z + t = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Camera:
     """A rectified pinhole camera.
@@ -129,8 +146,7 @@ class Camera:
 
         Of the right camera of a stereo pair, whose P holds ``-fx B``, it is (-B, 0, 0); of KITTI's camera 2, 6 cm.
         """
-        offset: Tensor = torch.linalg.solve(self.K, self.P[:, 3])
-        return offset
+        return from_center(self.P, self.P.new_zeros(3))
 
     def centred(self) -> Camera:
         """The same camera with P projecting from its own optical frame: the frame that a ROS header names."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError
@@ -52,8 +51,7 @@ def _log(rr: Any, recording: Any, view: View) -> None:
     if view.stamp is not None:
         recording.set_time("stamp", timestamp=np.datetime64(view.stamp, "ns"))
     camera = view.camera
-    K, offset = camera.P[:, :3], camera.P[:, 3]
-    place = -torch.linalg.solve(K, offset)  # of the camera in its own frame: of KITTI's left colour one, 6 cm beside
+    K, place = camera.P[:, :3], -camera.offset  # of KITTI's left colour camera, 6 cm beside its frame's origin
     recording.log("camera", rr.Transform3D(translation=place.numpy()))
     recording.log(
         "camera",

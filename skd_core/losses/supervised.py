@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skd_core.boxes import Boxes3D
-from skd_core.camera import project
+from skd_core.boxes import Boxes3D, yaw_to_alpha
+from skd_core.camera import from_center, project
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.losses.yaw import YawLoss
 from skd_core.models.decode import Prediction3D
@@ -30,10 +30,11 @@ class SupervisedLoss(nn.Module):
         """
         uv = project(P, truth.center[:, None])[:, 0]
         share = (uv - rois[:, :2]) / (rois[:, 2:] - rois[:, :2]).clamp(min=1.0)
-        alpha = truth.alpha
+        seen = from_center(P, truth.center)  # as the network's depth and observation angle are
+        alpha = yaw_to_alpha(truth.yaw, seen)
         turned = (alpha.abs() > torch.pi / 2).long()
         return {
-            "depth": self.depth(prediction.log_z, prediction.log_sigma, truth.center[:, 2]),
+            "depth": self.depth(prediction.log_z, prediction.log_sigma, seen[:, 2]),
             "center": (prediction.center_uv - self._within(share)).abs().sum(-1),
             "size": (prediction.size / truth.size).log().abs().sum(-1),
             "yaw": self.yaw(prediction.yaw_vector, alpha, torch.ones_like(alpha)),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skd_core.boxes import project_boxes, wrap_angle
-from skd_core.camera import unproject
+from skd_core.camera import from_center, unproject
 from skd_core.geometry import geometric_depth, half_extent
 from skd_core.models.backbone import STRIDE
 from skd_core.models.heads import Maps2D, Raw3D
@@ -29,7 +29,8 @@ class Prediction3D:
         center_uv: shape (N, 2), projected centre as a share of the RoI, in (0, 1) unless ``model.center_range`` is
             larger; see :meth:`relative_to`.
         yaw_vector: shape (N, 2), t before normalisation.
-        alpha: shape (N,), observation angle in (-pi/2, pi/2], with gradient even where yaw has none.
+        alpha: shape (N,), observation angle at the optical centre in (-pi/2, pi/2], with gradient even where yaw has
+            none.
         direction: shape (N, 2), logits.
     """
 
@@ -107,8 +108,8 @@ def decode_3d(
     # depth and heading are as seen from the optical centre, which is not P's origin where P holds a baseline
     z = torch.exp(log_z) - P[:, 2, 3]
     center = unproject(P, uv[:, None], z[:, None])[:, 0]  # (N, 3)
-    x = center[:, 0] + (P[:, 0, 3] - P[:, 0, 2] * P[:, 2, 3]) / P[:, 0, 0]
-    yaw = wrap_angle(turned + torch.atan2(x, center[:, 2] + P[:, 2, 3]).detach())
+    seen = from_center(P, center)
+    yaw = wrap_angle(turned + torch.atan2(seen[:, 0], seen[:, 2]).detach())
     return Prediction3D(center, size, yaw, log_z, raw.depth[:, 1], share, raw.yaw, alpha, raw.direction)
 
 

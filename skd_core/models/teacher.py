@@ -132,11 +132,14 @@ class DepthGuidedNetwork(Student):
 
 
 def depth_to_points(depth: Tensor, P: Tensor) -> Tensor:
-    """Points of a depth map at stride 4: (B, H, W) metres and (B, 3, 4) -> (B, 3, H, W) metres, camera frame."""
+    """Points of a depth map at stride 4: (B, H, W) metres and (B, 3, 4) -> (B, 3, H, W) metres.
+
+    They are in the camera's own frame, as a depth map is: what P holds of a baseline says nothing of what is seen.
+    """
     B, H, W = depth.shape
     u = (torch.arange(W, device=depth.device) + 0.5) * STRIDE
     v = (torch.arange(H, device=depth.device) + 0.5) * STRIDE
     P = P[:, :, :, None, None].to(depth)
-    x = ((u - P[:, 0, 2]) * depth - P[:, 0, 3]) / P[:, 0, 0]
-    y = ((v[:, None] - P[:, 1, 2]) * depth - P[:, 1, 3]) / P[:, 1, 1]
+    x = (u - P[:, 0, 2]) * depth / P[:, 0, 0]
+    y = (v[:, None] - P[:, 1, 2]) * depth / P[:, 1, 1]
     return torch.stack([x, y, depth], 1)

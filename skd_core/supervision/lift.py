@@ -64,12 +64,12 @@ def lift(boxes2d: Boxes2D, camera: Camera) -> Boxes3D:
 
     yaw = YAWS.expand(len(given), -1)  # (N, Y)
     each = size[:, None].expand(-1, len(YAWS), 3)
-    center, projected = _fit(given.xyxy, each, yaw, cut, camera)
+    center, projected = _fit(given.xyxy, each, yaw, cut, camera.centred())
     best = _cost(given.xyxy, projected, yaw, cut).argmin(1)  # (N,)
     chosen = center[torch.arange(len(given)), best]  # (N, 3)
     error = torch.tensor([priors[label].geometric_error for label in given.labels], dtype=torch.float64)
     return Boxes3D(
-        chosen,
+        chosen - camera.offset,
         size,
         YAWS[best],
         given.labels,
@@ -83,7 +83,8 @@ def lift(boxes2d: Boxes2D, camera: Camera) -> Boxes3D:
 def _fit(xyxy: Tensor, size: Tensor, yaw: Tensor, cut: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
     """Centres (N, Y, 3), metres, and projected boxes (N, Y, 4), pixels, of an object of each yaw in each 2D box.
 
-    Both boxes are laid on each other by their middles, or by the edge that the border leaves.
+    Both boxes are laid on each other by their middles, or by the edge that the border leaves. The camera's P must
+    project from its own frame (:meth:`Camera.centred`).
     """
     width, height = (xyxy[:, 2:] - xyxy[:, :2])[:, None].unbind(-1)  # (N, 1)
     extent = half_extent(size, yaw)  # (N, Y)

@@ -21,7 +21,7 @@ from skd_core.priors import ClassPrior, prior_of
 
 Floats = NDArray[np.float64]
 
-VERSION = 2
+VERSION = 3
 """Of the formulas below: cached targets of another version are made anew."""
 
 POINTS = 128
@@ -49,10 +49,11 @@ class PseudoTargets:
     """One entry per 2D box of a sample; NaN where the depth map gave none.
 
     Attributes:
-        z: shape (N,), fused depth of the volume centre, metres.
-        alpha: shape (N,), observation angle modulo pi, radians.
+        z: shape (N,), fused depth of the volume centre as seen from the optical centre, metres.
+        alpha: shape (N,), observation angle at the optical centre modulo pi, radians.
         alpha_weight: shape (N,), q_yaw in [0, 1], what cos 2(alpha - truth) is expected to be; 0 where alpha is NaN.
-        points: shape (N, POINTS, 2), (x, z) of the visible surface, camera frame, metres; NaN-padded.
+        points: shape (N, POINTS, 2), (x, z) of the visible surface, metres, NaN-padded; in the frame from which P
+            projects, as boxes are.
     """
 
     z: Tensor
@@ -121,7 +122,8 @@ def pseudo_targets(sample: Sample, center_offset: bool = True) -> PseudoTargets:
     targets = PseudoTargets.none(len(sample.boxes2d))
     if sample.depth is None or len(targets.z) == 0:
         return targets
-    P = sample.camera.P.numpy()
+    P = sample.camera.centred().P.numpy()  # depth maps and angles are as the camera sees them
+    origin = sample.camera.offset.numpy()[[0, 2]]
     objects = _objects(sample, P)
     factor = scale_factor([o.geometric(P) / z for o in objects if not o.cut and (z := o.surface_depth())])
     for i, each in enumerate(objects):
@@ -139,7 +141,7 @@ def pseudo_targets(sample: Sample, center_offset: bool = True) -> PseudoTargets:
             targets.z[i] = z if center_offset else z - each.e
             shift *= z / z_surface  # onto the fused depth, along the rays
         chosen = np.linspace(0, len(each.surface) - 1, min(POINTS, len(each.surface))).astype(int)
-        targets.points[i, : len(chosen)] = torch.from_numpy(each.surface[chosen][:, [0, 2]] * shift).float()
+        targets.points[i, : len(chosen)] = torch.from_numpy(each.surface[chosen][:, [0, 2]] * shift - origin).float()
     return targets
 
 

@@ -102,12 +102,13 @@ def measure(made: Iterable[tuple[Sample, PseudoTargets]]) -> TargetTable:
     rows: list[tuple[str, float, float, float, float, float, float]] = []
     for sample, target in made:
         P = sample.camera.P.numpy()
+        seen = None if sample.boxes3d is None else sample.boxes3d.moved(sample.camera.offset)  # from the optical centre
         for i, label in enumerate(sample.boxes2d.labels):
             z, alpha, weight = float(target.z[i]), float(target.alpha[i]), float(target.alpha_weight[i])
             distance = box_depth(sample.boxes2d.xyxy[i].double().numpy(), prior_of(label), P)
             depth_error = yaw_error = folded = math.nan
-            if sample.boxes3d is not None and bool((sample.boxes3d.size[i] > 0).all()):
-                distance, true_alpha = _truth(sample.boxes3d, i)
+            if seen is not None and bool((seen.size[i] > 0).all()):
+                distance, true_alpha = float(seen.center[i, 2]), float(seen.alpha[i])
                 depth_error = z / distance - 1
                 yaw_error, mirrored = (_degrees_modulo_pi(sign * alpha - true_alpha) for sign in (1, -1))
                 folded = min(yaw_error, mirrored)
@@ -115,10 +116,6 @@ def measure(made: Iterable[tuple[Sample, PseudoTargets]]) -> TargetTable:
     label_column = np.array([row[0] for row in rows], dtype=np.str_)
     numbers = np.array([row[1:] for row in rows], dtype=np.float64).reshape(-1, 6)
     return TargetTable(label_column, *numbers.T)
-
-
-def _truth(boxes: Boxes3D, index: int) -> tuple[float, float]:
-    return float(boxes.center[index, 2]), float(boxes.alpha[index])
 
 
 def _degrees_modulo_pi(angle: float) -> float:
