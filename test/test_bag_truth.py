@@ -345,6 +345,15 @@ def test_texts_are_told_by_their_order_whenever_they_were_recorded(tmp_path: Pat
     assert scores["problems"] == []
 
 
+def test_texts_by_order_where_images_were_not_recorded_at_their_stamps(tmp_path: Path) -> None:
+    """Some times of recording are the stamp of another image by chance."""
+    for stamps in ((FIRST + 7, *TIMES[:3]), TIMES[::-1]):
+        bag = make_bag(tmp_path / str(stamps[0]), texts(), stamps=stamps)
+        scores = score(bag, tmp_path / f"out{stamps[0]}")
+        assert is_right(scores)
+        assert scores["problems"] == []
+
+
 def test_texts_that_are_too_few(tmp_path: Path) -> None:
     """At their images' stamps, as bag-make records them, it can be told which are missing; later it cannot."""
     scores = score(make_bag(tmp_path / "bag", texts([0, 2, 3])), tmp_path / "out")
@@ -530,16 +539,43 @@ def test_label_sets_without_2d_boxes_are_named(tmp_path: Path) -> None:
     assert any("every 2D box of the labels has no area (such as 0 0 0 0)" in p for p in scores["problems"])
 
 
+def test_label_sets_without_3d_boxes_are_named(tmp_path: Path) -> None:
+    bag, folder = make_bag(tmp_path / "bag"), tmp_path / "labels"
+    folder.mkdir()
+    for number in range(4):
+        lines = [line.split()[:8] for line in text_of(number).splitlines()]
+        text = "".join(f"{' '.join(line)} -1 -1 -1 -1000 -1000 -1000 -10\n" for line in lines)
+        (folder / f"{number}.txt").write_text(text)
+    scores = score(bag, tmp_path / "out", labels=folder)
+    assert any("every object of the labels has no 3D box" in problem for problem in scores["problems"])
+
+
+def test_truth_of_which_nothing_is_in_any_picture_is_named(tmp_path: Path) -> None:
+    """As where a frame is called the camera's and is not: what is ahead is then beside."""
+
+    def to_the_side(message: Any) -> None:
+        position = message.detections[0].bbox.center.position
+        position.x, position.y, position.z = position.z, -position.x, -position.y
+
+    scores = score(make_bag(tmp_path / "bag", truth(change=to_the_side)), tmp_path / "out", truth_topic=TRUTH)
+    said = [problem for problem in scores["problems"] if "no box is in any picture" in problem]
+    assert len(said) == 1
+    assert "'Car' (4) no box" in said[0]
+
+
 def test_eval_kitti_names_labels_that_cannot_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Foreign classes, and 2D boxes of 0 0 0 0 in labels or results."""
     line = "Car 0 0 0 {} 1.5 1.6 4 0 1.7 20 0"
     good, flat = line.format("1 1 90 60"), line.format("0 0 0 0")
+    bare = "Car 0 0 0 1 1 90 60 -1 -1 -1 -1000 -1000 -1000 -10"
     for label, result, said in [
         (good, f"{good} 1", ""),
         (flat, f"{good} 1", "labels: every 2D box has no area"),
         (f"{good}\n{flat}", f"{good} 1", "labels: 1 of 2 2D boxes have no area"),
         (good, f"{flat} 1", "results: every 2D box has no area"),
         (good, f"{good} 1\n{flat} 1", ""),
+        (f"{good}\n{bare}", f"{good} 1", "labels: 1 of 2 objects do not have a 3D box"),
+        (bare, f"{good} 1", "labels: no object has a 3D box (sides of -1, place of -1000); 3D and BEV AP miss these"),
         (good.replace("Car", "7"), f"{good} 1", "no labels of Car, Pedestrian, Cyclist; the classes there are '7' (1)"),
     ]:
         for name, text in (("labels", label), ("results", result)):
@@ -549,6 +585,7 @@ def test_eval_kitti_names_labels_that_cannot_count(tmp_path: Path, capsys: pytes
         notes = capsys.readouterr().err
         assert said in notes
         assert ("no area" in notes) == ("no area" in said)
+        assert ("3D box" in notes) == ("3D box" in said)
 
 
 # --- which camera -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What P holds of a baseline says where its frame begins, never what is seen: depth and heading count from the camera."""
+"""What P holds of a baseline says where its frame begins, not what is seen: depth and heading count from the camera."""
 
 from __future__ import annotations
 

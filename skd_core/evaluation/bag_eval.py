@@ -117,6 +117,8 @@ def evaluate_bag(
         if not evaluation.stamps:
             why = f"{evaluation.dropped} frames were dropped" if evaluation.dropped else "no frame that can be used"
             raise UserError(f"{bag}: {why}" + "".join(f"; {problem}" for problem in evaluation.problems[problems:][:1]))
+        if truth is not None:
+            truth.tell_unseen(evaluation.problems)
         if source.asked and not evaluation.labelled:
             raise UserError(f"{bag}: none of the {len(evaluation.stamps)} frames that were used has labels")
     about = {"bag": str(bag), "image_topic": camera.image, "truth": truth.source if truth else None}

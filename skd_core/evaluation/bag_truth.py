@@ -29,6 +29,7 @@ from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_classes import KITTI_CLASSES, TruthClasses, read_label_info
 from skd_core.evaluation.bag_pairing import Images, files_of_images
+from skd_core.evaluation.errors import is_placed
 from skd_core.evaluation.kitti import no_objects, objects_from_boxes
 from skd_core.evaluation.object_log import ObjectLog
 from skd_core.evaluation.overlaps import Floats
@@ -70,19 +71,28 @@ class Truth:
         source: where they are from, for the report.
         names: number of the image -> name of the label file, where there are files.
         classes: how many objects there are of each class.
-        flat: how many objects have a 2D box without area, where 2D boxes are given.
+        flat, hollow: how many objects have a 2D box without area, or no 3D box, where label lines are given.
+        seen: how many objects of each class were in the pictures that :meth:`at` was asked for.
     """
 
     source: str
     names: dict[int, str] = field(default_factory=dict)
     classes: Counter[str] = field(default_factory=Counter)
     flat: int = 0
+    hollow: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
     _objects: ObjectLog = field(default_factory=ObjectLog)
     _boxes: dict[int, tuple[tuple[str, ...], Floats]] = field(default_factory=dict)  # (N, 8): centre, size, yaw, score
     _numbers: dict[int, int] = field(default_factory=dict)  # image -> frame of _objects
 
     def at(self, frame: Frame) -> KittiObjects | None:
         """The labels of a frame; None where nothing is said of it (which is not "no objects")."""
+        objects = self._at(frame)
+        if objects is not None:
+            self.seen.update(objects.type)
+        return objects
+
+    def _at(self, frame: Frame) -> KittiObjects | None:
         number = frame.number
         if number in self._boxes:
             labels, values = self._boxes[number]
@@ -107,7 +117,17 @@ class Truth:
         self.classes.update(objects.type)
         real = objects[~objects.is_class(["DontCare"])]
         self.flat += int((real.xyxy[:, 2:] <= real.xyxy[:, :2]).any(-1).sum())
+        self.hollow += int((~is_placed(real)).sum())
         self._objects.append(objects)
+
+    def tell_unseen(self, notes: list[str]) -> None:
+        """Name the classes of which no object was in any picture: scores of these are empty."""
+        absent = [f"'{name}' ({n})" for name, n in self.classes.items() if not self.seen[name] and name != "DontCare"]
+        if absent:
+            notes.append(
+                f"{self.source}: of {', '.join(absent)} no box is in any picture that was used (behind the camera, or "
+                "beside it): is the truth in the frame that its header names?"
+            )
 
     def check(self, classes: Sequence[str], notes: list[str]) -> None:
         """Say what makes scores empty; ``classes`` are those of the detector, none if any will do.
@@ -132,6 +152,12 @@ class Truth:
             notes.append(
                 f"{self.source}: {every} 2D box of the labels has no area (such as 0 0 0 0): KITTI's AP judges an "
                 "object by the height of its 2D box, so these do not count in it; AP by distance holds"
+            )
+        if self.hollow:
+            every = "every object" if self.hollow == objects.total() else f"{self.hollow} of {objects.total()} objects"
+            notes.append(
+                f"{self.source}: {every} of the labels has no 3D box (sides of -1, place of "
+                "-1000): only 2D AP can count these"
             )
 
 
@@ -250,10 +276,11 @@ def _from_detections(bag: Path, topic: str, images: Images, names: TruthClasses,
 def _from_texts(bag: Path, topic: str, images: Images, copies: Path, notes: list[str]) -> Truth:
     """Label lines of a String topic, which has no stamps: in the order of recording.
 
-    Where there are not as many as images, and bag-make recorded each at its image's stamp, by that.
+    By the time of recording where that is the stamp of the images, as bag-make records both.
     """
     texts = list(read_texts(bag, topic, notes))
-    stamps, times = images.by_stamp(), [recorded for recorded, _ in texts]
+    at_stamps = all(stamp in (None, recorded) for stamp, recorded in zip(images.stamps, images.recorded, strict=True))
+    stamps, times = images.by_stamp() if at_stamps else {}, [recorded for recorded, _ in texts]
     numbers = [stamps.get(recorded) for recorded in times]
     lost = [recorded for recorded, number in zip(times, numbers, strict=True) if number is None]
     if len(lost) < len(texts) and images.doubt() is None:

@@ -208,8 +208,14 @@ def _substitute(labels: KittiObjects, results: KittiObjects, pairs: tuple[Indice
 
 def has_3d(objects: KittiObjects) -> Flags:
     """shape (N,), whether an object has a box in front of the camera."""
-    known: Flags = (objects.dimensions > 0).all(1) & (objects.location != -1000).all(1) & (objects.location[:, 2] > 0)
+    known: Flags = is_placed(objects) & (objects.location[:, 2] > 0)
     return known
+
+
+def is_placed(objects: KittiObjects) -> Flags:
+    """shape (N,), whether an object has a 3D box at all; KITTI writes sides of -1 and a place of -1000 where not."""
+    placed: Flags = (objects.dimensions > 0).all(1) & (objects.location != -1000).all(1)
+    return placed
 
 
 def _center(objects: KittiObjects) -> Floats:

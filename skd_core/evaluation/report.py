@@ -14,7 +14,7 @@ from rich.table import Table
 
 from skd_core.console import note_console, output_console
 from skd_core.data.kitti import KittiObjects
-from skd_core.evaluation.errors import PairErrors, error_budget, pair_errors
+from skd_core.evaluation.errors import PairErrors, error_budget, is_placed, pair_errors
 from skd_core.evaluation.kitti import (
     CLASSES,
     DIFFICULTIES,
@@ -120,7 +120,18 @@ def label_doubts(source: str, labels: Sequence[KittiObjects]) -> list[str]:
     if kinds and not any(name.lower() in known for name in kinds):
         there = ", ".join(f"'{name}' ({count})" for name, count in kinds.most_common(6))
         return [f"{source}: no labels of {', '.join(CLASSES)}; the classes there are {there}"]
-    return flat_doubts(f"{source}: labels", labels)
+    return [*flat_doubts(f"{source}: labels", labels), *_hollow_doubts(source, labels)]
+
+
+def _hollow_doubts(source: str, labels: Sequence[KittiObjects]) -> list[str]:
+    """Whether objects have no 3D box: nothing can be found of these, so that 3D and BEV AP would only be low."""
+    known = {name.lower() for name in CLASSES}
+    boxes = [frame[np.array([name.lower() in known for name in frame.type], dtype=bool)] for frame in labels]
+    count, hollow = sum(map(len, boxes)), sum(int((~is_placed(frame)).sum()) for frame in boxes)
+    if not hollow:
+        return []
+    which = "no object has" if hollow == count else f"{hollow} of {count} objects do not have"
+    return [f"{source}: labels: {which} a 3D box (sides of -1, place of -1000); 3D and BEV AP miss these"]
 
 
 def flat_doubts(source: str, frames: Sequence[KittiObjects], only_all: bool = False) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from skd_core.boxes import Boxes3D
 from skd_core.errors import UserError

@@ -18,7 +18,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from tqdm import tqdm
 
-from skd_core.boxes import Boxes3D
 from skd_core.console import output_console
 from skd_core.data.kitti import LABEL_COLUMNS, KittiDataset
 from skd_core.data.sample import Sample
