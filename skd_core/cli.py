@@ -18,8 +18,8 @@ app = typer.Typer(
     help="Monocular 3D detection learnt without 3D labels.",
 )
 EXTRAS = {
-    "lightning": "train", "nuscenes": "nuscenes", "numba": "synth", "onnx": "export", "onnxruntime": "onnx",
-    "rerun": "rerun", "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
+    "lightning": "train", "matplotlib": "eval", "numba": "synth", "nuscenes": "nuscenes", "onnx": "export",
+    "onnxruntime": "onnx", "rerun": "rerun", "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
 }  # fmt: skip
 """Module -> the extra of this package that brings it."""
 
@@ -304,6 +304,20 @@ def bench(
     if repeat is not None:
         effort = replace(effort, rounds=repeat)
     report_benchmark(Detector.load(weights, device, precision, "torch"), effort, json)
+
+
+@app.command(cls=CheckedCommand)
+def doctor(
+    weights: Annotated[
+        list[str] | None, typer.Option(help="A weights file to check; may be repeated. Default: the bundled ones.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for all findings.")] = None,
+) -> None:
+    """Check this machine: versions, devices, ROS, extras, weights, one inference, disk; exit status 1 on a FAIL."""
+    from skd_core.doctor import report
+
+    if status := report(json, weights or []):
+        raise typer.Exit(status)
 
 
 @app.command("predict-nuscenes", cls=CheckedCommand)

@@ -16,8 +16,11 @@ from unittest import mock
 from skd_core.cli import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
-WITH_EXTRA = ("skd_core.training", "skd_core.synthetic", "skd_core.benchmark")
-"""Rooms whose modules need an extra to be imported at all."""
+WITH_EXTRA = (
+    "skd_core.training", "skd_core.synthetic", "skd_core.benchmark", "skd_core.evaluation.plots",
+    "skd_core.evaluation.bag_report",
+)  # fmt: skip
+"""Rooms and modules that need an extra to be imported at all."""
 
 
 def canonical(requirement: str) -> str:
@@ -58,8 +61,6 @@ def providers() -> dict[str, set[str]]:
 def test_every_import_is_declared():
     extras = {canonical(r) for many in declared()["extras_require"].values() for r in many}
     known = {canonical(r) for r in declared()["install_requires"]} | extras
-    # the devkit cannot do without it, and says so; it is used where the devkit is
-    known |= {"shapely"} if "nuscenes-devkit" in known else set()
     missing = {
         name: files
         for name, files in imports().items()
@@ -72,9 +73,85 @@ def test_every_import_is_declared():
 def test_every_extra_that_a_command_names_is_there():
     for module, extra in EXTRAS.items():
         assert extra in declared()["extras_require"], module
-        if module in providers() and module != "shapely":
+        if module in providers():
             wanted = {canonical(r) for r in declared()["extras_require"][extra]}
             assert providers()[module] & wanted, module
+
+
+def test_a_command_names_only_what_it_may_import():
+    through_torch = {"tensorboard"}
+    assert set(EXTRAS) <= set(imports()) | through_torch
+
+
+def test_all_is_everything_but_what_pins_numpy_below_2():
+    extras = {name: {canonical(r) for r in them} for name, them in declared()["extras_require"].items()}
+    assert {"train", "synth", "eval", "depth", "onnx", "export", "nuscenes", "rerun"} <= set(extras)
+    of_developers = {"all", "test", "docs", "dev", "nuscenes"}
+    wanted = set().union(*(them for name, them in extras.items() if name not in of_developers))
+    assert extras["all"] == wanted
+    assert "nuscenes-devkit" not in extras["all"]
+
+
+def test_the_base_install_has_nothing_that_an_extra_is_for():
+    base = {canonical(r) for r in declared()["install_requires"]}
+    extras = declared()["extras_require"]
+    assert not base & {canonical(r) for name, them in extras.items() if name != "docs" for r in them}
+
+
+WITHOUT = {
+    "plot RUN --out OUT.png": "matplotlib",
+    "eval kitti --labels RUN --results RUN --plots OUT": "matplotlib",
+    "bag-eval skd_wm3d_ros/data/demo_bag --out OUT": "matplotlib",
+    "train config/train/own.yaml --out OUT": "lightning",
+    "synth OUT": "numba",
+    "export default --out OUT.onnx": "onnx",
+    "eval nuscenes --root RUN --results RUN/metrics.jsonl": "nuscenes",
+}
+"""Command -> what is missing."""
+
+COMMANDS = """
+import json, os, sys
+import skd_core.data.bag, skd_core.inference.detector  # once for all; nothing that an extra brings
+from skd_core.cli import main
+
+for module, words in json.load(sys.stdin):
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        sys.modules[module] = None
+        sys.argv = ["skd_core", *words]
+        try:
+            main()
+        except SystemExit as left:
+            print("status", left.code, file=sys.stderr, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_command_without_its_extra_says_so_in_one_line(tmp_path):
+    (tmp_path / "RUN" / "v1.0-mini").mkdir(parents=True)
+    (tmp_path / "RUN" / "metrics.jsonl").write_text("{}\n")
+    cases = [
+        (module, [re.sub(r"^(RUN|OUT)", lambda found: str(tmp_path / found[0]), word) for word in command.split()])
+        for command, module in WITHOUT.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS], input=json.dumps(cases), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "", done.stdout
+    expected = [
+        line
+        for module in WITHOUT.values()
+        for line in (
+            f"skd_core: error: this command needs {module}, which is not installed: "
+            f"pip install 'skd_wm3d_ros[{EXTRAS[module]}]'",
+            "status 2",
+        )
+    ]
+    said = [re.sub(r"needs (\w+)[\w.]*,", r"needs \1,", line) for line in done.stderr.splitlines()]
+    assert said == expected
+    assert not list(tmp_path.glob("OUT*"))
 
 
 CHILD = """

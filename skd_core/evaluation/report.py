@@ -50,6 +50,8 @@ def report_kitti(
     Raises:
         UserError: see :func:`skd_core.evaluation.kitti.read_folders`; or the JSON file cannot be written.
     """
+    if plots is not None:  # first, since it needs an extra
+        from skd_core.evaluation.plots import plot_kitti  # matplotlib takes a second to load
     check_outputs([json_file], [*labels.glob("*.txt"), *results.glob("*.txt")])
     folders = read_folders(labels, results)
     console, notes = output_console(), note_console()
@@ -91,8 +93,6 @@ def report_kitti(
     if not full:
         console.print("AOS, other overlaps and R11: --full, or --json FILE")
     if plots is not None:
-        from skd_core.evaluation.plots import plot_kitti  # matplotlib takes a second to load
-
         for path in plot_kitti(folders.labels, folders.results, plots):
             console.print(f"wrote {path}", soft_wrap=True)
 
