@@ -200,9 +200,9 @@ def check_ros() -> list[Finding]:
     """ROS 2 as this Python sees it, the packages that the node needs, and the DDS profile. Without ROS: one warning."""
     if importlib.util.find_spec("rclpy") is None:
         installed = sorted(Path("/opt/ros").glob("*/setup.bash"))
-        found = f"installed ({installed[-1]}), but not sourced" if installed else "not found"
+        state = f"installed ({installed[-1]}), but not sourced" if installed else "not found"
         cure = f"source {installed[-1]}" if installed else "install ROS 2 Jazzy, or run `make setup`"
-        return [Finding("ros", "rclpy", WARN, found, f"for the node only: {cure}")]
+        return [Finding("ros", "rclpy", WARN, state, f"for the node only: {cure}")]
     try:
         done = subprocess.run(
             [sys.executable, "-c", ASK_ROS, "rclpy", *ROS_PACKAGES],

@@ -18,7 +18,7 @@ from skd_core.cli import EXTRAS
 ROOT = Path(__file__).resolve().parents[1]
 WITH_EXTRA = (
     "skd_core.training", "skd_core.synthetic", "skd_core.benchmark", "skd_core.evaluation.plots",
-    "skd_core.evaluation.bag_report",
+    "skd_core.evaluation.bag_report", "skd_core.export",
 )  # fmt: skip
 """Rooms and modules that need an extra to be imported at all."""
 
