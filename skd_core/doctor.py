@@ -46,7 +46,7 @@ ROS_PACKAGES = ("cv_bridge", "message_filters", "vision_msgs.msg", "tf2_ros")
 PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 SEGMENT = 4 << 20
 """Bytes that Fast DDS's shared memory must have for camera images; its default is 0.5 MiB (docs/deployment.md)."""
-SETUP = "run `make setup` and `source .venv/bin/activate`, or pip install skd_wm3d_ros"
+SETUP = "in the skd_wm3d_ros source folder, run `make setup` and `source .venv/bin/activate`, or pip install ."
 
 ASK_ROS = """
 import json, sys
@@ -136,7 +136,7 @@ def check_extras(needed: Sequence[Requirement]) -> list[Finding]:
     for extra in EXTRAS if needed else ():
         mine = [r for r in needed if r.marker is not None and _only_of(r, extra)]
         faults = {r.name: fault for r in mine if (fault := problem(r)) is not None}
-        cure = f"where a command needs it: pip install '{PACKAGE}[{extra}]'"
+        cure = f"where a command needs it, run pip install '.[{extra}]' in the {PACKAGE} source folder"
         if not mine:
             cure = f"the installed {PACKAGE} is older than these files: install it again"
             found.append(Finding("extras", extra, WARN, "unknown to the installed package", cure))

@@ -92,7 +92,7 @@ def test_extras_say_what_they_lack(installed):
     assert found["synth"].level == OK
     assert found["train"].level == WARN
     assert found["train"].found == "tensorboard version 2.0, needed is >=2.14"
-    assert found["train"].cure.endswith("pip install 'skd_wm3d_ros[train]'")
+    assert found["train"].cure.endswith("pip install '.[train]' in the skd_wm3d_ros source folder")
     assert found["rerun"].level == WARN  # of no requirement: another version of the package is installed
     assert set(EXTRA_OF_MODULE.values()) <= set(found)
 
