@@ -174,6 +174,13 @@ class MethodConfig(Strict):
     teacher: bool = True  # DSN
     distillation: Literal["none", "l1", "uad"] = "uad"
     modulation: bool = True  # GTM
+    # what follows where the student lags: the teacher pulls the shared features less; the student pulls them more and
+    # learns more from the teacher; each object is learnt from the teacher by how far the student is behind on it, and
+    # fed back where it is ahead and surer; or nothing, but feedback where it does not lag
+    gtm_form: Literal["damp_teacher", "lift_student", "per_object", "feedback"] = "damp_teacher"
+    # who lags by the yardsticks, both through the student's RoIs, or the teacher through the label's box, from where it
+    # teaches; or by how fast each network's own loss falls
+    gtm_measure: Literal["rois", "labels", "pace"] = "rois"
     mode: Literal["paper", "best"] = "best"  # best: the student also sees the pseudo-targets
     supervised: bool = False  # 3D labels instead of everything weak: the upper bound, never the product
     direct_targets: bool = False  # pseudo-targets on the student without a teacher
@@ -185,6 +192,7 @@ class MethodConfig(Strict):
     geometric_margin: float = Field(0.0, ge=0, le=1e4)  # L_z to f H / h2d + e is free within this x its class's error
     gtm_alpha: float = Field(4.0, ge=0, le=1e4)
     gtm_beta: float = Field(0.05, ge=0, le=1e4)
+    gtm_lift: float = Field(2.0, ge=1, le=100)  # gtm_form: lift_student: the largest factor on the student's gradient
 
     @model_validator(mode="after")
     def _consistent(self) -> MethodConfig:

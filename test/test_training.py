@@ -20,7 +20,7 @@ from torch import Tensor
 
 from skd_core.boxes import Boxes2D
 from skd_core.camera import project
-from skd_core.config import ScheduleConfig, TrainConfig
+from skd_core.config import MethodConfig, ScheduleConfig, TrainConfig
 from skd_core.data.kitti import KittiDataset
 from skd_core.data.sets import open_set
 from skd_core.errors import UserError
@@ -383,20 +383,24 @@ def test_a_set_without_one_object_of_the_classes_is_refused(root: Path, tmp_path
 
 
 # -- GTM ---------------------------------------------------------------------------------------------------------------
-def measured(student: float, teacher: float, alpha: float = 4.0, beta: float = 0.05) -> Modulation:
-    modulation = Modulation(alpha, beta)
+def modulation_of(**method: Any) -> Modulation:
+    return Modulation(MethodConfig(**method))
+
+
+def measured(student: float, teacher: float, **method: Any) -> Modulation:
+    modulation = modulation_of(**method)
     modulation.update(dict.fromkeys(YARDSTICKS, student), dict.fromkeys(YARDSTICKS, teacher))
     return modulation
 
 
 def test_modulation_before_any_measure() -> None:
-    modulation = Modulation(4.0, 0.05)
+    modulation = modulation_of()
     assert (modulation.rho, modulation.k_teacher, modulation.k_feedback) == (1.0, 1.0, 0.05)
 
 
 def test_rho_by_hand() -> None:
     """The geometric mean of the ratios 2, 1/2 and 8 is 2."""
-    modulation = Modulation(0.1, 0.05)
+    modulation = modulation_of(gtm_alpha=0.1)
     modulation.update({"depth": 0.2, "projection": 0.1, "yaw": 0.8}, {"depth": 0.1, "projection": 0.2, "yaw": 0.1})
     assert modulation.rho == pytest.approx(2)
     assert modulation.k_teacher == pytest.approx(1 - math.tanh(0.1))
@@ -433,7 +437,7 @@ def test_rho_is_clipped_and_survives_zeros_and_gaps() -> None:
     assert measured(1e6, 1e-6).rho == 10
     assert measured(0.0, 1.0).rho == 0.1
     assert measured(0.0, 0.0).rho == 1
-    modulation = Modulation(4.0, 0.05)
+    modulation = modulation_of()
     modulation.update({"depth": 0.2, "yaw": math.nan}, {"depth": 0.1, "yaw": 0.3})
     assert modulation.rho == pytest.approx(2)  # yaw has been measured on one side only
     modulation.update({"depth": math.nan}, {"depth": math.inf})
@@ -448,7 +452,7 @@ def test_running_means_start_at_the_first_value() -> None:
 
 
 def test_modulation_state() -> None:
-    modulation, again = measured(0.4, 0.1), Modulation(4.0, 0.05)
+    modulation, again = measured(0.4, 0.1), modulation_of()
     again.load_state_dict(modulation.state_dict())
     for m in (modulation, again):
         m.update(dict.fromkeys(YARDSTICKS, 0.2), dict.fromkeys(YARDSTICKS, 0.1))
@@ -742,6 +746,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "distill_uad": {"method": {"modulation": False}},
     "full": {},
     "full_paper": {"method": {"mode": "paper"}},
+    "lift_student_pace_paper": {"method": {"gtm_form": "lift_student", "gtm_measure": "pace", "mode": "paper"}},
+    "per_object": {"method": {"gtm_form": "per_object", "gtm_measure": "labels"}},
     "full_no_centre_offset": {"model": {"center_offset": False}},
     "full_no_depth": {"data": {"depth_dir": None}},
     "full_paper_no_depth": {"data": {"depth_dir": None}, "method": {"mode": "paper"}},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skd_core.errors import UserError
 from skd_core.files import replacing
-from skd_core.training.modulation import YARDSTICKS
+from skd_core.training.modulation import MEASURES
 
 FORMAT = "skd_core.checkpoint.v1"
 PARTS: dict[str, type | tuple[type, ...]] = {
@@ -88,8 +88,7 @@ def check_parts(path: Path, state: Mapping[str, Any], steps: int) -> None:
             raise foreign(path, f"{name} is {value!r:.40}")
     if means["sums"].keys() != means["counts"].keys() or not all(count > 0 for count in means["counts"].values()):
         raise foreign(path, "'means' counts other terms than it sums")
-    known = {f"{who}_{name}" for who in ("student", "teacher") for name in YARDSTICKS}
-    if unknown := sorted(map(str, state["modulation"].keys() - known)):
+    if unknown := sorted(map(str, state["modulation"].keys() - set(MEASURES))):
         raise foreign(path, f"'modulation' has {unknown[0]:.40}")
     for part in ("model", "ema"):
         if bad := not_finite(state[part]):

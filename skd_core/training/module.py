@@ -27,7 +27,7 @@ from skd_core.models.student import Detections, Rois, Student, select
 from skd_core.models.teacher import DepthGuidedNetwork, DepthMap, Teacher
 from skd_core.priors import prior_of, prior_tolerances
 from skd_core.training.batch import Batch
-from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
+from skd_core.training.modulation import YARDSTICKS, Modulation, feedback_weight, lag_weight, scale_gradient
 
 
 @dataclass
@@ -39,11 +39,13 @@ class Step:
         objects: what sums over objects are divided by; None: the batch's own number, at least 1. With several processes
             it is all objects, at least 1, by the number of processes, so that the mean of their gradients is the
             gradient of the global mean.
+        watch: keep F_G for :func:`skd_core.training.gradients.feature_gradients`.
     """
 
     boxes_3d: float = 1.0
     distillation: float = 1.0
     objects: float | None = None
+    watch: bool = False
 
 
 class TeacherStudent(nn.Module):
@@ -66,8 +68,10 @@ class TeacherStudent(nn.Module):
         method = config.method
         self.student = Student(config.model)
         self.teacher = Teacher(config.model, self.student.prior) if method.teacher else None
-        self.modulation = Modulation(method.gtm_alpha, method.gtm_beta)
+        self.modulation = Modulation(method)
         self.yardsticks = torch.zeros(2, len(YARDSTICKS), 2)  # student, teacher; E1-E3; sum and count in the last batch
+        self.own_losses = torch.zeros(2, 2)  # student, teacher; sum and count in the last batch; gtm_measure: pace only
+        self.watched: Tensor | None = None  # F_G of the last batch, if its step asked for it
         self.register_buffer("tolerance", prior_tolerances(config.model.classes), persistent=False)
         side = [prior_of(name).side_edge_weight for name in config.model.classes]
         self.register_buffer("side_weight", torch.tensor(side), persistent=False)
@@ -95,8 +99,9 @@ class TeacherStudent(nn.Module):
         """The weighted terms whose sum is the loss, each a scalar; their names say which network they teach."""
         method, rois = self.config.method, batch.rois
         objects = step.objects if step.objects is not None else max(len(batch.boxes), 1)
-        self.yardsticks = batch.boxes.new_zeros(2, len(YARDSTICKS), 2)
+        self.yardsticks, self.own_losses = batch.boxes.new_zeros(2, len(YARDSTICKS), 2), batch.boxes.new_zeros(2, 2)
         features = self.student.features(batch.images)
+        self.watched = features if step.watch else None
         maps = self.student.maps_2d(features)
         outline = ~batch.hidden | at_border(batch.full_boxes, rois.size[:, 0], rois.size[:, 1])
         terms = self.loss_2d(
@@ -115,7 +120,8 @@ class TeacherStudent(nn.Module):
             rois = self.own_rois(maps, batch)
             batch = replace(batch, rois=rois)
         detach_yaw = self.yaw_is_taught
-        student = self.student.boxes_3d(features, batch.P, rois, detach_yaw)
+        lifted = scale_gradient(features, self.modulation.k_student if method.modulation else 1.0)
+        student = self.student.boxes_3d(lifted, batch.P, rois, detach_yaw)
         if method.supervised:
             if batch.truth is None:
                 raise ValueError("supervised training needs batches with truth")
@@ -132,6 +138,7 @@ class TeacherStudent(nn.Module):
         terms |= {f"student/{k}": step.boxes_3d * v.sum() / objects for k, v in parts.items()}
         if self.teacher is None:
             return terms
+        own = [own_loss(parts)]
 
         shared = self._shared(features)
         depth = self.teacher.depth_map(shared, batch.P)
@@ -140,12 +147,15 @@ class TeacherStudent(nn.Module):
         raw = self.teacher.boxes_raw(shared, depth, batch.P, both.rois)
         seen = self.student.decode(raw, both.rois, detach_yaw)
         parts = self._weak_terms(seen, both, True, points=step.distillation > 0)
+        if method.gtm_measure == "pace":
+            self.own_losses = torch.stack([*own, own_loss(parts)])
         terms |= {f"teacher/{k}": step.boxes_3d * v.sum() / (2 * objects) for k, v in parts.items()}
         teacher, knowing = select(seen, slice(len(rois.boxes))), select(seen, slice(len(rois.boxes), None))
         if self.loss_distillation is not None and step.distillation > 0:
             parts = self._distillation_terms(student, teacher, knowing, batch, step.distillation)
             terms |= {k: v.sum() / objects for k, v in parts.items()}
-        self.yardsticks = torch.stack([self._yardsticks(student, batch), self._yardsticks(teacher, batch)])
+        rival = knowing if method.gtm_measure == "labels" else teacher
+        self.yardsticks = torch.stack([self._yardsticks(student, batch), self._yardsticks(rival, batch)])
         return terms
 
     def detect(self, images: Tensor, P: Tensor, least_heat: float, teacher: bool = False) -> list[Detections]:
@@ -237,11 +247,19 @@ class TeacherStudent(nn.Module):
         """
         assert self.loss_distillation is not None
         student, teacher = (p.relative_to(batch.boxes, batch.rois.boxes) for p in (student, teacher))
+        method = self.config.method
         learnt = self.loss_distillation(student, knowing, self.overlap(knowing, batch))
-        terms = {"student/distillation": weight * learnt}
-        feedback = self.modulation.k_feedback if self.config.method.modulation and weight >= 1 else 0.0
+        per_object = method.modulation and method.gtm_form == "per_object"
+        if per_object:
+            learnt = learnt * lag_weight(self._errors(student, batch), self._errors(knowing, batch))
+        lift = self.modulation.k_student if method.modulation else 1.0
+        terms = {"student/distillation": weight * lift * learnt}
+        feedback = self.modulation.k_feedback if method.modulation and weight >= 1 else 0.0
         if feedback > 0:
             reverse = self.loss_distillation(teacher, student, self.overlap(student, batch), yaw=False)
+            if per_object:
+                errors = self._errors(student, batch), self._errors(teacher, batch)
+                reverse = reverse * feedback_weight(*errors, student.log_sigma < teacher.log_sigma)
             terms["teacher/feedback"] = feedback * reverse
         return terms
 
@@ -251,6 +269,15 @@ class TeacherStudent(nn.Module):
         with torch.no_grad():
             clipped = clip_to_seen(boxes.project(batch.rois.P), batch.full_boxes, batch.hidden)
             return box_iou(clipped, batch.full_boxes).diagonal()  # type: ignore[no-any-return]
+
+    @staticmethod
+    @torch.no_grad()
+    def _errors(boxes: Prediction3D, batch: Batch) -> Tensor:
+        """shape (2, N): E1 and E3 of each object, what its pseudo-target knows; NaN where it knows nothing."""
+        pseudo = batch.pseudo
+        yaw = yaw_error(boxes.alpha, pseudo.alpha, pseudo.alpha_weight)
+        depth = (boxes.log_z - pseudo.z.log()).abs()
+        return torch.stack([depth, torch.where(pseudo.alpha_weight > 0, yaw, torch.nan)])
 
     @torch.no_grad()
     def _yardsticks(self, boxes: Prediction3D, batch: Batch) -> Tensor:
@@ -266,3 +293,12 @@ class TeacherStudent(nn.Module):
         has_z = pseudo.z.isfinite()
         known = torch.stack([has_z, torch.ones_like(has_z), pseudo.alpha_weight > 0])
         return torch.stack([torch.where(known, values, 0.0).sum(-1), known.sum(-1)], -1)
+
+
+def own_loss(parts: dict[str, Tensor]) -> Tensor:
+    """shape (2,): sum and count over objects of a network's own weak loss, terms of shape (N,) each; no gradient.
+
+    Without L_points, which joins in the middle of a run, and without what the networks teach each other.
+    """
+    total = torch.stack([value.detach() for name, value in parts.items() if name != "points"]).sum(0)
+    return torch.stack([total.sum(), total.new_tensor(float(len(total)))])

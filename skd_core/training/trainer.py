@@ -50,6 +50,7 @@ from skd_core.training.checkpoint import (
 )
 from skd_core.training.dataset import TrainingSet, training_loader
 from skd_core.training.evaluate import predict_dataset
+from skd_core.training.gradients import WATCH_EVERY, describe, feature_gradients
 from skd_core.training.modulation import YARDSTICKS
 from skd_core.training.module import Step, TeacherStudent
 from skd_core.training.pretrained import freeze, load_initial
@@ -302,7 +303,8 @@ class Trainer:
             group["lr"] = self._rate()
         objects = float(self._sum(torch.tensor(float(len(batch.boxes)))))
         share = max(objects, 1.0) / self.fabric.world_size
-        step = Step(ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation), share)
+        ramps = ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation)
+        step = Step(*ramps, share, watch=self.raw.teacher is not None and self.step % WATCH_EVERY == 0)
         self.model.train()
         freeze(self.raw.student.backbone, self.config.initial.freeze)
         if schedule.freeze_norm:
@@ -310,6 +312,10 @@ class Trainer:
         terms: dict[str, Tensor] = self.model(batch, step)
         loss = torch.stack(list(terms.values())).sum()
         self._check_finite(terms, "loss", batch)
+        watched = {}
+        if self.raw.watched is not None:
+            watched = describe(self._sum(feature_gradients(terms, self.raw.watched)), self.fabric.world_size)
+            self.raw.watched = None  # lets go of the graph
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
@@ -326,7 +332,7 @@ class Trainer:
                 "the step; train with a lower schedule.learning_rate or schedule.weight_decay into another --out"
             )
         values = {name: float(value.detach()) for name, value in terms.items()}
-        return mean_terms(values | {"loss": float(loss.detach())}) | {"objects": objects}
+        return mean_terms(values | {"loss": float(loss.detach())}) | watched | {"objects": objects}
 
     def _check_finite(self, values: dict[str, Tensor], kind: str, batch: Batch) -> None:
         if self.config.precision == "16-mixed" and kind == "gradient":
@@ -367,6 +373,9 @@ class Trainer:
         self.raw.modulation.update(
             dict(zip(YARDSTICKS, student, strict=True)), dict(zip(YARDSTICKS, teacher, strict=True))
         )
+        if self.config.method.gtm_measure == "pace":
+            sums = self._sum(self.raw.own_losses)
+            self.raw.modulation.update_pace(*(sums[:, 0] / sums[:, 1]).tolist())
 
     def _update_ema(self) -> None:
         self.average.decay = min(self.config.schedule.ema, (1 + self.step) / (10 + self.step))
@@ -380,7 +389,7 @@ class Trainer:
         modulation = self.raw.modulation
         if not modulation.errors:
             return {}
-        factors = {"rho": modulation.rho, "k_teacher": modulation.k_teacher, "k_feedback": modulation.k_feedback}
+        factors = {name: getattr(modulation, name) for name in ("rho", "k_teacher", "k_student", "k_feedback")}
         return {f"gtm/{k}": v for k, v in (factors | modulation.errors).items()}
 
     def _sum(self, value: Tensor) -> Tensor:
