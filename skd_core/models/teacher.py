@@ -120,8 +120,9 @@ class DepthGuidedNetwork(Student):
 
     @classmethod
     def of(cls, student: Student, teacher: Teacher) -> DepthGuidedNetwork:
-        """From the parts that are trained together; they are shared, not copied."""
-        whole = cls(student.config)
+        """From the parts that are trained together; they are shared, not copied. No random number is drawn."""
+        with torch.random.fork_rng(devices=[]):  # of the weights that are replaced
+            whole = cls(student.config)
         whole.backbone, whole.heads_2d, whole.teacher = student.backbone, student.heads_2d, teacher
         return whole.to(student.mean.device).train(student.training)
 

@@ -32,6 +32,7 @@ def predict_dataset(
         batch_size: neighbouring frames of one size, at most, that are predicted together.
     """
     model.eval()
+    network = model.depth_guided() if teacher else model.student
     classes = model.config.model.classes
     results: list[Boxes3D] = []
     waiting: list[tuple[Camera, Camera, Tensor]] = []  # the image's camera, the network's, its pixels
@@ -40,7 +41,7 @@ def predict_dataset(
         images = torch.stack([pixels for _, _, pixels in waiting]).to(device)
         P = torch.stack([camera.P for _, camera, _ in waiting]).to(device, torch.float32)
         heat = threshold**2  # a score is at most the root of the heat
-        for (whole, small, _), found in zip(waiting, model.detect(images, P, heat, teacher), strict=True):
+        for (whole, small, _), found in zip(waiting, network.detect(images, P, least_heat=heat), strict=True):
             boxes = to_boxes3d(found, classes, whole.width / small.width, whole.height / small.height)
             results.append(boxes[boxes.scores >= threshold])
         waiting.clear()

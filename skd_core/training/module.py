@@ -23,7 +23,7 @@ from skd_core.losses.yaw import YawLoss, yaw_error
 from skd_core.models.backbone import STRIDE
 from skd_core.models.decode import Prediction3D, boxes_at
 from skd_core.models.heads import Maps2D
-from skd_core.models.student import Detections, Rois, Student, select
+from skd_core.models.student import Rois, Student, select
 from skd_core.models.teacher import DepthGuidedNetwork, DepthMap, Teacher
 from skd_core.priors import prior_of, prior_tolerances
 from skd_core.training.batch import Batch
@@ -157,11 +157,6 @@ class TeacherStudent(nn.Module):
         rival = knowing if method.gtm_measure == "labels" else teacher
         self.yardsticks = torch.stack([self._yardsticks(student, batch), self._yardsticks(rival, batch)])
         return terms
-
-    def detect(self, images: Tensor, P: Tensor, least_heat: float, teacher: bool = False) -> list[Detections]:
-        """Inference by the student or, to measure it, by the teacher; see :meth:`Student.detect`."""
-        network = self.depth_guided() if teacher else self.student
-        return network.detect(images, P, least_heat=least_heat)
 
     def depth_guided(self) -> DepthGuidedNetwork:
         """The teacher as a network of its own; it shares all parts with this one.
