@@ -119,7 +119,7 @@ def read_calibration(path: str | Path, wanted: str | None = None) -> Calibration
     file, name = split_choice(path)
     wanted = name if wanted is None else wanted
     text = read_text(file, LIMIT, "camera file")
-    if lines := _kitti_lines(text):
+    if lines := _kitti_lines(text, file):
         return _kitti(lines, text, file, wanted)
     cameras = _other(text, file)
     if wanted is not None and wanted not in cameras:
@@ -136,7 +136,7 @@ def read_kitti(path: str | Path, key: str) -> Calibration:
         UserError: an unreadable file, no such line, or not 12 numbers.
     """
     text = read_text(path, LIMIT, "camera file")
-    lines = _kitti_lines(text)
+    lines = _kitti_lines(text, path)
     if _kitti_key(key) not in lines:
         there = f"it has {', '.join(lines)}" if lines else "is this a KITTI calibration file?"
         raise UserError(f"{path}: no line '{key}:'; {there}")
@@ -149,12 +149,19 @@ def _kitti_key(name: str) -> str:
     return re.sub(r"^P_RECT_0?", "P", name.upper())
 
 
-def _kitti_lines(text: str) -> dict[str, tuple[int, str, str]]:
-    """Lines ``P2: 12 numbers`` by key: number, name as written, values. Blanks and comments do not matter."""
+def _kitti_lines(text: str, file: str | Path) -> dict[str, tuple[int, str, str]]:
+    """Lines ``P2: 12 numbers`` by key: number, name as written, values. Blanks and comments do not matter.
+
+    Raises:
+        UserError: two lines of one key that differ.
+    """
     found: dict[str, tuple[int, str, str]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if entry := _KITTI_LINE.match(line):
-            found.setdefault(_kitti_key(entry[1]), (number, entry[1], entry[2] + entry[3]))
+            values = entry[2] + entry[3]
+            first = found.setdefault(_kitti_key(entry[1]), (number, entry[1], values))
+            if first[2].split() != values.split():
+                raise UserError(f"{file}:{number}: {entry[1]} differs from line {first[0]}; which one is true?")
     return found
 
 

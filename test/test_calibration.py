@@ -95,6 +95,14 @@ def test_a_missing_p2_is_named_and_another_can_be_chosen(tmp_path: Path, caplog:
     assert "has no P2; P0, the only camera in it, is taken" in caplog.text
 
 
+def test_a_line_that_is_there_twice_and_differs(tmp_path: Path) -> None:
+    same = write(tmp_path, f"P2: {LINE}\nP_rect_02:  {LINE}\n")
+    assert read_calibration(same).p == tuple(P2)
+    other = write(tmp_path, f"P2: {LINE}\nP3: x\nP2: {text_of(OTHER)}\n", "other.txt")
+    with pytest.raises(UserError, match=r"other.txt:3: P2 differs from line 1"):
+        read_calibration(other)
+
+
 def test_a_size_in_a_raw_calibration_must_agree(tmp_path: Path) -> None:
     path = write(tmp_path, KITTI_SPELLINGS["raw with its size"])
     assert Camera.from_file(path).width == 640

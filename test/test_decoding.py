@@ -6,17 +6,21 @@ import array
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from skd_core import notes
 from skd_core.data.decoding import ENCODINGS, EncodingError, decode_picture, decode_pixels, from_opencv
 from skd_core.data.ros_messages import camera_from_info, undistortion_maps
+from skd_core.data.sample import read_image
 from skd_core.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -289,6 +293,35 @@ def test_an_exif_rotation_is_named_and_not_applied(caplog: pytest.LogCaptureFixt
     assert [r.message.partition(": pixels")[0] for r in caplog.records] == [
         "/cam/image: its EXIF orientation (6: on its side) is not applied"
     ]
+
+
+def test_a_tiff_that_its_tag_would_turn_is_refused(tmp_path: Path) -> None:
+    """Pillow and OpenCV turn it, and its calibration does not turn with it."""
+    exif = Image.Exif()
+    for turn in (1, 3, 6):
+        exif[0x0112] = turn
+        Image.fromarray(PHOTO).save(tmp_path / f"{turn}.tif", exif=exif)
+        content = (tmp_path / f"{turn}.tif").read_bytes()
+        if turn == 1:
+            assert np.array_equal(decode_picture(content, "tiff"), PHOTO)
+            continue
+        for read in (lambda c=content: decode_picture(c, "tiff"), lambda t=turn: read_image(tmp_path / f"{t}.tif")):
+            with pytest.raises(UserError, match=rf"its orientation \({turn}: "):
+                read()
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+def test_a_file_that_was_cut_and_filled_up_is_incomplete(tmp_path: Path, kind: str) -> None:
+    """As disks leave them after a power cut: Pillow makes grey of the rest."""
+    content, path = compressed(PHOTO, kind), tmp_path / f"frame{kind}"
+    for text in (content[: len(content) // 2] + bytes(len(content) // 2), content[:-20] + bytes(20)):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match=r"incomplete (JPEG|PNG)"):
+            read_image(path)
+    path.write_bytes(content)
+    whole = read_image(path)
+    path.write_bytes(content + bytes(64))
+    assert torch.equal(read_image(path), whole)
 
 
 # -- any bytes --------------------------------------------------------------------------------------------------------

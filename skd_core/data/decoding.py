@@ -180,8 +180,17 @@ def orientation(picture: Image.Image) -> int:
 
 
 def note_orientation(picture: Image.Image, name: object) -> None:
-    """Warn of an EXIF rotation, which is not applied: the calibration belongs to the pixels as they are stored."""
+    """Warn of an EXIF rotation, which is not applied: the calibration belongs to the pixels as they are stored.
+
+    Raises:
+        UserError: a TIFF's, which every library here applies while it decodes.
+    """
     if (turned := orientation(picture)) != 1:
+        if picture.format == "TIFF":
+            raise UserError(
+                f"{name}: its orientation ({turned}: {_TURNS[turned]}) would turn the picture against its calibration; "
+                "save the picture upright, without that tag"
+            )
         warn_once(
             ("orientation", turned, os.path.dirname(str(name))),
             f"{name}: its EXIF orientation ({turned}: {_TURNS[turned]}) is not applied: pixels are taken as stored, to "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skd_core.boxes import Boxes2D, Boxes3D, at_border
 from skd_core.camera import Camera
-from skd_core.data.decoding import PICTURE_FORMATS, check_size, from_opencv, note_orientation
+from skd_core.data.decoding import PICTURE_FORMATS, check_size, from_opencv, incomplete, note_orientation
 from skd_core.errors import UserError
 from skd_core.files import check_regular
 
@@ -92,12 +92,14 @@ def read_image(path: str | Path) -> Tensor:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
             check_size(picture, path)
             note_orientation(picture, path)
+            content = Path(path).read_bytes() if picture.format in ("JPEG", "PNG") else b""
+            if (kind := incomplete(content)) is not None:  # of one that is filled up behind the cut, Pillow makes grey
+                raise UserError(f"{path}: cannot read image: incomplete {kind} of {len(content)} bytes")
             raw_modes = [tile[3] if isinstance(tile[3], str) else (tile[3] or ("",))[0] for tile in picture.tile]
             picture.load()
             pixels = np.asarray(picture) if picture.mode.startswith(("I", "F")) else None
             if pixels is None and any("16" in str(raw) for raw in raw_modes):  # Pillow would keep the upper byte only
-                content = np.frombuffer(Path(path).read_bytes(), np.uint8)
-                pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+                pixels = cv2.imdecode(np.frombuffer(content or Path(path).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
             if pixels is None:
                 pixels = np.array(picture.convert("RGB"))
             elif pixels.dtype.kind in "iu" and pixels.dtype != np.uint8:  # some as 32 bits, or high byte first
