@@ -190,8 +190,9 @@ def teacher_cost(detector: Detector, frame: RenderedFrame, effort: Effort) -> Va
     images = torch.from_numpy(frame.image).permute(2, 0, 1)[None].to(device)
     P = frame.camera.P[None].to(device, torch.float32)
     found: Values = {"inference/student_ms": [], "inference/with_teacher_ms": [], "inference/with_teacher_ratio": []}
+    networks = (model.student, model.depth_guided())
     for round_ in range(-1, effort.rounds):
-        alone, both = (seconds(partial(model.detect, images, P, 0.0, teacher), device) for teacher in (False, True))
+        alone, both = (seconds(partial(network.detect, images, P, least_heat=0.0), device) for network in networks)
         if round_ >= 0:
             found["inference/student_ms"].append(1e3 * alone)
             found["inference/with_teacher_ms"].append(1e3 * both)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +54,37 @@ def test_a_view_without_end_is_refused(tmp_path: Path, name: str) -> None:
     (bag / "metadata.yaml").unlink()
     with pytest.raises(UserError, match=f"holds a view '{name}'"):
         list(read_frames(bag))
+
+
+@pytest.mark.parametrize(
+    ("name", "pack", "said"),
+    [
+        ("x.mcap.gz", gzip.compress, "x.mcap.gz is compressed with gzip; unpack it with gunzip"),
+        ("x.db3.bz2", bz2.compress, "compressed with bzip2"),
+        ("x.mcap.xz", lzma.compress, "compressed with xz"),
+        ("x.mcap.lz4", lambda data: b"\x04\x22\x4d\x18" + data, "compressed with lz4"),
+        ("x.mcap", gzip.compress, "x.mcap is compressed with gzip"),
+        ("x.db3", bytes, "x.db3 is an MCAP file; name it .mcap"),
+        ("x.bag", lambda data: b"#ROSBAG V2.0\n" + data, "a ROS 1 bag; convert it with rosbags-convert"),
+    ],
+)
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_what_is_no_rosbag2_is_called_by_its_name(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes], said: str, in_folder: bool
+) -> None:
+    content = next(written(tmp_path, "mcap").glob("*.mcap")).read_bytes()
+    folder = tmp_path / "bag"
+    folder.mkdir()
+    (folder / name).write_bytes(pack(content))
+    with pytest.raises(UserError, match=f"cannot be read as a rosbag2 bag .*{said}"):
+        list(read_frames(folder if in_folder else folder / name))
+
+
+def test_a_damaged_file_is_not_called_another(tmp_path: Path) -> None:
+    (tmp_path / "x.mcap").write_bytes(b"\x89MCAP0\r\n" + bytes(40))
+    with pytest.raises(UserError, match="cannot be read as a rosbag2 bag") as caught:
+        list(read_frames(tmp_path / "x.mcap"))
+    assert "name it" not in str(caught.value)
 
 
 @pytest.mark.timeout(60)

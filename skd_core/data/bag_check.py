@@ -11,6 +11,20 @@ from pathlib import Path
 from skd_core.errors import UserError
 from skd_core.yaml_files import read_yaml
 
+FORMATS = {
+    b"#ROSBAG V2.0": "a ROS 1 bag; convert it with rosbags-convert",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; add .zstd to its name, or unpack it with unzstd",
+    b"\x1f\x8b": "compressed with gzip; unpack it with gunzip",
+    b"BZh": "compressed with bzip2; unpack it with bunzip2",
+    b"\xfd7zXZ\0": "compressed with xz; unpack it with unxz",
+    b"\x04\x22\x4d\x18": "compressed with lz4; unpack it with unlz4",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\x89MCAP0\r\n": "an MCAP file; name it .mcap",
+    b"SQLite format 3\0": "an sqlite3 file; name it .db3",
+}
+"""How files begin that are taken for bags, and what they are."""
+_OWN = {b"\x28\xb5\x2f\xfd": (".zstd", ".zst"), b"\x89MCAP0\r\n": (".mcap",), b"SQLite format 3\0": (".db3",)}
+"""The suffixes of those that are read."""
 DATABASE = ".db3"
 METADATA = "metadata.yaml"
 
@@ -34,6 +48,17 @@ def check_storage(bag: Path) -> None:
             raise UserError(f"{file}: is a pipe or a device, not a file of a bag")
         if file.suffix == DATABASE and stat.S_ISREG(mode):
             _check_database(file)
+
+
+def foreign(bag: Path) -> str | None:
+    """What a bag is that cannot be read, or the first such file of its folder: another format, or compressed."""
+    for file in sorted(bag.iterdir()) if bag.is_dir() else [bag]:
+        with contextlib.suppress(OSError), file.open("rb") as content:
+            start = content.read(max(map(len, FORMATS)))
+            for magic, what in FORMATS.items():
+                if start.startswith(magic) and file.suffix not in _OWN.get(magic, ()):
+                    return f"{file.name} is {what}"
+    return None
 
 
 def _files(bag: Path) -> Iterator[Path]:

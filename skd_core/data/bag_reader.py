@@ -28,7 +28,7 @@ from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefiniti
 from rosbags.rosbag2 import Reader
 from rosbags.rosbag2.storage_mcap import decompress
 
-from skd_core.data.bag_check import check_storage
+from skd_core.data.bag_check import check_storage, foreign
 from skd_core.errors import UserError
 from skd_core.files import natural_order
 from skd_core.notes import warn_once
@@ -144,7 +144,8 @@ class BagReader:
             reason = "no metadata.yaml" if self.path.is_dir() else ""
         files = _storage_files(self.path)
         if not files:
-            raise UserError(f"{self.path}: cannot be read as a rosbag2 bag ({reason or 'not an .mcap or .db3 file'})")
+            reason = foreign(self.path) or reason or "not an .mcap or .db3 file"
+            raise UserError(f"{self.path}: cannot be read as a rosbag2 bag ({reason})")
         if reason:
             self.note(f"{self.path}: {reason}; its {len(files)} storage files are read one by one")
         storages, refused = [], []
@@ -152,8 +153,8 @@ class BagReader:
             try:
                 storages.append(self._open_file(file))
             except (UserError, OSError, ValueError, struct.error, sqlite3.Error) as error:
-                refused.append(first_line(error))
-                self.note(f"{file}: left out: {first_line(error)}")
+                refused.append(foreign(file) or first_line(error))
+                self.note(f"{file}: left out: {refused[-1]}")
         if not any(storage.connections for storage in storages):
             refused = refused or ["nothing in it is complete"]
             raise UserError(f"{self.path}: cannot be read as a rosbag2 bag ({'; '.join(refused)})")
