@@ -194,9 +194,8 @@ def teacher_cost(detector: Detector, frame: RenderedFrame, effort: Effort) -> Va
     for round_ in range(-1, effort.rounds):
         alone, both = (seconds(partial(network.detect, images, P, least_heat=0.0), device) for network in networks)
         if round_ >= 0:
-            found["inference/student_ms"].append(1e3 * alone)
-            found["inference/with_teacher_ms"].append(1e3 * both)
-            found["inference/with_teacher_ratio"].append(both / alone)
+            for values, value in zip(found.values(), (1e3 * alone, 1e3 * both, both / alone), strict=True):
+                values.append(value)
     return found
 
 
