@@ -8,7 +8,7 @@ JOBS ?= 2
 ros := PYTHON=$(PYTHON) ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST tools/with_ros.sh
 pytest := OMP_NUM_THREADS=1 $(ros) .venv/bin/python -m pytest
 
-.PHONY: help setup demo test test-numpy2 lint lock clean
+.PHONY: help setup demo test test-numpy2 lint docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -32,9 +32,14 @@ lint: setup  ## ruff and mypy alone
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 
+docs:  ## The pages of docs/ as a site in out/docs; in .venv-docs, a small environment of its own
+	@test -f .venv-docs/.ready || ($(PYTHON) -m venv --clear .venv-docs && touch .venv-docs/COLCON_IGNORE \
+	    && .venv-docs/bin/pip install -qq --disable-pip-version-check -r tools/requirements-docs.txt && touch .venv-docs/.ready)
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
 lock: setup  ## Write tools/requirements-lock.txt from what is installed in .venv
 	@.venv/bin/python tools/write_lock.py
 
 clean:  ## Remove everything these commands made, environments included
-	rm -rf .venv .venv-numpy2 build install log out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-numpy2 .venv-docs build install log out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find skd_core skd_wm3d_ros test tools launch -name __pycache__ -prune -exec rm -rf {} +

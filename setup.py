@@ -21,7 +21,7 @@ export = ["onnx>=1.15", *onnx]  # `skd_core export`
 nuscenes = ["nuscenes-devkit>=1.2", "shapely>=2.0"]  # the devkit pins numpy below 2: not in "all"
 rerun = ["rerun-sdk>=0.23"]  # on numpy below 2 also pyarrow below 21, which does not say so itself
 test = ["hypothesis>=6.90", "onnx>=1.15", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
-docs = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]  # `make docs`, in its own environment
+docs = (ROOT / "tools" / "requirements-docs.txt").read_text(encoding="utf-8").split()  # `make docs`
 dev = [*test, "colcon-common-extensions", "mypy>=1.10", "ruff>=0.6", "types-PyYAML"]
 
 setup(
