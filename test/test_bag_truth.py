@@ -550,6 +550,13 @@ def test_label_sets_without_3d_boxes_are_named(tmp_path: Path) -> None:
     assert any("every object of the labels has no 3D box" in problem for problem in scores["problems"])
 
 
+def test_truth_without_one_object_is_named(tmp_path: Path) -> None:
+    """As from an annotation tool that was opened and closed again."""
+    bag = make_bag(tmp_path / "bag", truth(change=lambda message: message.detections.clear()))
+    scores = score(bag, tmp_path / "out", truth_topic=TRUTH)
+    assert any(problem.startswith("/gt/boxes: there is no object in the truth") for problem in scores["problems"])
+
+
 def test_truth_of_which_nothing_is_in_any_picture_is_named(tmp_path: Path) -> None:
     """As where a frame is called the camera's and is not: what is ahead is then beside."""
 

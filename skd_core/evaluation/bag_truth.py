@@ -138,6 +138,8 @@ class Truth:
         objects = Counter({name: count for name, count in self.classes.items() if name != "DontCare"})
         known = {name.lower() for name in classes}
         strange = Counter({name: count for name, count in objects.items() if classes and name.lower() not in known})
+        if not objects:
+            notes.append(f"{self.source}: there is no object in the truth: nothing can be found, and AP says nothing")
         told = ", ".join(f"'{name}' ({count})" for name, count in strange.most_common(6))
         told += ", ..." if len(strange) > 6 else ""
         if objects and strange.total() == objects.total():
