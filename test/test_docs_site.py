@@ -13,10 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-TEXTS = [
-    *PAGES,
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "QUALITY_DECLARATION.md") if (ROOT / name).exists()),
-]
+TEXTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "QUALITY_DECLARATION.md"))]
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -86,6 +87,29 @@ def test_ros_packages_in_use_are_dependencies(manifest):
     assert ros - {"yolo_msgs"} <= declared  # taken where it is installed, and said where it is not
 
 
+def test_ros_packages_that_only_tests_use_are_test_dependencies(manifest):
+    declared = {element.text for kind in ("exec_depend", "test_depend") for element in manifest.iter(kind)}
+    used = set()
+    for file in (ROOT / "test").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            used |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            used |= {str(node.module)} if isinstance(node, ast.ImportFrom) else set()
+    roots = {name.partition(".")[0] for name in used}
+    ros = {name for name in roots if name.endswith(("_msgs", "_interfaces")) or name in ("rclpy", "tf2_ros", "launch")}
+    assert "rosgraph_msgs" in ros
+    assert ros <= declared
+    tests_of_pip = {f"python3-{name}" for name in ("hypothesis", "pytest", "pytest-timeout", "shapely")}
+    assert tests_of_pip <= declared
+
+
+def test_linters_agree_on_the_length_of_a_line():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    ruff = re.search(r"^line-length = (\d+)$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert config["flake8"]["max-line-length"] == ruff[1]
+    assert {"convention", "add_ignore"} <= set(config["pydocstyle"])
+
+
 def test_what_rviz_needs_is_a_dependency(manifest):
     declared = {element.text for element in manifest.iter("exec_depend")}
     plugins = set(re.findall(r"Class: (\w+)/", (ROOT / "rviz" / "detector.rviz").read_text(encoding="utf-8")))
@@ -97,6 +121,12 @@ def test_one_version_everywhere(manifest):
     changelog = (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8")
     newest = re.search(r"^(\d+\.\d+\.\d+) \(", changelog, re.MULTILINE)[1]
     assert {skd_core.__version__, manifest.findtext("version"), newest, distribution(NAME).version} == {newest}
+
+
+def test_the_citation_is_of_this_version_and_licence():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (skd_core.__version__, "Apache-2.0")
+    assert citation["references"][0]["identifiers"][0]["value"] in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_licence_is_apache_2():
@@ -334,6 +364,12 @@ def test_the_readmes_commands_exist():
 def test_ci_runs_make_test():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert lines[-1] == "exec make test"
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    steps = {name: [str(step.get("run", "")) for step in job["steps"]] for name, job in workflow["jobs"].items()}
+    assert "make test" in steps["make-test"]
+    assert workflow["jobs"]["jazzy"]["container"] == "ros:jazzy"
+    assert any("colcon build --packages-select skd_wm3d_ros" in step for step in steps["jazzy"])
+    assert "has not been run on GitHub yet" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 # --- sources -------------------------------------------------------------------------------------------------------
