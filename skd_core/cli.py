@@ -185,10 +185,10 @@ def ablate(
     """Train every row of the ablation over several seeds; mean and spread of AP and errors."""
     from skd_core.config import load_config
     from skd_core.files import lock_folder
-    from skd_core.training.ablation import ROWS, run_ablation, table
+    from skd_core.training.ablation import rows_of, run_ablation, table
 
-    chosen = list(ROWS) if rows == "all" else [row.strip() for row in rows.split(",")]
     base = load_config(config, set_)
+    chosen = list(rows_of(base)) if rows == "all" else [row.strip() for row in rows.split(",")]
     with lock_folder(out):
         print(table(run_ablation(base, out, chosen, seeds, jobs, stop_after=stop_after, device=device)))
 

@@ -99,6 +99,8 @@ class SetConfig(Strict):
     boxes: Literal["amodal", "tight"] = "amodal"  # tight: around the visible part, as a 2D detector gives them
     depth_dir: Place | None = None  # of this set, in a list of sets
     only_2d: bool = False  # teaches the 2D heads alone, such as where the focal length is uncertain
+    labels_3d: bool = True  # method.supervised learns from its 3D labels; false: it then teaches the 2D heads alone
+    rendered: bool = False  # computer-made pictures, which the ablation on real frames starts from
     licence: str | None = None  # of images and labels, such as CC-BY-NC-SA-4.0; the weights keep it in their metadata
 
     @model_validator(mode="after")
@@ -106,6 +108,10 @@ class SetConfig(Strict):
         if self.version is not None and self.kind != "nuscenes":
             raise ValueError("version is for kind: nuscenes")
         return self
+
+    def teaches_3d(self, supervised: bool) -> bool:
+        """Whether the 3D heads learn from it, in a run with method.supervised or without."""
+        return not self.only_2d and (self.labels_3d or not supervised)
 
 
 ONE, MANY = "a single set", "a list of sets"
@@ -120,6 +126,7 @@ class DataConfig(Strict):
 
     train: OneOrMany  # a list is a mixture: every batch holds each set's share
     val: SetConfig | None = None  # 3D labels are read here only, and only to report
+    ruler: tuple[SetConfig, ...] = ()  # and here: the ablation on real frames measures complete runs on them
     depth_dir: Place | None = None  # estimated depth, training only: beside image_2 (kitti), under root (nuscenes)
     depth_kind: Literal["metric", "relative"] = "metric"  # relative: inverse depth of any scale and shift
     camera_height: float = Field(1.65, gt=0, le=1000)  # metres above the road; relative depth only
@@ -143,6 +150,12 @@ class DataConfig(Strict):
         for part in self.sets:
             if part.only_2d and part.depth_dir is not None:
                 raise ValueError(f"train: {part.root} has only_2d, which teaches no depth; leave out its depth_dir")
+        return self
+
+    @model_validator(mode="after")
+    def _ruler(self) -> DataConfig:
+        if any(part.kind != "kitti" for part in self.ruler):
+            raise ValueError("ruler: takes sets of kind kitti alone")
         return self
 
     @model_validator(mode="after")
@@ -207,6 +220,7 @@ class ScheduleConfig(Strict):
     """METHOD 6, Schedule [peer]. The 3D losses' ramps scale with the number of epochs [ours]."""
 
     epochs: int = Field(140, ge=1, le=1_000_000)
+    epoch_steps: int | None = Field(None, ge=1, le=1_000_000)  # None: as many as hold all frames once
     batch_size: int = Field(16, ge=1, le=65536)
     learning_rate: float = Field(1.25e-3, gt=0, le=10)
     weight_decay: float = Field(1e-5, ge=0, le=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,8 +21,8 @@ from typer.testing import CliRunner
 from skd_core import cli
 from skd_core.config import TrainConfig
 from skd_core.errors import UserError
-from skd_core.training import ablation
-from skd_core.training.ablation import MEASURES, ROWS, collect, row_config, run_ablation, table
+from skd_core.training import ablation, ruler
+from skd_core.training.ablation import MEASURES, REAL_ROWS, ROWS, collect, row_config, run_ablation, table
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +256,99 @@ def test_the_command_takes_values_over_the_files(config: Path, tmp_path: Path, m
     assert base == _base(config).model_copy(update={"method": base.method})
     assert base.method.mode == "paper"
     assert (out, rows, seeds) == (tmp_path / "out", ["full", "dsn"], 2)
+
+
+# -- on real frames ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def real(root: Path, tmp_path: Path) -> TrainConfig:
+    """Two sets, one of them as if it were real, and one to measure on."""
+    train = [
+        {"root": str(root), "depth_dir": "depth", "rendered": True},
+        {"root": str(root), "labels_3d": False},
+    ]
+    return tiny.make_config(
+        root,
+        model={"focal": 120.0, "center_range": 2.5},
+        data={"train": train, "val": {"root": str(root)}, "ruler": [{"root": str(root)}], "depth_dir": None},
+        schedule={"epochs": 1, "epoch_steps": 1, "batch_size": 2},
+    )
+
+
+def test_rows_on_real_frames_differ_in_their_sets(real: TrainConfig) -> None:
+    rows = {row: row_config(real, row, 3) for row in REAL_ROWS}
+    assert [len(c.data.sets) for c in rows.values()] == [1, 2, 2, 2]
+    assert rows["rendered"].data.sets[0].rendered
+    assert [part.only_2d for part in rows["real_2d"].data.sets] == [False, True]
+    assert rows["full"] == real.model_copy(update={"seed": 3})
+    assert rows["supervised"].method.supervised
+    assert [part.teaches_3d(True) for part in rows["supervised"].data.sets] == [True, False]
+    assert len({c.schedule.epoch_steps for c in rows.values()}) == 1
+    with pytest.raises(UserError, match=r"no row 'dsn'.*real_2d"):
+        row_config(real, "dsn", 0)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("schedule", {"epoch_steps": None}, "schedule.epoch_steps"),
+        ("data", {"ruler": []}, "data.ruler"),
+        ("data", {"train": [{"root": "a", "rendered": True}]}, "with and without rendered"),
+        ("data", {"ruler": [{"root": "/nowhere"}]}, "/nowhere"),
+    ],
+)
+def test_a_config_that_is_no_benchmark_on_real_frames_is_refused(
+    real: TrainConfig, tmp_path: Path, section: str, change: dict[str, Any], message: str
+) -> None:
+    raw = real.model_dump(mode="json")
+    raw[section].update(change)
+    with pytest.raises(UserError, match=message):
+        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["full"], 1, 1, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_on_real_frames_are_measured_once_and_kept_in_a_file(
+    real: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "out", []
+
+    def run_all(out: Path, pending: list[tuple[str, int]], *rest: object) -> None:
+        for row, seed in pending:
+            (out / row / str(seed)).mkdir(parents=True, exist_ok=True)
+            (out / row / str(seed) / "student.safetensors").touch()
+
+    def measured(weights: Path, *rest: object) -> dict[str, dict[str, float]]:
+        asked.append((weights.parent.parent.name, weights.parent.name))
+        bev = {"full": 0.27, "supervised": 0.3}[asked[-1][0]] + 0.03 * int(asked[-1][1])
+        return {"a:val": {"bev_50": bev, "recall_50": 0.5, "depth_error": math.nan, "on_nothing": 0.25}}
+
+    monkeypatch.setattr(ablation, "_run_all", run_all)
+    monkeypatch.setattr(ruler, "measure_weights", measured)
+    run_ablation(real, out, ["full", "supervised"], 1, 1, device="cpu")
+    for folder in (p for p in out.iterdir() if p.is_dir()):
+        shutil.rmtree(folder)
+    run_ablation(real, out, ["full"], 2, 1, device="cpu")
+    assert asked == [("full", "0"), ("supervised", "0"), ("full", "1")]
+    result = json.loads((out / "ruler.json").read_text())
+    assert {row: list(runs) for row, runs in result["runs"].items() if runs} == {
+        "full": ["0", "1"],
+        "supervised": ["0"],
+    }
+    assert ruler.ratios(result) == {"a:val": pytest.approx(0.285 / 0.3)}
+    text = (out / "ruler.md").read_text()
+    assert "| `full` | a:val | 2 | 0.285 ± 0.021 | 0.500 | ? | 0.25 |" in text
+    assert text.endswith("full / supervised, BEV > .5: a:val 0.95\n")
+    other = real.model_copy(update={"precision": "bf16-mixed"})
+    with pytest.raises(UserError, match="is of another config"):
+        ruler.measure_runs(other, out, {}, "cpu")
+    (out / "ruler.json").write_text('{"runs": []}')
+    with pytest.raises(UserError, match="not a result of this command"):
+        ruler.measure_runs(real, out, {}, "cpu")
+
+
+def test_a_run_on_real_frames_from_end_to_end(real: TrainConfig, tmp_path: Path) -> None:
+    result = run_ablation(real, tmp_path, ["supervised"], 1, 1, device="cpu")
+    assert result["rows"]["supervised"]["seeds"] == [0]
+    assert REAL_ROWS["supervised"][0] in (tmp_path / "ablation.md").read_text()
+    kept = json.loads((tmp_path / "ruler.json").read_text())
+    (name,) = kept["runs"]["supervised"]["0"]
+    assert kept["runs"]["supervised"]["0"][name]["labels"] > 0

@@ -28,6 +28,7 @@ from skd_core.inference.detector import Detector
 from skd_core.inference.weights import BUNDLED, load_weights
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.supervision.pseudo import PseudoTargets
+from skd_core.training.ablation import REAL_ROWS, row_config
 from skd_core.training.batch import collate
 from skd_core.training.dataset import TrainingSet, place_window
 from skd_core.training.evaluate import predict_dataset
@@ -419,6 +420,7 @@ def test_bundled_street_says_what_it_saw_and_may_be_used_for() -> None:
 
 # -- no validation frame in training -----------------------------------------------------------------------------------
 STREET = Path(__file__).resolve().parents[1] / "config" / "train" / "street.yaml"
+REAL = STREET.with_name("real.yaml")
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
@@ -431,6 +433,20 @@ def test_street_is_never_trained_on_what_it_is_measured_on() -> None:
     assert [part.split for part in parts if Path(part.root).name == "astyx"] == ["train"]
     assert [part.split for part in parts if Path(part.root).name == "kitti_dev"] == ["train"]
     assert not load_config(STREET).method.supervised
+
+
+def test_the_real_benchmark_is_never_trained_on_what_it_is_measured_on() -> None:
+    """No 3D label of a KITTI frame has a part in any row; all rows but their sets and labels are the same."""
+    config = load_config(REAL)
+    trained = {(Path(part.root).name, part.split) for part in config.data.sets}
+    measured = {(Path(part.root).name, part.split) for part in config.data.ruler}
+    assert trained == {("rendered", None), ("astyx", "train"), ("kitti_dev", "train"), ("kitti_crops", None)}
+    assert measured == {("astyx", "val"), ("kitti_labelled", None)}
+    assert [Path(part.root).name for part in config.data.sets if part.rendered] == ["rendered"]
+    assert {Path(p.root).name for p in config.data.sets if p.teaches_3d(True)} == {"rendered", "astyx"}
+    assert all(part.teaches_3d(False) for part in config.data.sets)
+    rows = [row_config(config, row, 0) for row in REAL_ROWS]
+    assert len({(row.schedule, row.augment, row.initial) for row in rows}) == 1
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
@@ -449,3 +465,48 @@ def test_drives_of_training_and_validation_are_disjoint() -> None:
     assert not set(train) & set(val)
     unlabelled = {path.stem for path in (streets / "kitti_unlabelled/training/image_2").iterdir()}
     assert not unlabelled & {frame for _, frame in measured}
+
+
+# -- 3D labels set by set ----------------------------------------------------------------------------------------------
+def test_supervision_set_by_set(root: Path, tmp_path: Path) -> None:
+    """3D labels of the set that allows it; of the other not even the columns are read, and only its 2D boxes teach."""
+    shutil.copytree(root, tmp_path / "weak")
+    for path in (tmp_path / "weak" / "training" / "label_2").glob("*.txt"):
+        rows = (line.split() for line in path.read_text().splitlines())
+        path.write_text("".join(f"{r[0]} no 3D label {' '.join(r[4:8])} {'garbage ' * 7}\n" for r in rows))
+    train = [{"root": str(root)}, {"root": str(tmp_path / "weak"), "labels_3d": False}]
+    config = tiny.make_config(
+        root, model=MODEL, augment=AUGMENT, data={"train": train, "depth_dir": None},
+        method={"teacher": False, "supervised": True}, schedule={"epochs": 1, "batch_size": 4},
+    )  # fmt: skip
+    trainer = Trainer(config, tmp_path / "run", "cpu")
+    batch = collate([trainer.dataset[0, i, 0] for i in (0, 1, 6, 7)], config.model.classes)
+    assert batch.truth is not None
+    first = batch.rois.batch_index < 2
+    assert first.any()
+    assert (~first).any()
+    assert torch.equal(batch.in_3d, first)
+    assert torch.equal(batch.truth.center.isfinite().all(-1), first)
+    terms = TeacherStudent(config)(batch, Step())
+    assert all(term.isfinite() for term in terms.values())
+    only_weak = collate([trainer.dataset[0, i, 0] for i in (6, 7)], config.model.classes)
+    assert only_weak.truth is None
+    assert not any("/" in name for name in TeacherStudent(config)(only_weak, Step()))
+    assert trainer.fit()
+    learnt_from = load_weights(tmp_path / "run" / "student.safetensors")[1]["learnt_from"]
+    assert learnt_from == f"3D labels of {root.name} (supervised), 2D boxes"
+
+
+def test_without_supervision_labels_3d_changes_nothing(root: Path) -> None:
+    for labels_3d in (True, False):
+        part = SetConfig(root=str(root), labels_3d=labels_3d)
+        assert part.teaches_3d(False)
+        assert part.teaches_3d(True) == labels_3d
+        assert not part.model_copy(update={"only_2d": True}).teaches_3d(True)
+
+
+def test_an_epochs_steps_may_be_given() -> None:
+    """Fewer, or more than all frames make: a set then comes again, also an only one."""
+    assert [len(list(EpochSampler([5, 9], 4, 0, steps=n))) for n in (None, 1, 10)] == [3, 1, 10]
+    seen = Counter(index for batch in EpochSampler(5, 2, 0, steps=5) for _, index, _ in batch)
+    assert seen == dict.fromkeys(range(5), 2)

@@ -10,16 +10,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from skd_core.config import TrainConfig, load_config, parse_config
+from skd_core.config import SetConfig, TrainConfig, load_config, parse_config
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
 from skd_core.training.records import read_records
+from skd_core.training.ruler import check_ruler, measure_runs
 
 Overrides = dict[str, dict[str, Any]]
 
@@ -51,6 +52,20 @@ ROWS: dict[str, tuple[str, Overrides, str]] = {
 }
 """Name -> (what it is, what differs from the config, which network is measured)."""
 
+REAL_ROWS: dict[str, tuple[str, Overrides, str]] = {
+    "rendered": ("rendered frames only", {}, "student"),
+    "real_2d": ("+ real frames, 2D losses", {}, "student"),
+    "full": ("+ their 3D losses without 3D labels", {}, "student"),
+    "supervised": ("3D labels where a set has labels_3d, else 2D losses", ROWS["supervised"][1], "student"),
+}
+"""The same where ``data.train`` is a list: equally long, on rendered and real frames."""
+
+CHANGED_SETS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {
+    "rendered": lambda part: [part] if part["rendered"] else [],
+    "real_2d": lambda part: [part if part["rendered"] else part | {"only_2d": True}],
+}
+"""What becomes of each training set in a row of :data:`REAL_ROWS`."""
+
 MEASURES = {
     "ap3d_50_moderate": ("ap", "3d", "0.50"),
     "apbev_50_moderate": ("ap", "bev", "0.50"),
@@ -80,17 +95,25 @@ HEADINGS = (
 """Of :data:`MEASURES` in the table."""
 
 
+def rows_of(base: TrainConfig) -> dict[str, tuple[str, Overrides, str]]:
+    """The rows that differ from a config: :data:`REAL_ROWS` for a list of sets, :data:`ROWS` for a single one."""
+    return ROWS if isinstance(base.data.train, SetConfig) else REAL_ROWS
+
+
 def row_config(base: TrainConfig, row: str, seed: int) -> TrainConfig:
     """The config of one row and seed.
 
     Raises:
         UserError: no such row.
     """
-    if row not in ROWS:
-        raise UserError(f"ablation: no row '{row}'; there are {', '.join(ROWS)}")
+    rows = rows_of(base)
+    if row not in rows:
+        raise UserError(f"ablation: no row '{row}'; there are {', '.join(rows)}")
     raw = base.model_dump(mode="json")
-    for section, values in ROWS[row][1].items():
+    for section, values in rows[row][1].items():
         raw[section].update(values)
+    if row in CHANGED_SETS:
+        raw["data"]["train"] = [kept for part in raw["data"]["train"] for kept in CHANGED_SETS[row](part)]
     raw["seed"] = seed
     config: TrainConfig = parse_config(TrainConfig, raw, f"row {row}")
     return config
@@ -122,6 +145,7 @@ def run_ablation(
             message names its log).
     """
     _check_base(base)
+    check_ruler(base)
     rows = list(dict.fromkeys(rows))
     result = collect(out, base)
     todo = [(row, seed) for seed in range(seeds) for row in rows]
@@ -138,6 +162,7 @@ def run_ablation(
         result = collect(out, base)
         write_atomic(out / "ablation.json", json.dumps(result, indent=1) + "\n")
         write_atomic(out / "ablation.md", table(result))
+    measure_runs(base, out, {row: [out / row / str(s) for s in range(seeds)] for row in rows_of(base)}, device)
     if missing := len(_missing(result, todo)):
         print(f"{missing} of {len(todo)} runs are missing; run the same command to resume", flush=True)
     return result
@@ -156,9 +181,14 @@ def _check_base(base: TrainConfig) -> None:
         "method.teacher: true": method.teacher,
         "method.distillation: uad": method.distillation == "uad",
         "method.modulation: true": method.modulation,
-        "data.depth_dir": base.data.depth_dir is not None,
         "model.center_offset: true": base.model.center_offset,
     }
+    if isinstance(base.data.train, SetConfig):
+        needed["data.depth_dir"] = base.data.depth_dir is not None
+    else:
+        needed["schedule.epoch_steps"] = base.schedule.epoch_steps is not None
+        needed["data.train: sets with and without rendered"] = len({part.rendered for part in base.data.sets}) == 2
+        needed["data.ruler"] = bool(base.data.ruler)
     missing = [name for name, there in needed.items() if not there]
     if missing:
         raise UserError(f"ablation: rows are what the full method is without; the config needs {', '.join(missing)}")
@@ -227,7 +257,7 @@ def collect(out: Path, base: TrainConfig) -> dict[str, Any]:
         UserError: the file is damaged, or it or a run is of another config.
     """
     path = out / "ablation.json"
-    runs: dict[str, dict[int, dict[str, float | None]]] = {row: {} for row in ROWS}
+    runs: dict[str, dict[int, dict[str, float | None]]] = {row: {} for row in rows_of(base)}
     if path.exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -245,7 +275,7 @@ def collect(out: Path, base: TrainConfig) -> dict[str, Any]:
             if report is not None:
                 if load_config(folder / "config.yaml") != row_config(base, row, int(folder.name)):
                     raise UserError(f"{folder}: is a run of another config; choose another --out or delete it")
-                known[int(folder.name)] = _measures(report["val"][ROWS[row][2]])
+                known[int(folder.name)] = _measures(report["val"][rows_of(base)[row][2]])
     rows: dict[str, Any] = {}
     for row, known in runs.items():
         if known:
@@ -288,5 +318,6 @@ def table(result: dict[str, Any]) -> str:
             if std is not None:
                 text += f" ± {factor * std:.{digits}f}"
             cells.append(text + unit)
-        lines.append(f"| `{row}`: {ROWS[row][0]} | {len(measures['seeds'])} | {' | '.join(cells)} |\n")
+        name = (ROWS | REAL_ROWS if isinstance(result["config"]["data"]["train"], list) else ROWS)[row][0]
+        lines.append(f"| `{row}`: {name} | {len(measures['seeds'])} | {' | '.join(cells)} |\n")
     return "".join(lines)

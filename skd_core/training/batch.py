@@ -33,7 +33,7 @@ class Batch:
         ignore: shape (M, 4), regions where no negative is learnt; ignore_index: shape (M,), their images.
         depth: shape (B, H, W), metres, 0 = unknown; all 0 without a depth source.
         pseudo: N pseudo-targets.
-        truth: N true boxes; None unless the run is the supervised rival.
+        truth: N true boxes, NaN of sets that give none; None unless a set gives some, in the supervised rival.
         names: of the B images.
     """
 
@@ -125,8 +125,8 @@ def collate(items: list[Item], classes: tuple[str, ...]) -> Batch:
     )
     ignore = [s.ignore.xyxy.float() for s in samples]
     truth = None
-    if samples[0].boxes3d is not None:
-        parts = [s.boxes3d for s in samples if s.boxes3d is not None]
+    if any(s.boxes3d is not None for s in samples):
+        parts = [_unknown(s.boxes2d.labels) if s.boxes3d is None else s.boxes3d for s in samples]
         truth = Boxes3D(
             torch.cat([b.center for b in parts]).float(),
             torch.cat([b.size for b in parts]).float(),
@@ -148,3 +148,9 @@ def collate(items: list[Item], classes: tuple[str, ...]) -> Batch:
         truth=truth,
         names=tuple(s.name for s in samples),
     )
+
+
+def _unknown(labels: tuple[str, ...]) -> Boxes3D:
+    """Boxes of which nothing is known."""
+    nowhere = torch.full((len(labels), 3), torch.nan)
+    return Boxes3D(nowhere, nowhere, nowhere[:, 0], labels)

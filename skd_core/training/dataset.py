@@ -142,7 +142,7 @@ class TrainingSet(Dataset[Item]):
             return self.cache[index]
         source, at = self.locate(index)
         sample = source[at]
-        if self.config.method.supervised and not source.config.only_2d:
+        if self.config.method.supervised and source.config.teaches_3d(True):
             self._check_truth(sample, source.config.root)
         if source.targets is not None:
             pseudo = source.targets[at]
@@ -166,7 +166,7 @@ class TrainingSet(Dataset[Item]):
         first = sample.boxes3d.labels[int((sample.boxes3d.size <= 0).any(-1).nonzero()[0])]
         raise UserError(
             f"{root}: frame {sample.name}: {first} has no 3D label, which method.supervised learns from; "
-            "give this set only_2d: true, or leave it out"
+            "give this set only_2d: true or labels_3d: false, or leave it out"
         )
 
     def _without_covered(self, sample: Sample, pseudo: PseudoTargets) -> tuple[Sample, PseudoTargets]:
@@ -194,7 +194,8 @@ class TrainingSet(Dataset[Item]):
         camera = sample.camera
         boxes = sample.boxes2d.clip(camera.width, camera.height).xyxy.float()
         jittered = jitter_boxes(boxes, augment.box_jitter, camera.width, camera.height, generator)
-        return sample, pseudo, jittered, not self.locate(index)[0].config.only_2d
+        in_3d = self.locate(index)[0].config.teaches_3d(self.config.method.supervised)
+        return sample, pseudo, jittered, in_3d
 
     def window(self, sample: Sample, pseudo: PseudoTargets, generator: torch.Generator) -> tuple[Sample, PseudoTargets]:
         """What the network sees of an image: at a focal length drawn around its own, a window of ``model.input_size``.

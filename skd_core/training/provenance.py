@@ -48,6 +48,9 @@ class Origin:
         learnt_from = WEAK
         if supervised:
             learnt_from = "3D labels (supervised)"
+            if not all(part.teaches_3d(True) for part in sets):
+                taught = sorted({Path(part.root).resolve().name for part in sets if part.teaches_3d(True)})
+                learnt_from = f"3D labels of {', '.join(taught)} (supervised), 2D boxes"
         elif projected:
             learnt_from = f"2D boxes; those of {', '.join(projected)} are projections of its 3D labels"
         if start is not None and start.learnt_from != WEAK:

@@ -20,6 +20,7 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
         counts: samples of each set, or of the only one.
         batch_size: global, over all ranks.
         shares: of each set in every batch, relative to each other; None: by their number of samples.
+        steps: of an epoch; None: as many as hold all samples once.
     """
 
     def __init__(
@@ -30,15 +31,17 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         shares: Sequence[float] | None = None,
+        *,
+        steps: int | None = None,
     ) -> None:
         self.counts = [counts] if isinstance(counts, int) else list(counts)
         self.shares = [float(n) for n in self.counts] if shares is None else list(shares)
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.steps = batch_size, seed, steps
         self.rank, self.world_size = rank, world_size
         self.epoch, self.first = 0, 0
 
     def __len__(self) -> int:
-        return max(sum(self.counts) // self.batch_size, 1)
+        return self.steps or max(sum(self.counts) // self.batch_size, 1)
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order = self._order()
@@ -49,7 +52,7 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
     def _order(self) -> list[tuple[int, int]]:
         """(index, repetition) of every slot of the epoch."""
         slots = len(self) * self.batch_size
-        if len(self.counts) == 1:
+        if len(self.counts) == 1 and self.steps is None:
             slots = min(slots, self.counts[0])
         total, due = sum(self.shares), [0.0] * len(self.shares)
         drawn = [self._draws(which) for which in range(len(self.counts))]

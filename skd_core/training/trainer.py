@@ -98,7 +98,10 @@ class Trainer:
             )
 
         data, classes = config.data, config.model.classes
-        sources = [open_set(part, classes, part.depth_dir, with_3d=config.method.supervised) for part in data.sets]
+        truth = [config.method.supervised and part.teaches_3d(True) for part in data.sets]
+        sources = [
+            open_set(part, classes, part.depth_dir, with_3d) for part, with_3d in zip(data.sets, truth, strict=True)
+        ]
         self.dataset = TrainingSet(sources, config)
         if len(self.dataset) < config.schedule.batch_size:
             raise UserError(
@@ -112,10 +115,11 @@ class Trainer:
             self.fabric.global_rank,
             self.fabric.world_size,
             [part.share for part in data.sets],
+            steps=config.schedule.epoch_steps,
         )
         self.val = open_set(data.val, classes) if data.val else None
-        for source in sources:
-            check_frames(source, config.method.supervised)
+        for source, with_3d in zip(sources, truth, strict=True):
+            check_frames(source, with_3d)
         if self.val is not None:
             check_frames(self.val, with_3d=True)
 
