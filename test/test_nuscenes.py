@@ -680,7 +680,7 @@ def test_faulty_submissions(truth: NuScenesDataset, tmp_path: Path) -> None:
         assert "is it a nuScenes submission?" in said(wrong)
     assert "no detection at all" in said({"meta": {}, "results": {first: [], second: []}})
     assert "1 of 2 key frames of split 'mini_val'" in said({"meta": {}, "results": {first: good["results"][first]}})
-    assert "1 entries are no key frames" in said({"meta": {}, "results": {**good["results"], "other": []}})
+    assert "1 entries are not key frames" in said({"meta": {}, "results": {**good["results"], "other": []}})
     assert "Unknown detection_name Car" in said(with_entry(detection_name="Car"))
     assert "Unknown attribute_name" in said(with_entry(attribute_name="vehicle.flying"))
     entry = f"{path}: 'results', '{first}', record 0, "

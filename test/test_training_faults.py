@@ -174,7 +174,7 @@ FOREIGN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a weight of another kind": (lambda state: state["ema"].update({WEIGHT: state["ema"][WEIGHT].long()}), WEIGHT),
     "a weight too many": (change("model", "extra", to=torch.zeros(1)), "extra is unknown"),
     "a weight that is none": (change("ema", WEIGHT, to="x"), WEIGHT),
-    "another optimizer": (change("optimizer", to={"state": {}, "param_groups": []}), "no optimizer's state"),
+    "another optimizer": (change("optimizer", to={"state": {}, "param_groups": []}), "is not an optimizer's state"),
     "other settings": (lambda state: state["optimizer"]["param_groups"][0].update(weight_decay=9.0), "weight_decay 9"),
     "other parameters": (lambda state: state["optimizer"]["param_groups"][0].update(params=[0]), "other parameters"),
     "moments of nothing": (change("optimizer", "state", 10**6, to={}), "other parameters"),
