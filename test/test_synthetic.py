@@ -472,8 +472,13 @@ def test_an_old_set_is_replaced_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--overwrite"):
         write_dataset(out, SMALL, 1, seed=0)
     assert (out / "mine.txt").read_text() == "keep"
+    with pytest.raises(UserError, match=r"holds more than a data set of this command \(mine.txt\)"):
+        write_dataset(out, SMALL, 1, seed=0, overwrite=True)
+    assert (out / "mine.txt").read_text() == "keep"
+    (out / "mine.txt").unlink()
+    write_dataset(out, SMALL, 2, seed=0)
     write_dataset(out, SMALL, 1, seed=0, overwrite=True)
-    assert not (out / "mine.txt").exists()
+    assert [p.name for p in (out / "training" / "image_2").iterdir()] == ["000000.png"]
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
@@ -485,7 +490,7 @@ def test_an_old_set_is_replaced_only_when_asked(tmp_path: Path) -> None:
         (["--frames", "-1"], "--frames"),
         (["--seed", "-1"], "--seed"),
         (["--depth-noise", "-0.1"], "--depth-noise -0.1"),
-        (["--depth-noise", "nan"], "--depth-noise nan"),
+        (["--depth-noise", "nan"], "--depth-noise: must be a finite number, got nan"),
         (["--boxes", "round"], "--boxes round: must be one of amodal, tight"),
         (["--shapes", "boat"], "--shapes boat: must be one of train, heldout, all"),
         (["--layouts", "/no/such/folder"], "--layouts /no/such/folder: no such folder"),
