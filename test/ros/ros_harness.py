@@ -139,7 +139,10 @@ MALFORMED_IMAGES: dict[str, tuple[Callable[[], Image], str, str]] = {
 
 MALFORMED_COMPRESSED: dict[str, tuple[Callable[[], CompressedImage], str]] = {
     "no bytes": (lambda: CompressedImage(format="jpeg"), "0 bytes"),
-    "no picture": (lambda: CompressedImage(format="jpeg", data=array.array("B", b"no picture at all")), "no picture"),
+    "no picture": (
+        lambda: CompressedImage(format="jpeg", data=array.array("B", b"no picture at all")),
+        "not a picture",
+    ),
     "half a JPEG": (lambda: half(compressed(picture(1), ".jpg")), "incomplete JPEG"),
     "half a PNG": (lambda: half(compressed(picture(1), ".png")), "incomplete PNG"),
 }

@@ -328,7 +328,7 @@ class Pairing:
 
 def header(second, frame):
     message = Header(frame_id=frame)
-    message.stamp.sec = second
+    message.stamp.sec, message.stamp.nanosec = int(second), round(second % 1 * 1e9)
     return message
 
 
@@ -387,6 +387,18 @@ def test_after_any_pause_an_image_waits_for_its_own_camera_info(pairing, clock, 
     assert p.input.counts.pairs_with_latest_info == 0
 
 
+@pytest.mark.parametrize("use_latest_info", [True, False])
+def test_a_camera_info_that_overtakes_another(pairing, use_latest_info):
+    """As best effort may bring them: that is no clock set back, and no image loses its own."""
+    p = pairing(use_latest_info=use_latest_info)
+    for second in (5.9, 6.3, 7.1):
+        p.image(second)
+    for second in (6.3, 5.9, 7.1):
+        p.info(second)
+    assert sorted(p.pairs) == [(5, 5), (6, 6), (7, 7)]
+    assert p.input.counts.pairs_with_latest_info == 0
+
+
 def test_a_fast_camera_whose_camera_info_lags(pairing, clock):
     """The next image comes before the camera_info of this one: neither gets the other's."""
     p = pairing()
@@ -407,13 +419,14 @@ def test_a_fast_camera_whose_camera_info_lags(pairing, clock):
 def test_images_keep_their_order_and_get_their_own_if_it_comes_in_time(pairing, clock, frames):
     """(seconds until the next frame, camera_info after its image, whether it is lost) in any mixture: every image is
     handed over once, in order, with its own camera_info if that was not lost, and else with one that was there."""
-    p, events, now = pairing(), [], 1.0
+    p, events, now, sent = pairing(), [], 1.0, 0.0
     p.info(1)
     for second, (gap, lag, lost) in enumerate(frames, 5):
         now += gap
         events.append((now, "image", second))
         if not lost:
-            events.append((now + lag, "info", second))
+            sent = max(now + lag, sent)  # a topic keeps its order
+            events.append((sent, "info", second))
     clock[0], begin = 1000.0, 1000.0
     for when, kind, second in sorted(events):
         for _ in range(len(p.input._waiting)):  # the timer, each time it is due before
