@@ -19,12 +19,12 @@ from skd_wm3d_ros import qos
 from skd_wm3d_ros.calibration_file import CalibrationFile, CalibrationSource
 from skd_wm3d_ros.cameras import transported
 from skd_wm3d_ros.loss import LossMeter
+from skd_wm3d_ros.order import LATE
 
 SYNC_QUEUE = 10  # messages of each topic that wait for their partner
 SILENCE = 3.0  # seconds without a frame after which a camera counts as dead
 GRACE = 0.05  # seconds by default that an image waits for its own camera_info before the latest one is taken
 LATCHED_AFTER = 2.0  # seconds after which a stream of camera_info has ended: what was latched since then is newer
-OVERTAKING = 1_000_000_000  # nanoseconds by which messages on their way may change places; more is a clock set back
 MUCH_LOSS = 0.1  # share of lost images that is worth a warning
 
 ImageMessage = Image | CompressedImage
@@ -344,7 +344,7 @@ class CameraInput:
         """Time goes back where a bag starts again. The synchronizer drops the oldest when its queue is full, so what
         waits from before the jump would push out every new message."""
         newest = self._newest.get(topic, stamp)
-        if stamp < newest - OVERTAKING:
+        if stamp <= newest - LATE:
             newest = stamp
             with self._sync.lock:
                 for queue in self._sync.queues:
