@@ -186,6 +186,9 @@ class MethodConfig(Strict):
 
     teacher: bool = True  # DSN
     distillation: Literal["none", "l1", "uad"] = "uad"
+    slow_teacher: bool = False  # the student learns from the teacher's running mean (schedule.ema), not from itself
+    features: Literal["none", "cosine", "l2"] = "none"  # the student's RoI features learn from the teacher's fused ones
+    feature_weight: float = Field(1.0, ge=0, le=1e4)
     modulation: bool = True  # GTM
     # what follows where the student lags: the teacher pulls the shared features less; the student pulls them more and
     # learns more from the teacher; each object is learnt from the teacher by how far the student is behind on it, and
@@ -213,6 +216,10 @@ class MethodConfig(Strict):
             raise ValueError("supervised and direct_targets replace the teacher; set teacher: false")
         if self.supervised and self.direct_targets:
             raise ValueError("choose supervised or direct_targets")
+        if self.slow_teacher and (not self.teacher or self.distillation == "none"):
+            raise ValueError("slow_teacher needs a teacher and distillation")
+        if self.features != "none" and not self.teacher:
+            raise ValueError("features needs a teacher")
         return self
 
 

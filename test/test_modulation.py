@@ -15,6 +15,7 @@ from torch import Tensor
 from skd_core.config import MethodConfig
 from skd_core.data.kitti import KittiDataset
 from skd_core.evaluation.plots import plot_runs
+from skd_core.losses.features import FeatureLoss
 from skd_core.training import trainer as trainer_module
 from skd_core.training.batch import Batch, collate
 from skd_core.training.checkpoint import load_checkpoint
@@ -364,3 +365,64 @@ def test_runs_log_gradients_and_are_the_same_without(
     assert all(logged[key] == bare[key] for key in bare.keys() - {"images_per_second"})
     drawn = {axes.get_title() for axes in plot_runs({"run": [logged]}).axes}
     assert {f"gtm/{key}" for key in found} <= drawn
+
+
+# -- what else the student may learn from its teacher ------------------------------------------------------------------
+def test_feature_loss_by_hand() -> None:
+    """Two objects, two channels, one bin: at right angles and 5 apart; the same direction, twice as long."""
+    student = torch.tensor([[3.0, 0.0], [2.0, 4.0]]).view(2, 2, 1, 1).requires_grad_()
+    teacher = torch.tensor([[0.0, 4.0], [1.0, 2.0]]).view(2, 2, 1, 1).requires_grad_()
+    assert FeatureLoss("cosine")(student, teacher).tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+    loss = FeatureLoss("l2")(student, teacher)
+    assert loss.tolist() == pytest.approx([12.5, 2.5])
+    loss.sum().backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad.flatten().tolist() == pytest.approx([3.0, -4.0, 1.0, 2.0])
+    assert FeatureLoss("cosine")(torch.zeros(0, 2, 3, 3), torch.zeros(0, 2, 3, 3)).shape == (0,)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "l2"])
+def test_features_are_one_more_term_that_reaches_the_shared_features_alone(root: Path, batch: Batch, kind: str) -> None:
+    plain, model = model_of(root, {}), model_of(root, {}, features=kind, feature_weight=3.0)
+    step = Step(distillation=0.5)
+    terms = terms_of(model, batch, step)
+    assert terms.pop("student/features") > 0
+    assert terms == terms_of(plain, batch, step)
+    found = gradients(model, batch, "student/features", step)
+    reached = {name for name, gradient in found.items() if float(gradient.norm()) > 0}
+    assert any(name.startswith("student.backbone") for name in reached)
+    assert not any("head" in name or name.startswith("teacher.") for name in reached)
+    assert "student/features" not in terms_of(model, batch, Step(distillation=0.0))
+
+
+def test_a_slow_teacher_is_the_target_and_nothing_else(root: Path, batch: Batch) -> None:
+    """Where the mean is the network itself, the terms are as without; where it is another, only distillation is."""
+    model = model_of(root, {}, slow_teacher=True)
+    plain = terms_of(model, batch, Step(distillation=0.5))
+    same = terms_of(model, batch, Step(distillation=0.5, slow=model))
+    assert same == pytest.approx(plain, rel=1e-5)
+    torch.manual_seed(1)
+    other = TeacherStudent(model.config).eval()
+    mixed = terms_of(model, batch, Step(distillation=0.5, slow=other))
+    assert {name for name in plain if mixed[name] != plain[name]} == {"student/distillation"}
+    model(batch, Step(distillation=0.5, slow=other))["student/distillation"].backward()
+    assert all(p.grad is None for p in other.parameters())
+
+
+def test_runs_with_a_slow_teacher_and_features_train_and_resume(root: Path, tmp_path: Path) -> None:
+    method = {"slow_teacher": True, "features": "cosine"}
+    config = tiny.make_config(root, method=method, schedule={"epochs": 1, "batch_size": 2})
+    assert Trainer(config, tmp_path, "cpu").fit()
+    report = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert math.isfinite(report["loss"])
+    assert report["student/features"] > 0
+    assert Trainer(config, tmp_path, "cpu").step == 2
+
+
+@pytest.mark.parametrize(
+    "method", [{"teacher": False, "features": "l2"}, {"slow_teacher": True, "distillation": "none"}]
+)
+def test_options_of_the_transfer_need_a_teacher(method: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="teacher"):
+        MethodConfig(**method)

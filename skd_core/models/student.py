@@ -138,9 +138,12 @@ class Student(nn.Module):
             rois: of these images.
             detach_yaw: as in :func:`skd_core.models.decode.decode_3d`.
         """
+        return self.decode(self.head_3d(self.head_input(features, rois)), rois, detach_yaw)
+
+    def head_input(self, features: Tensor, rois: Rois) -> Tensor:
+        """shape (N, C_g + conditions, R, R): F_G in the RoIs, and what the 3D head is told besides."""
         pooled = roi_features(features, rois.batch_index, rois.boxes, self.config.roi_size)
-        raw = self.head_3d(torch.cat([pooled, rois.conditions(self.config)], 1))
-        return self.decode(raw, rois, detach_yaw)
+        return torch.cat([pooled, rois.conditions(self.config)], 1)
 
     def decode(self, raw: Raw3D, rois: Rois, detach_yaw: bool = False) -> Prediction3D:
         """Raw outputs of a 3D head (the student's or the teacher's) -> boxes."""

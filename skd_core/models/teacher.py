@@ -78,6 +78,11 @@ class Teacher(nn.Module):
         Args:
             P: shape (B, 3, 4), cameras of the network's input.
         """
+        raw: Raw3D = self.head_3d(self.head_input(features, depth, P, rois))
+        return raw
+
+    def head_input(self, features: Tensor, depth: DepthMap, P: Tensor, rois: Rois) -> Tensor:
+        """shape (N, C_g + conditions, R, R): the fused F_A in the RoIs, and what the 3D head is told besides."""
         size = self.config.roi_size
         z = depth.log_depth.detach().clamp(math.log(MIN_DEPTH), math.log(MAX_DEPTH)).exp()  # (B, H, W)
         pooled = roi_features(torch.cat([features, depth.features], 1), rois.batch_index, rois.boxes, size)
@@ -89,8 +94,7 @@ class Teacher(nn.Module):
         shift, gain = self._fuse(torch.cat([pooled, geometry, conditions], 1))
         image_features = pooled[:, : self.config.neck_channels]
         fused = image_features * (1 + torch.tanh(gain)) + shift  # F_A
-        raw: Raw3D = self.head_3d(torch.cat([fused, conditions], 1))
-        return raw
+        return torch.cat([fused, conditions], 1)
 
     def _fuse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.config.neck_channels

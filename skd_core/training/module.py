@@ -15,6 +15,7 @@ from skd_core.losses.depth_map import DepthMapLoss
 from skd_core.losses.detection_2d import Detection2DLoss, render_heatmap
 from skd_core.losses.dimension import DimensionLoss
 from skd_core.losses.distillation import DistillationLoss
+from skd_core.losses.features import FeatureLoss
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.losses.points import PointsLoss
 from skd_core.losses.projection import ProjectionLoss, clip_to_seen
@@ -40,12 +41,14 @@ class Step:
             it is all objects, at least 1, by the number of processes, so that the mean of their gradients is the
             gradient of the global mean.
         watch: keep F_G for :func:`skd_core.training.gradients.feature_gradients`.
+        slow: the running mean of both networks; with it, the student learns from its teacher.
     """
 
     boxes_3d: float = 1.0
     distillation: float = 1.0
     objects: float | None = None
     watch: bool = False
+    slow: TeacherStudent | None = None
 
 
 class TeacherStudent(nn.Module):
@@ -82,6 +85,7 @@ class TeacherStudent(nn.Module):
         self.loss_projection, self.loss_dimension = ProjectionLoss(), DimensionLoss()
         self.loss_depth, self.loss_yaw, self.loss_points = ObjectDepthLoss(), YawLoss(), PointsLoss()
         self.loss_supervised = SupervisedLoss(config.model.center_range)
+        self.loss_features = None if method.features == "none" else FeatureLoss(method.features)
         self.loss_distillation = None if method.distillation == "none" else DistillationLoss(method.distillation)
 
     @property
@@ -121,7 +125,8 @@ class TeacherStudent(nn.Module):
             batch = replace(batch, rois=rois)
         detach_yaw = self.yaw_is_taught
         lifted = scale_gradient(features, self.modulation.k_student if method.modulation else 1.0)
-        student = self.student.boxes_3d(lifted, batch.P, rois, detach_yaw)
+        given = self.student.head_input(lifted, rois)
+        student = self.student.decode(self.student.head_3d(given), rois, detach_yaw)
         if method.supervised:
             if batch.truth is None:
                 raise ValueError("supervised training needs batches with truth")
@@ -144,19 +149,38 @@ class TeacherStudent(nn.Module):
         depth = self.teacher.depth_map(shared, batch.P)
         terms |= self._depth_terms(everything, depth, maps.heatmap.shape)
         both = batch.seen_through(rois.boxes, batch.boxes)
-        raw = self.teacher.boxes_raw(shared, depth, batch.P, both.rois)
-        seen = self.student.decode(raw, both.rois, detach_yaw)
+        fused = self.teacher.head_input(shared, depth, batch.P, both.rois)
+        seen = self.student.decode(self.teacher.head_3d(fused), both.rois, detach_yaw)
         parts = self._weak_terms(seen, both, True, points=step.distillation > 0)
         if method.gtm_measure == "pace":
             self.own_losses = torch.stack([*own, own_loss(parts)])
         terms |= {f"teacher/{k}": step.boxes_3d * v.sum() / (2 * objects) for k, v in parts.items()}
         teacher, knowing = select(seen, slice(len(rois.boxes))), select(seen, slice(len(rois.boxes), None))
+        if step.slow is not None and step.distillation > 0:
+            knowing = step.slow.knowledge(batch)
+        if self.loss_features is not None and step.distillation > 0:
+            channels = features.shape[1]
+            apart = self.loss_features(given[:, :channels], fused[: len(rois.boxes), :channels])
+            terms["student/features"] = step.distillation * method.feature_weight * apart.sum() / objects
         if self.loss_distillation is not None and step.distillation > 0:
             parts = self._distillation_terms(student, teacher, knowing, batch, step.distillation)
             terms |= {k: v.sum() / objects for k, v in parts.items()}
         rival = knowing if method.gtm_measure == "labels" else teacher
         self.yardsticks = torch.stack([self._yardsticks(student, batch), self._yardsticks(rival, batch)])
         return terms
+
+    @torch.no_grad()
+    def knowledge(self, batch: Batch) -> Prediction3D:
+        """What the teacher says through the labels' boxes, which the student is taught, of N objects.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        if self.teacher is None:
+            raise ValueError("this network has no teacher")
+        features, rois = self.student.features(batch.images), batch.seen_through(batch.boxes).rois
+        raw = self.teacher.boxes_raw(features, self.teacher.depth_map(features, batch.P), batch.P, rois)
+        return self.student.decode(raw, rois)
 
     def depth_guided(self) -> DepthGuidedNetwork:
         """The teacher as a network of its own; it shares all parts with this one.

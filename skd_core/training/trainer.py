@@ -308,7 +308,8 @@ class Trainer:
         objects = float(self._sum(torch.tensor(float(len(batch.boxes)))))
         share = max(objects, 1.0) / self.fabric.world_size
         ramps = ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation)
-        step = Step(*ramps, share, watch=self.raw.teacher is not None and self.step % WATCH_EVERY == 0)
+        watch = self.raw.teacher is not None and self.step % WATCH_EVERY == 0
+        step = Step(*ramps, share, watch, self.ema if self.config.method.slow_teacher else None)
         self.model.train()
         freeze(self.raw.student.backbone, self.config.initial.freeze)
         if schedule.freeze_norm:
