@@ -243,8 +243,9 @@ def test_missing_camera_info_names_both_topics(rig):
 def reactivate(rig, **values):
     """With other parameters, which it returns to undo."""
     assert rig.transition(DEACTIVATE)
-    result = rig.set(**values)
-    assert result.successful, result.reason
+    if values:  # rclpy refuses an empty list where a node has a callback before parameters are set, as ours has
+        result = rig.set(**values)
+        assert result.successful, result.reason
     assert rig.transition(ACTIVATE)
 
 
