@@ -167,7 +167,7 @@ def test_scores_boxes_and_order_are_kept_and_empty_boxes_left_out() -> None:
     assert found.labels == ("Car", "Pedestrian")
     assert found.scores.tolist() == pytest.approx([0.1, 0.4])
     assert found.xyxy.tolist() == [[100, 100, 200, 180], [0, 150, 60, 220]]
-    assert float(found.depth_std[0] / found.center[0, 2]) == pytest.approx(0.076)
+    assert float(found.depth_std[0] / (found.center[0, 2] + CAMERA.P[2, 3])) == pytest.approx(0.076)
     assert len(lift(Boxes2D.empty(), CAMERA)) == 0
     with pytest.raises(UserError, match="unknown class 'Tram'"):
         lift(Boxes2D(torch.tensor(xyxy[:1]), ("Tram",)), CAMERA)
