@@ -55,6 +55,7 @@ def weights(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def exported(weights: Path) -> Path:
     path = weights.parent / "elsewhere" / "random.onnx"
+    path.parent.mkdir()
     export_weights(Wish(str(weights)), path)
     return path
 
