@@ -362,9 +362,10 @@ def report(json_file: Path | None = None, weights: Sequence[str] = ()) -> int:
         exit status: 1 where a finding is FAIL, else 0.
 
     Raises:
-        UserError: the JSON file cannot be written.
+        UserError: the JSON file cannot be written, or a weights file that was named is missing or damaged.
     """
     check_outputs([json_file], [Path(name) for name in weights])
+    _check_named(weights)
     findings = examine(weights)
     for finding in findings:
         cure = f" -> {finding.cure}" if finding.cure else ""
@@ -375,6 +376,16 @@ def report(json_file: Path | None = None, weights: Sequence[str] = ()) -> int:
     if json_file is not None:
         write_atomic(json_file, json.dumps(result, indent=1) + "\n")
     return int(result["status"] == FAIL)
+
+
+def _check_named(weights: Sequence[str]) -> None:
+    """Refuse weights that the user names and that cannot be used: they are input, as in any other command."""
+    try:
+        from skd_core.inference.weights import load_weights
+    except ImportError:  # a finding of its own
+        return
+    for name in weights:
+        load_weights(name)
 
 
 def _first_line(error: BaseException) -> str:

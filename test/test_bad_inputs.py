@@ -66,7 +66,7 @@ COMMANDS: dict[str, str] = {
     "export weights": "export BAD --out OUT.onnx",
     "export images": "export WEIGHTS --out OUT.onnx --check BAD --camera CALIB",
     "export camera": "export WEIGHTS --out OUT.onnx --check IMAGE --camera BAD",
-    "doctor": "doctor BAD",
+    "doctor": "doctor --weights BAD --json OUT",
 }
 """What is bad: the words of the command. Those of a command that is not there are left out."""
 
