@@ -24,7 +24,7 @@ def feature_gradients(terms: dict[str, Tensor], features: Tensor) -> Tensor:
     """Sums of one process's batch, to be added over all processes and given to :func:`describe`.
 
     The gradients are taken as they arrive in F_G, with GTM's factors. The graph stays for the step's own backward pass,
-    and no parameter's gradient is touched.
+    and no parameter's gradient is touched. To be called within the forward pass: what leaves that, Fabric wraps.
 
     Args:
         terms: scalars, as :meth:`skd_core.training.module.TeacherStudent.forward` returns them.
@@ -39,7 +39,8 @@ def feature_gradients(terms: dict[str, Tensor], features: Tensor) -> Tensor:
         values = [value for name, value in terms.items() if group_of(name) == group and value.requires_grad]
         if values:
             total = torch.stack(values).sum()
-            (gradient,) = torch.autograd.grad(total, features, retain_graph=True, allow_unused=True)
+            with torch.autocast(features.device.type, enabled=False):
+                (gradient,) = torch.autograd.grad(total, features, retain_graph=True, allow_unused=True)
             if gradient is not None:
                 found[group] = gradient.flatten().double()
     none = features.new_zeros(features.numel(), dtype=torch.double)

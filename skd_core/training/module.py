@@ -28,6 +28,7 @@ from skd_core.models.student import Rois, Student, select
 from skd_core.models.teacher import DepthGuidedNetwork, DepthMap, Teacher
 from skd_core.priors import prior_of, prior_tolerances
 from skd_core.training.batch import Batch
+from skd_core.training.gradients import feature_gradients
 from skd_core.training.modulation import YARDSTICKS, Modulation, feedback_weight, lag_weight, scale_gradient
 
 
@@ -40,7 +41,7 @@ class Step:
         objects: what sums over objects are divided by; None: the batch's own number, at least 1. With several processes
             it is all objects, at least 1, by the number of processes, so that the mean of their gradients is the
             gradient of the global mean.
-        watch: keep F_G for :func:`skd_core.training.gradients.feature_gradients`.
+        watch: also measure :func:`skd_core.training.gradients.feature_gradients`.
         slow: the running mean of both networks; with it, the student learns from its teacher.
     """
 
@@ -74,7 +75,7 @@ class TeacherStudent(nn.Module):
         self.modulation = Modulation(method)
         self.yardsticks = torch.zeros(2, len(YARDSTICKS), 2)  # student, teacher; E1-E3; sum and count in the last batch
         self.own_losses = torch.zeros(2, 2)  # student, teacher; sum and count in the last batch; gtm_measure: pace only
-        self.watched: Tensor | None = None  # F_G of the last batch, if its step asked for it
+        self.watched: Tensor | None = None  # of the last batch, if its step asked: see feature_gradients
         self.register_buffer("tolerance", prior_tolerances(config.model.classes), persistent=False)
         side = [prior_of(name).side_edge_weight for name in config.model.classes]
         self.register_buffer("side_weight", torch.tensor(side), persistent=False)
@@ -101,11 +102,16 @@ class TeacherStudent(nn.Module):
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """The weighted terms whose sum is the loss, each a scalar; their names say which network they teach."""
-        method, rois = self.config.method, batch.rois
         objects = step.objects if step.objects is not None else max(len(batch.boxes), 1)
         self.yardsticks, self.own_losses = batch.boxes.new_zeros(2, len(YARDSTICKS), 2), batch.boxes.new_zeros(2, 2)
         features = self.student.features(batch.images)
-        self.watched = features if step.watch else None
+        terms = self._terms(features, batch, step, objects)
+        self.watched = feature_gradients(terms, features) if step.watch else None
+        return terms
+
+    def _terms(self, features: Tensor, batch: Batch, step: Step, objects: float) -> dict[str, Tensor]:
+        """See :meth:`forward`; features: F_G of the batch's images."""
+        method, rois = self.config.method, batch.rois
         maps = self.student.maps_2d(features)
         outline = ~batch.hidden | at_border(batch.full_boxes, rois.size[:, 0], rois.size[:, 1])
         terms = self.loss_2d(

@@ -50,7 +50,7 @@ from skd_core.training.checkpoint import (
 )
 from skd_core.training.dataset import TrainingSet, training_loader
 from skd_core.training.evaluate import predict_dataset
-from skd_core.training.gradients import WATCH_EVERY, describe, feature_gradients
+from skd_core.training.gradients import WATCH_EVERY, describe
 from skd_core.training.modulation import YARDSTICKS
 from skd_core.training.module import Step, TeacherStudent
 from skd_core.training.pretrained import freeze, load_initial
@@ -319,8 +319,7 @@ class Trainer:
         self._check_finite(terms, "loss", batch)
         watched = {}
         if self.raw.watched is not None:
-            watched = describe(self._sum(feature_gradients(terms, self.raw.watched)), self.fabric.world_size)
-            self.raw.watched = None  # lets go of the graph
+            watched = describe(self._sum(self.raw.watched), self.fabric.world_size)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
