@@ -400,22 +400,26 @@ def test_weights_name_their_data_and_its_licences() -> None:
     assert taught.learnt_from == "2D boxes, no 3D labels; its start from: 3D labels (supervised)"
 
 
-def test_street_names_every_licence() -> None:
-    parts = load_config(STREET).data.sets
+@pytest.mark.parametrize("name", ["street", "street-dsn"])
+def test_street_names_every_licence(name: str) -> None:
+    parts = load_config(STREET.with_name(f"{name}.yaml")).data.sets
     assert all(part.licence for part in parts)
     restricted = {Path(part.root).name for part in parts if "NC" in str(part.licence)}
     assert restricted == {"astyx", "kitti_dev", "kitti_crops", "kitti_unlabelled", "nuscenes_back"}
 
 
-def test_bundled_street_says_what_it_saw_and_may_be_used_for() -> None:
-    student, metadata = load_weights("street")
+@pytest.mark.parametrize(("name", "network"), [("street", "mdn"), ("street-dsn", "dsn")])
+def test_bundled_street_says_what_it_saw_and_may_be_used_for(name: str, network: str) -> None:
+    student, metadata = load_weights(name)
+    assert metadata["network"] == network
     assert metadata["licence"].startswith("non-commercial use only")
     assert metadata["learnt_from"] == "2D boxes, no 3D labels"
     assert 0 < metadata["threshold"] < 1
     assert metadata["focal"] == [student.config.focal] * 2
     assert {name for name in metadata["trained_on"] if "labelled" in name} == {"kitti_unlabelled"}
-    assert (BUNDLED / "street.safetensors").stat().st_size < 20e6
-    assert "street" in (BUNDLED / "LICENCES.md").read_text()
+    assert metadata["calibration"]["Car"]["count"] > 100
+    assert (BUNDLED / f"{name}.safetensors").stat().st_size < 20e6
+    assert f"`{name}.safetensors`" in (BUNDLED / "LICENCES.md").read_text()
 
 
 # -- no validation frame in training -----------------------------------------------------------------------------------
@@ -424,15 +428,17 @@ REAL = STREET.with_name("real.yaml")
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
-def test_street_is_never_trained_on_what_it_is_measured_on() -> None:
+@pytest.mark.parametrize("name", ["street", "street-dsn"])
+def test_street_is_never_trained_on_what_it_is_measured_on(name: str) -> None:
     """Sets by name, and KITTI's drives by the table of drives: none of the validation frames' drives is trained on."""
-    parts = load_config(STREET).data.sets
+    config = load_config(STREET.with_name(f"{name}.yaml"))
+    parts = config.data.sets
     names = [Path(part.root).name for part in parts]
     assert "kitti_labelled" not in names
     assert "kitti_drive0052" not in names  # a drive of KITTI's validation split
     assert [part.split for part in parts if Path(part.root).name == "astyx"] == ["train"]
     assert [part.split for part in parts if Path(part.root).name == "kitti_dev"] == ["train"]
-    assert not load_config(STREET).method.supervised
+    assert not config.method.supervised
 
 
 def test_the_real_benchmark_is_never_trained_on_what_it_is_measured_on() -> None:
