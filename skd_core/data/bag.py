@@ -31,10 +31,9 @@ from skd_core.data.bag_types import (
     typestore,
 )
 from skd_core.data.bag_writer import BagWriter, write_frames
+from skd_core.data.ros_detections import Pose, boxes_from_detections
 from skd_core.data.ros_messages import (
     Maps,
-    Pose,
-    boxes_from_detections,
     camera_from_info,
     decode_compressed,
     decode_raw,
@@ -193,7 +192,7 @@ def read_detections(
             are taken to be in the frame of their camera.
 
     Raises:
-        UserError: no such topic; see :func:`skd_core.data.ros_messages.boxes_from_detections`.
+        UserError: no such topic; see :func:`skd_core.data.ros_detections.boxes_from_detections`.
     """
     with open_bag(path) as reader:
         topics = {c.topic for c in reader.connections if c.msgtype == DETECTIONS and topic in (None, c.topic)}

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from skd_core.data.bag_types import TRANSFORMS
-from skd_core.data.ros_messages import Pose
+from skd_core.data.ros_detections import Pose
 from skd_core.errors import UserError
 
 STATIC = "tf_static"

@@ -25,7 +25,8 @@ from skd_core.data.bag import (
 )
 from skd_core.data.bag_make import GROUND_TRUTH, GROUND_TRUTH_KITTI
 from skd_core.data.kitti import KittiObjects, read_objects
-from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
+from skd_core.data.ros_detections import boxes_from_detections
+from skd_core.data.ros_messages import stamp_nanoseconds
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_classes import KITTI_CLASSES, TruthClasses, read_label_info
 from skd_core.evaluation.bag_pairing import Images, files_of_images

@@ -29,7 +29,7 @@ from skd_core.data.bag import (
     read_static_transforms,
     typestore,
 )
-from skd_core.data.ros_messages import boxes_from_detections
+from skd_core.data.ros_detections import boxes_from_detections
 from skd_core.errors import UserError
 from skd_core.evaluation.bag_eval import DETECTIONS_TOPIC, evaluate_bag, print_scores
 from skd_core.evaluation.bag_pairing import Images

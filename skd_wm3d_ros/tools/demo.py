@@ -37,7 +37,8 @@ from skd_core.boxes import Boxes3D
 from skd_core.data.bag import DETECTIONS, BagWriter, CameraTopics, find_camera, read_frames, write_frames
 from skd_core.data.bag_make import folder_frames
 from skd_core.data.folder import ImageFolder
-from skd_core.data.ros_messages import boxes_from_detections, stamp_nanoseconds
+from skd_core.data.ros_detections import boxes_from_detections
+from skd_core.data.ros_messages import stamp_nanoseconds
 from skd_core.errors import UserError
 from skd_core.files import make_folder
 from skd_core.inference.origin import caution

@@ -35,7 +35,7 @@ from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import Marker, MarkerArray
 
 from skd_core.camera import Camera
-from skd_core.data.ros_messages import boxes_from_detections
+from skd_core.data.ros_detections import boxes_from_detections
 from skd_core.inference.detector import Detector
 
 pytestmark = pytest.mark.usefixtures("ros")

@@ -16,7 +16,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from skd_core.boxes import Boxes3D
 from skd_core.covariance import DEPTH_FRACTION, LATERAL_FRACTION, TILT_STD, YAW_STD, pose_covariance
 from skd_core.data.bag import DETECTIONS, typestore
-from skd_core.data.ros_messages import boxes_from_detections
+from skd_core.data.ros_detections import boxes_from_detections
 from skd_wm3d_ros import messages
 from skd_wm3d_ros.markers import MarkerMemory
 from skd_wm3d_ros.postprocess import finite

@@ -38,7 +38,8 @@ from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 
-from skd_core.data.ros_messages import boxes_from_detections, camera_from_info
+from skd_core.data.ros_detections import boxes_from_detections
+from skd_core.data.ros_messages import camera_from_info
 from skd_core.inference.detector import Detector
 from skd_wm3d_ros.decoding import Decoder
 

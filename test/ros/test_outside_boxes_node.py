@@ -30,7 +30,7 @@ from ros_harness import (
 from vision_msgs.msg import Detection2DArray
 
 from skd_core.boxes import Boxes2D
-from skd_core.data.ros_messages import boxes_from_detections
+from skd_core.data.ros_detections import boxes_from_detections
 from skd_core.inference.detector import Detector
 from skd_core.supervision.detector_2d import load_detector_2d
 from skd_wm3d_ros import detections_2d
