@@ -56,7 +56,7 @@ def run_raising(error: BaseException | None, arguments: list[str]) -> tuple[int,
         (OverflowError("int too large"), "work IN: a number in the input is too large (int too large)"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "work IN: an input or a name is not UTF-8 text"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "standard output was closed before all was written"),
-        (ModuleNotFoundError("no", name="numba.core"), "this command needs numba.core, which is not installed: run pip"),
+        (ModuleNotFoundError("no", name="numba.core"), "this command needs numba.core, which is not installed: run"),
     ],
 )  # fmt: skip
 def test_what_the_system_refuses_is_one_line_and_exit_2(error, words, capsys, monkeypatch):
@@ -199,7 +199,7 @@ def test_no_other_console_is_made():
 
 
 def test_no_other_yaml_reader_is_used():
-    """But that of calibrations, which keeps every scalar as text, and of the package's own RViz file, read by launch."""
+    """But calibrations', which keeps scalars as text, and that of the package's own RViz file, which launch reads."""
     files = [*(ROOT / "skd_core").rglob("*.py"), *(ROOT / "skd_wm3d_ros").rglob("*.py")]
     pattern = re.compile(r"yaml\.(?:\w*_)?load|SafeLoader")
     assert [file.name for file in files if pattern.search(file.read_text("utf-8"))] == [

@@ -603,7 +603,8 @@ def test_measure_by_hand() -> None:
     sample = tiny.rendered_sample(0)
     assert sample.boxes3d is not None
     n = len(sample.boxes2d)
-    truth, alpha = sample.boxes3d.center[:, 2], sample.boxes3d.alpha
+    seen = sample.boxes3d.center + sample.camera.offset.to(sample.boxes3d.center)  # from the optical centre
+    truth, alpha = seen[:, 2], sample.boxes3d.yaw - torch.atan2(seen[:, 0], seen[:, 2])
     made = PseudoTargets.none(n)
     made.z[:] = truth * 1.1
     made.alpha[:] = alpha + math.pi + math.radians(10)  # modulo pi: 10 degrees off
