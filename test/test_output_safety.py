@@ -220,6 +220,8 @@ STOPPED = """
 import os, signal, sys
 from skd_core.synthetic import writer
 whole, number = writer._write_frame, getattr(signal, sys.argv.pop(1))
+if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup, which a command respects
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 def write(root, config, seed, frame):
     whole(root, config, seed, frame)
     if frame == 1:
