@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,13 @@ from hypothesis import settings
 # A busy machine must not fail a test, and a red run must be red again: no deadline, the same examples every time.
 settings.register_profile("skd", deadline=None, derandomize=True)
 settings.load_profile("skd")
+
+# Whoever starts the tests in the background (nohup, a shell's &) lets them ignore these, and so all commands that they
+# start: a command respects that, but the tests are about what it does with the signals.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
