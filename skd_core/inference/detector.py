@@ -135,12 +135,16 @@ class Detector:
             boxes = self.place(image, camera, boxes2d)[0]
             boxes = boxes[boxes.scores.argsort(descending=True, stable=True)]
             return boxes[boxes.scores >= least]
+        boxes = self._find(image, camera, least)
+        return boxes[boxes.scores >= least]
+
+    def _find(self, image: NDArray[np.uint8], camera: Camera, least: float) -> Boxes3D:
+        """The network's own boxes, best first; some may score below ``least``."""
         pixels, target, P = self._input(image, camera)
         with self._computing():
             heat = least**2  # a score is at most the root of the heat
             found = self.student.detect(pixels, P, least_heat=heat)[0]
-        boxes = self._boxes(found, camera.width / target.width, camera.height / target.height)
-        return boxes[boxes.scores >= least]
+        return self._boxes(found, camera.width / target.width, camera.height / target.height)
 
     def place(self, image: NDArray[np.uint8], camera: Camera, boxes2d: Boxes2D) -> tuple[Boxes3D, Tensor]:
         """The 3D head on 2D boxes from outside: those of another detector, of labels, of a tracker.
@@ -295,23 +299,11 @@ class OnnxDetector(Detector):
         """See :meth:`Detector.uncalibrated`."""
         return OnnxDetector(self.network, {key: value for key, value in self.metadata.items() if key != "calibration"})
 
-    def predict(
-        self,
-        image: NDArray[np.uint8],
-        camera: Camera,
-        score_threshold: float | None = None,
-        *,
-        boxes2d: Boxes2D | None = None,
-    ) -> Boxes3D:
-        """See :meth:`Detector.predict`."""
-        least = self.threshold if score_threshold is None else score_threshold
-        if boxes2d is not None:
-            return super().predict(image, camera, least, boxes2d=boxes2d)
+    def _find(self, image: NDArray[np.uint8], camera: Camera, least: float) -> Boxes3D:
         check_image(image, camera)
         self.network_camera(camera)  # refuses absurd focal lengths
         boxes = self._to_boxes(self.network(image, camera.P.double().numpy(), least))
-        boxes = boxes[boxes.scores.argsort(descending=True, stable=True)]
-        return boxes[boxes.scores >= least]
+        return boxes[boxes.scores.argsort(descending=True, stable=True)]
 
     def place(self, image: NDArray[np.uint8], camera: Camera, boxes2d: Boxes2D) -> tuple[Boxes3D, Tensor]:
         """See :meth:`Detector.place`."""
