@@ -37,8 +37,8 @@ from skd_core.synthetic import RenderedFrame, SynthConfig, render_frame
 from skd_core.training.ablation import row_config
 from skd_core.training.batch import Batch, collate
 from skd_core.training.dataset import TrainingSet
-from skd_core.training.modulation import YARDSTICKS, scale_gradient
-from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.modulation import ERROR_NAMES, scale_gradient
+from skd_core.training.module import StepContext, TeacherStudent
 from skd_core.visualize import RGB
 
 Values = dict[str, list[float]]
@@ -317,7 +317,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.schedule.learning_rate)
 
     def step(self, batch: Batch) -> None:
-        terms = self.model(batch, Step())
+        terms = self.model(batch, StepContext())
         self.optimizer.zero_grad()
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
@@ -325,7 +325,7 @@ class _Run:
 
 
 def _gtm_seconds(model: TeacherStudent, batch: Batch) -> float:
-    """What GTM adds to a step: both networks' yardsticks, rho, the damped gradient into F_G, and L_rev with gradient.
+    """What GTM adds to a step: both networks' errors, rho, the damped gradient into F_G, and L_rev with gradient.
 
     Taken apart from the step, because the difference of two step times would drown in their spread.
     """
@@ -341,8 +341,8 @@ def _gtm_seconds(model: TeacherStudent, batch: Batch) -> float:
     features.requires_grad_()
 
     def work() -> None:
-        sums = torch.stack([model._yardsticks(boxes, batch) for boxes in (student, teacher)])
-        errors = (dict(zip(YARDSTICKS, row, strict=True)) for row in (sums[..., 0] / sums[..., 1]).tolist())
+        sums = torch.stack([model._error_sums(boxes, batch) for boxes in (student, teacher)])
+        errors = (dict(zip(ERROR_NAMES, row, strict=True)) for row in (sums[..., 0] / sums[..., 1]).tolist())
         model.modulation.update(*errors)
         shared = scale_gradient(features, 0.5 * model.modulation.k_teacher)
         torch.autograd.backward(shared, features.detach())

@@ -709,7 +709,7 @@ def test_distillation_of_nothing() -> None:
         assert loss.sum() == 0
 
 
-# -- the supervised rival ----------------------------------------------------------------------------------------------
+# -- the supervised baseline -----------------------------------------------------------------------------------------
 def truth_of(prediction: Prediction3D) -> Boxes3D:
     n = len(prediction.yaw)
     return Boxes3D(prediction.center.detach(), prediction.size.detach(), prediction.yaw.detach(), ("Car",) * n)

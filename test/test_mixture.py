@@ -32,7 +32,7 @@ from skd_core.training.ablation import REAL_ROWS, row_config
 from skd_core.training.batch import collate
 from skd_core.training.dataset import TrainingSet, place_window
 from skd_core.training.evaluate import predict_dataset
-from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.module import StepContext, TeacherStudent
 from skd_core.training.provenance import Origin
 from skd_core.training.sampler import EpochSampler
 from skd_core.training.trainer import Trainer
@@ -215,7 +215,7 @@ def test_sets_that_only_teach_2d_leave_the_3d_heads_alone(root: Path) -> None:
     batch = replace(batch, truth=None)
     assert len(batch.boxes)
     assert not batch.in_3d.any()
-    terms = TeacherStudent(config)(batch, Step())
+    terms = TeacherStudent(config)(batch, StepContext())
     assert {name.split("/")[0] for name in terms} == {"heatmap", "offset_2d", "size_2d"}
     both = collate([*only_2d, dataset[0, 0, 0]], config.model.classes)
     kept = both.only(both.in_3d)
@@ -303,7 +303,7 @@ def test_a_boxs_size_is_not_learnt_where_a_nearer_object_ends_it(root: Path) -> 
         box = torch.tensor([[100.0, 60, 160, 100]])
         sample = replace(tiny.plain_sample(320, 128, box), hidden=torch.tensor([edges]))
         batch = collate([(sample, PseudoTargets.none(1), box, True)], config.model.classes)
-        terms = model(batch, Step(boxes_3d=0))
+        terms = model(batch, StepContext(weight_3d=0))
         cost.append((terms["size_2d"].item(), terms["offset_2d"].item(), terms["heatmap"].item()))
     assert cost[0][0] > 0
     assert cost[1][:2] == (0, 0)
@@ -493,11 +493,11 @@ def test_supervision_set_by_set(root: Path, tmp_path: Path) -> None:
     assert (~first).any()
     assert torch.equal(batch.in_3d, first)
     assert torch.equal(batch.truth.center.isfinite().all(-1), first)
-    terms = TeacherStudent(config)(batch, Step())
+    terms = TeacherStudent(config)(batch, StepContext())
     assert all(term.isfinite() for term in terms.values())
     only_weak = collate([trainer.dataset[0, i, 0] for i in (6, 7)], config.model.classes)
     assert only_weak.truth is None
-    assert not any("/" in name for name in TeacherStudent(config)(only_weak, Step()))
+    assert not any("/" in name for name in TeacherStudent(config)(only_weak, StepContext()))
     assert trainer.fit()
     learnt_from = load_weights(tmp_path / "run" / "student.safetensors")[1]["learnt_from"]
     assert learnt_from == f"3D labels of {root.name} (supervised), 2D boxes"

@@ -22,7 +22,7 @@ from skd_core.training.checkpoint import load_checkpoint
 from skd_core.training.dataset import TrainingSet
 from skd_core.training.gradients import describe, feature_gradients, group_of
 from skd_core.training.modulation import MEASURES, Modulation, feedback_weight, lag_weight
-from skd_core.training.module import Step, TeacherStudent, own_loss
+from skd_core.training.module import StepContext, TeacherStudent, weak_loss_sum
 from skd_core.training.trainer import Trainer
 
 LAGS = {"student_depth": 0.3, "teacher_depth": 0.2}  # rho 1.5: lag tanh(4 x .5) = .964
@@ -51,11 +51,11 @@ def model_of(root: Path, errors: dict[str, float], **method: Any) -> TeacherStud
     return model
 
 
-def terms_of(model: TeacherStudent, batch: Batch, step: Step | None = None) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in model(batch, step or Step()).items()}
+def terms_of(model: TeacherStudent, batch: Batch, step: StepContext | None = None) -> dict[str, float]:
+    return {name: float(value.detach()) for name, value in model(batch, step or StepContext()).items()}
 
 
-def gradients(model: TeacherStudent, batch: Batch, kind: str, step: Step) -> dict[str, Tensor]:
+def gradients(model: TeacherStudent, batch: Batch, kind: str, step: StepContext) -> dict[str, Tensor]:
     """Of the sum of the terms that begin with ``kind``; zeros where none arrives."""
     value = torch.stack([v for name, v in model(batch, step).items() if name.startswith(kind)]).sum()
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -100,14 +100,14 @@ def test_pace_by_hand() -> None:
     """Means .99 and .95 from 4; then a loss of 2: they are 3.98 and 3.9, the spread is 2, the pace .04."""
     modulation = Modulation(MethodConfig(gtm_measure="pace"))
     assert modulation.rho == 1
-    modulation.update_pace(4.0, 4.0)
-    assert (modulation.pace("student"), modulation.rho) == (0, 1)
-    modulation.update_pace(4.0, 2.0)
-    assert modulation.pace("teacher") == pytest.approx(0.04)
-    assert modulation.pace("student") == 0
+    modulation.update_losses(4.0, 4.0)
+    assert (modulation.loss_slope("student"), modulation.rho) == (0, 1)
+    modulation.update_losses(4.0, 2.0)
+    assert modulation.loss_slope("teacher") == pytest.approx(0.04)
+    assert modulation.loss_slope("student") == 0
     assert modulation.rho == pytest.approx(math.exp(0.04))
     before = modulation.state_dict()
-    modulation.update_pace(math.nan, 1.0)  # of no object
+    modulation.update_losses(math.nan, 1.0)  # of no object
     assert modulation.state_dict() == before
     assert before.keys() <= set(MEASURES)
 
@@ -121,13 +121,13 @@ def test_who_still_falls_while_the_other_rests_is_ahead_in_pace_whatever_the_los
     falls, rests = Modulation(MethodConfig(gtm_measure="pace")), Modulation(MethodConfig(gtm_measure="pace"))
     for t, e in enumerate(noise):
         resting, falling = scale * (0.1 * e) + shift, 3 - 0.01 * t + 0.1 * e
-        falls.update_pace(resting, falling)
-        rests.update_pace(falling, resting)
+        falls.update_losses(resting, falling)
+        rests.update_losses(falling, resting)
     assert falls.rho > 1.5
     assert rests.rho == pytest.approx(1 / falls.rho)
 
 
-def test_the_yardsticks_do_not_count_where_pace_is_the_measure() -> None:
+def test_errors_do_not_count_where_the_loss_slope_is_the_measure() -> None:
     modulation = Modulation(MethodConfig(gtm_measure="pace"))
     modulation.update({"depth": 9.0}, {"depth": 0.1})
     assert modulation.rho == 1
@@ -172,7 +172,7 @@ def test_per_object_distillation_is_the_plain_one_times_the_weights(root: Path, 
     plain.loss_distillation.register_forward_hook(  # type: ignore[union-attr]
         lambda module, inputs, output: shares.append(output.detach())
     )
-    step = Step(distillation=0.5)  # no feedback yet
+    step = StepContext(weight_distillation=0.5)  # no feedback yet
     terms = terms_of(plain, batch, step), terms_of(weighed, batch, step)
     assert terms[0]["student/distillation"] == pytest.approx(0.5 * float(shares[0].sum()) / len(batch.boxes), rel=1e-5)
     student, knowing = errors
@@ -212,7 +212,7 @@ def test_the_lift_scales_the_students_gradient_into_shared_features_and_its_dist
     free, lifted = model_of(root, LEVEL, **method), model_of(root, LAGS, **method)
     k = lifted.modulation.k_student
     assert k > 2.5
-    step = Step(distillation=0.5)
+    step = StepContext(weight_distillation=0.5)
     for kind, into_features, into_head in (("student/projection", k, 1.0), ("student/distillation", k * k, k)):
         a, b = (gradients(model, batch, kind, step) for model in (free, lifted))
         assert any(float(g.norm()) > 0 for name, g in a.items() if name.startswith("student.backbone"))
@@ -230,7 +230,7 @@ def test_feedback_alone_leaves_gradients_as_they_are_without_modulation(root: Pa
     assert with_it.pop("teacher/feedback") > 0
     assert with_it == without
     for kind in ("student/", "teacher/depth"):
-        a, b = (gradients(model, batch, kind, Step(distillation=0.5)) for model in (alone, none))
+        a, b = (gradients(model, batch, kind, StepContext(weight_distillation=0.5)) for model in (alone, none))
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -245,8 +245,8 @@ def test_through_the_labels_box_the_teacher_is_measured_where_it_teaches(root: P
     rois, labels = model_of(root, {}), model_of(root, {}, gtm_measure="labels")
     losses = terms_of(rois, batch), terms_of(labels, batch)
     assert losses[0] == losses[1]
-    assert torch.equal(rois.yardsticks[0], labels.yardsticks[0])
-    assert not torch.equal(rois.yardsticks[1], labels.yardsticks[1])
+    assert torch.equal(rois.error_sums[0], labels.error_sums[0])
+    assert not torch.equal(rois.error_sums[1], labels.error_sums[1])
     sections = {"augment": {"own_boxes": False, "box_jitter": 0.0}}
     torch.manual_seed(0)
     exact = TeacherStudent(tiny.make_config(root, method={"gtm_measure": "labels"}, **sections)).eval()
@@ -255,8 +255,8 @@ def test_through_the_labels_box_the_teacher_is_measured_where_it_teaches(root: P
     batch = batch.only(torch.ones(len(batch.boxes), dtype=torch.bool))
     batch.rois.boxes = batch.boxes
     for model in (exact, same):
-        model(batch, Step())
-    torch.testing.assert_close(exact.yardsticks, same.yardsticks)
+        model(batch, StepContext())
+    torch.testing.assert_close(exact.error_sums, same.error_sums)
 
 
 def test_own_losses_leave_points_and_transfer_out(root: Path, batch: Batch) -> None:
@@ -265,14 +265,14 @@ def test_own_losses_leave_points_and_transfer_out(root: Path, batch: Batch) -> N
         "depth": torch.tensor([-4.0, 0.5]),
         "points": torch.tensor([9.0, 9]),
     }
-    assert own_loss(parts).tolist() == [-0.5, 2.0]
+    assert weak_loss_sum(parts).tolist() == [-0.5, 2.0]
     model = model_of(root, {}, gtm_measure="pace")
-    terms = terms_of(model, batch, Step(boxes_3d=0.5, distillation=1.0))
+    terms = terms_of(model, batch, StepContext(weight_3d=0.5, weight_distillation=1.0))
     n = len(batch.boxes)
     for row, who, views in ((0, "student", 1), (1, "teacher", 2)):
         total = sum(terms[f"{who}/{name}"] for name in ("projection", "dimension", "depth", "yaw"))
-        assert float(model.own_losses[row, 1]) == views * n
-        assert float(model.own_losses[row, 0]) / (views * n) == pytest.approx(total / 0.5, rel=1e-4)
+        assert float(model.loss_sums[row, 1]) == views * n
+        assert float(model.loss_sums[row, 0]) / (views * n) == pytest.approx(total / 0.5, rel=1e-4)
 
 
 # -- the default -------------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_runs_log_gradients_and_are_the_same_without(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Measured in every step and in none: the same weights to the bit."""
-    monkeypatch.setattr(trainer_module, "WATCH_EVERY", 1)
+    monkeypatch.setattr(trainer_module, "GRADIENTS_EVERY", 1)
     states = []
     for name in ("each", "none"):
         assert Trainer(tiny.make_config(root, schedule={"epochs": 1, "batch_size": 2}), tmp_path / name, "cpu").fit()
@@ -385,7 +385,7 @@ def test_feature_loss_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["cosine", "l2"])
 def test_features_are_one_more_term_that_reaches_the_shared_features_alone(root: Path, batch: Batch, kind: str) -> None:
     plain, model = model_of(root, {}), model_of(root, {}, features=kind, feature_weight=3.0)
-    step = Step(distillation=0.5)
+    step = StepContext(weight_distillation=0.5)
     terms = terms_of(model, batch, step)
     assert terms.pop("student/features") > 0
     assert terms == terms_of(plain, batch, step)
@@ -393,20 +393,20 @@ def test_features_are_one_more_term_that_reaches_the_shared_features_alone(root:
     reached = {name for name, gradient in found.items() if float(gradient.norm()) > 0}
     assert any(name.startswith("student.backbone") for name in reached)
     assert not any("head" in name or name.startswith("teacher.") for name in reached)
-    assert "student/features" not in terms_of(model, batch, Step(distillation=0.0))
+    assert "student/features" not in terms_of(model, batch, StepContext(weight_distillation=0.0))
 
 
 def test_a_slow_teacher_is_the_target_and_nothing_else(root: Path, batch: Batch) -> None:
     """Where the mean is the network itself, the terms are as without; where it is another, only distillation is."""
     model = model_of(root, {}, slow_teacher=True)
-    plain = terms_of(model, batch, Step(distillation=0.5))
-    same = terms_of(model, batch, Step(distillation=0.5, slow=model))
+    plain = terms_of(model, batch, StepContext(weight_distillation=0.5))
+    same = terms_of(model, batch, StepContext(weight_distillation=0.5, ema=model))
     assert same == pytest.approx(plain, rel=1e-5)
     torch.manual_seed(1)
     other = TeacherStudent(model.config).eval()
-    mixed = terms_of(model, batch, Step(distillation=0.5, slow=other))
+    mixed = terms_of(model, batch, StepContext(weight_distillation=0.5, ema=other))
     assert {name for name in plain if mixed[name] != plain[name]} == {"student/distillation"}
-    model(batch, Step(distillation=0.5, slow=other))["student/distillation"].backward()
+    model(batch, StepContext(weight_distillation=0.5, ema=other))["student/distillation"].backward()
     assert all(p.grad is None for p in other.parameters())
 
 

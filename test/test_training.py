@@ -33,8 +33,8 @@ from skd_core.training.batch import Batch, collate
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from skd_core.training.dataset import TrainingSet, jitter_boxes, training_loader
 from skd_core.training.evaluate import predict_dataset
-from skd_core.training.modulation import YARDSTICKS, Modulation, scale_gradient
-from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.modulation import ERROR_NAMES, Modulation, scale_gradient
+from skd_core.training.module import StepContext, TeacherStudent
 from skd_core.training.sampler import EpochSampler
 from skd_core.training.schedule import learning_rate, ramp
 from skd_core.training.trainer import Trainer
@@ -389,7 +389,7 @@ def modulation_of(**method: Any) -> Modulation:
 
 def measured(student: float, teacher: float, **method: Any) -> Modulation:
     modulation = modulation_of(**method)
-    modulation.update(dict.fromkeys(YARDSTICKS, student), dict.fromkeys(YARDSTICKS, teacher))
+    modulation.update(dict.fromkeys(ERROR_NAMES, student), dict.fromkeys(ERROR_NAMES, teacher))
     return modulation
 
 
@@ -423,7 +423,7 @@ def test_feedback_grows_while_the_student_catches_up() -> None:
     modulation = measured(0.4, 0.1)
     course = [(modulation.rho, modulation.k_feedback, modulation.k_teacher)]
     for _ in range(600):
-        modulation.update(dict.fromkeys(YARDSTICKS, 0.1), dict.fromkeys(YARDSTICKS, 0.1))
+        modulation.update(dict.fromkeys(ERROR_NAMES, 0.1), dict.fromkeys(ERROR_NAMES, 0.1))
         course.append((modulation.rho, modulation.k_feedback, modulation.k_teacher))
     rho, feedback, pull = zip(*course, strict=True)
     assert list(rho) == sorted(rho, reverse=True)
@@ -455,7 +455,7 @@ def test_modulation_state() -> None:
     modulation, again = measured(0.4, 0.1), modulation_of()
     again.load_state_dict(modulation.state_dict())
     for m in (modulation, again):
-        m.update(dict.fromkeys(YARDSTICKS, 0.2), dict.fromkeys(YARDSTICKS, 0.1))
+        m.update(dict.fromkeys(ERROR_NAMES, 0.2), dict.fromkeys(ERROR_NAMES, 0.1))
     assert again.rho == modulation.rho
 
 
@@ -468,7 +468,7 @@ def test_scale_gradient() -> None:
     assert x.grad.tolist() == pytest.approx([0.3, 0.6, 0.9])
 
 
-def gradients(module: TeacherStudent, batch: Batch, step: Step, kind: str) -> dict[str, Tensor]:
+def gradients(module: TeacherStudent, batch: Batch, step: StepContext, kind: str) -> dict[str, Tensor]:
     """Of the sum of the terms whose name starts with ``kind``, by parameter; zeros where none arrives."""
     torch.manual_seed(1)
     terms = [value for name, value in module(batch, step).items() if name.startswith(kind)]
@@ -494,7 +494,7 @@ def pair(root: Path) -> tuple[TeacherStudent, Batch]:
 
 def test_modulation_damps_the_teachers_gradient_into_shared_features_only(pair: tuple[TeacherStudent, Batch]) -> None:
     model, batch = pair
-    step = Step(distillation=0.5)  # no feedback yet
+    step = StepContext(weight_distillation=0.5)  # no feedback yet
     free = gradients(model, batch, step, "teacher/")
     model.modulation.errors = measured(0.5, 0.1).errors
     assert model.modulation.k_teacher == 0.2
@@ -512,7 +512,7 @@ def test_modulation_damps_the_teachers_gradient_into_shared_features_only(pair: 
 
 def test_who_teaches_whom(pair: tuple[TeacherStudent, Batch]) -> None:
     model, batch = pair
-    step = Step()
+    step = StepContext()
     assert norm(gradients(model, batch, step, "student/"), "teacher.") == 0
     assert norm(gradients(model, batch, step, "student/distillation"), "student.head_3d") > 0
     for term in ("depth", "projection", "yaw", "depth_map", "points", "dimension"):
@@ -525,20 +525,22 @@ def test_who_teaches_whom(pair: tuple[TeacherStudent, Batch]) -> None:
 
 def test_feedback_waits_for_distillation_to_be_up(pair: tuple[TeacherStudent, Batch]) -> None:
     model, batch = pair
-    assert "teacher/feedback" not in model(batch, Step(distillation=0.99))
-    full = model(batch, Step(distillation=1.0))["teacher/feedback"]
+    assert "teacher/feedback" not in model(batch, StepContext(weight_distillation=0.99))
+    full = model(batch, StepContext(weight_distillation=1.0))["teacher/feedback"]
     model.modulation.errors = measured(0.2, 0.1).errors  # rho 2: a quarter
-    assert model(batch, Step(distillation=1.0))["teacher/feedback"].item() == pytest.approx(full.item() / 4, rel=1e-4)
+    assert model(batch, StepContext(weight_distillation=1.0))["teacher/feedback"].item() == pytest.approx(
+        full.item() / 4, rel=1e-4
+    )
 
 
 def test_ramps_scale_the_3d_terms(pair: tuple[TeacherStudent, Batch]) -> None:
     model, batch = pair
-    whole, half, none = (model(batch, Step(boxes_3d=w, distillation=0.5)) for w in (1.0, 0.5, 0.0))
+    whole, half, none = (model(batch, StepContext(weight_3d=w, weight_distillation=0.5)) for w in (1.0, 0.5, 0.0))
     for name in ("student/projection", "teacher/projection", "teacher/depth"):
         assert half[name].item() == pytest.approx(0.5 * whole[name].item(), rel=1e-5)
     assert set(none) == {"heatmap", "offset_2d", "size_2d", "teacher/depth_map"}
     assert none["heatmap"].item() == pytest.approx(whole["heatmap"].item(), rel=1e-5)
-    late = model(batch, Step(distillation=0.0))
+    late = model(batch, StepContext(weight_distillation=0.0))
     assert not {"student/distillation", "teacher/points"} & late.keys()
 
 
@@ -560,16 +562,18 @@ def test_every_term_has_its_weight(root: Path) -> None:
 
     for name in ("depth_map", "projection", "dimension", "depth", "yaw", "points", "distillation"):
         getattr(model, f"loss_{name}").forward = one(name)
-    whole = {name: value.item() for name, value in model(batch, Step()).items() if "/" in name}
+    whole = {name: value.item() for name, value in model(batch, StepContext()).items() if "/" in name}
     assert whole == pytest.approx({
         "student/projection": 1, "student/dimension": 0.7, "student/yaw": 1, "student/depth": 0.4,
         "student/distillation": 1, "teacher/depth_map": 0.6, "teacher/projection": 1, "teacher/dimension": 0.7,
         "teacher/yaw": 1, "teacher/depth": 1, "teacher/points": 0.2, "teacher/feedback": 0.05,
     })  # fmt: skip
-    half = {name: value.item() for name, value in model(batch, Step(0.5, 0.5)).items() if "/" in name}
+    half = {name: value.item() for name, value in model(batch, StepContext(0.5, 0.5)).items() if "/" in name}
     full = ("teacher/depth_map", "teacher/feedback")
     assert half == pytest.approx({n: v if n in full else v / 2 for n, v in whole.items() if n != "teacher/feedback"})
-    shared = {name: value.item() for name, value in model(batch, Step(objects=2.0 * len(batch.boxes))).items()}
+    shared = {
+        name: value.item() for name, value in model(batch, StepContext(num_objects=2.0 * len(batch.boxes))).items()
+    }
     assert shared["student/yaw"] == pytest.approx(0.5)
     # targets are the labels' boxes, not the RoIs, and z_f where there is one; the teacher, asked last, has each twice
     assert torch.equal(asked["projection"][1], batch.boxes.repeat(2, 1))
@@ -604,7 +608,7 @@ def test_the_3d_heads_see_the_boxes_that_the_2d_heads_find(pair: tuple[TeacherSt
     missed = alone[0]
     image, row, column = cells[missed]
     size[image, :, row, column] = (sides[missed] * 3).log()
-    rois = TeacherStudent.own_rois(Maps2D(torch.zeros(shape[0], 3, *shape[2:]), offset, size), batch)
+    rois = TeacherStudent.predicted_rois(Maps2D(torch.zeros(shape[0], 3, *shape[2:]), offset, size), batch)
     assert torch.equal(rois.boxes[missed], batch.rois.boxes[missed])
     grown = torch.cat([middle - sides * torch.tensor([0.55, 0.6]), middle + sides * torch.tensor([0.55, 0.6])], -1) * 4
     bound = torch.tensor([width, height, width, height])
@@ -617,7 +621,7 @@ def test_the_3d_heads_see_the_boxes_that_the_2d_heads_find(pair: tuple[TeacherSt
 def test_objects_seen_through_several_boxes(pair: tuple[TeacherStudent, Batch]) -> None:
     _, batch = pair
     n, moved = len(batch.boxes), batch.boxes + 1
-    both = batch.seen_through(moved, batch.boxes)
+    both = batch.with_rois(moved, batch.boxes)
     assert torch.equal(both.rois.boxes, torch.cat([moved, batch.boxes]))
     assert torch.equal(both.boxes, batch.boxes[torch.arange(2 * n) % n])
     for name, value in vars(batch.pseudo).items():
@@ -632,7 +636,7 @@ def test_which_boxes_student_and_teacher_see(root: Path, monkeypatch: pytest.Mon
     config = tiny.make_config(root, augment={"own_boxes": own})
     model, batch = TeacherStudent(config).eval(), batch_of(root, config)
     found = replace(batch.rois, boxes=batch.boxes + torch.tensor([1.0, 1, 2, 2]))
-    monkeypatch.setattr(model, "own_rois", lambda maps, batch: found)
+    monkeypatch.setattr(model, "predicted_rois", lambda maps, batch: found)
     decode, seen, raws = model.student.decode, [], []
 
     def watched(raw: Raw3D, rois: Rois, *more: Any) -> Prediction3D:
@@ -647,7 +651,7 @@ def test_which_boxes_student_and_teacher_see(root: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         loss, "forward", lambda *arguments, **_: told.append(arguments) or torch.zeros(len(found.boxes))
     )
-    model(batch, Step())
+    model(batch, StepContext())
     rois = found if own else batch.rois
     student, teacher = seen
     assert student is rois
@@ -668,14 +672,14 @@ def test_which_boxes_student_and_teacher_see(root: Path, monkeypatch: pytest.Mon
         assert torch.allclose(uv, project(batch.rois.P, prediction.center[:, None])[:, 0], atol=1e-2)
 
 
-def test_yardsticks_are_sums_that_add_up_over_parts(root: Path, pair: tuple[TeacherStudent, Batch]) -> None:
+def test_error_sums_add_up_over_parts(root: Path, pair: tuple[TeacherStudent, Batch]) -> None:
     model, batch = pair
-    model(batch, Step())
-    whole = model.yardsticks
+    model(batch, StepContext())
+    whole = model.error_sums
     parts = torch.zeros_like(whole)
     for i in range(3):
-        model(batch_of(root, model.config, (i,)), Step())
-        parts += model.yardsticks
+        model(batch_of(root, model.config, (i,)), StepContext())
+        parts += model.error_sums
     assert torch.allclose(whole, parts, rtol=1e-4)
     assert whole[0, 1, 1] == len(batch.boxes)
     assert whole[:, 0, 1].tolist() == [float(batch.pseudo.z.isfinite().sum())] * 2
@@ -697,10 +701,10 @@ def test_yaw_takes_no_gradient_from_the_projection_where_something_better_teache
         config = tiny.make_config(root, method=method, data={"train": {"root": str(root)}, "depth_dir": depth_dir})
         torch.manual_seed(0)
         model, batch = TeacherStudent(config).eval(), batch_of(root, config)
-        found = gradients(model, batch, Step(), "student/projection")["student.head_3d.fcs.yaw.weight"][:2]
+        found = gradients(model, batch, StepContext(), "student/projection")["student.head_3d.fcs.yaw.weight"][:2]
         assert bool(found.abs().max() > 0) == reaches, (method, depth_dir)
         if config.method.teacher:
-            found = gradients(model, batch, Step(), "teacher/projection")["teacher.head_3d.fcs.yaw.weight"][:2]
+            found = gradients(model, batch, StepContext(), "teacher/projection")["teacher.head_3d.fcs.yaw.weight"][:2]
             assert bool(found.abs().max() > 0) == reaches, (method, depth_dir)
 
 
@@ -710,11 +714,11 @@ def test_a_batch_without_objects_trains_the_2d_heads(root: Path) -> None:
     assert len(batch.boxes) == 0
     assert len(batch.ignore) > 0
     model = TeacherStudent(config).train()
-    terms = model(batch, Step())
+    terms = model(batch, StepContext())
     torch.stack(list(terms.values())).sum().backward()
     assert terms["heatmap"] > 0
     assert set(terms) == {"heatmap", "offset_2d", "size_2d", "teacher/depth_map"}
-    assert model.yardsticks.abs().sum() == 0
+    assert model.error_sums.abs().sum() == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -728,7 +732,7 @@ def test_absent_classes_and_border_boxes_train(root: Path) -> None:
     batch.depth = torch.zeros_like(batch.depth)
     batch.pseudo.z.fill_(math.nan)
     model = TeacherStudent(config).train()
-    terms = model(batch, Step())
+    terms = model(batch, StepContext())
     torch.stack(list(terms.values())).sum().backward()
     assert "teacher/depth_map" not in terms
     assert all(value.isfinite() for value in terms.values())
@@ -789,7 +793,7 @@ def test_learning_one_batch_by_heart(root: Path) -> None:
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     course = []
     for _ in range(60):
-        terms = model(batch, Step())
+        terms = model(batch, StepContext())
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()

@@ -24,7 +24,7 @@ from skd_core.training.batch import Batch, collate
 from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from skd_core.training.command import INTERRUPTED, run_training
 from skd_core.training.dataset import TrainingSet
-from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.module import StepContext, TeacherStudent
 from skd_core.training.processes import is_first, world_sizes
 from skd_core.training.provenance import Origin
 from skd_core.training.trainer import Trainer
@@ -354,7 +354,7 @@ def gradients(model: TeacherStudent, batches: list[Batch], objects: float) -> di
     """The mean over processes, each with its batch, of the gradients of the loss."""
     model.zero_grad()
     for batch in batches:
-        (torch.stack(list(model(batch, Step(objects=objects)).values())).sum() / len(batches)).backward()
+        (torch.stack(list(model(batch, StepContext(num_objects=objects)).values())).sum() / len(batches)).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -404,7 +404,7 @@ def test_modulation_scales_the_depth_maps_gradient_with_and_without_objects(few:
         for rho in (1.0, 10.0):
             model.modulation.errors = {"student_depth": rho, "teacher_depth": 1.0}
             model.zero_grad()
-            model(batch, Step())["teacher/depth_map"].backward()
+            model(batch, StepContext())["teacher/depth_map"].backward()
             found[rho] = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         assert any(name.startswith("student.backbone") for name in found[1.0])
         for name, gradient in found[1.0].items():

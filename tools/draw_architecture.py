@@ -105,7 +105,7 @@ def draw() -> Figure:
     arrow(axes, (88.7, 36.6), (88.7, 41), colour="#b0304a")
     arrow(axes, (95.8, 41), (95.8, 29.5), dashed=True, colour="#b0304a")
     note(axes, 95.2, 38.6, "$k_{fb} L_{rev}$", "#8a3c00", "right")
-    note(axes, 66, 36.2, "GTM compares student and teacher on yardsticks", "#8a3c00")
+    note(axes, 66, 36.2, "GTM compares the errors of student and teacher", "#8a3c00")
     note(axes, 66, 34.4, "without 3D labels and sets $k_D$ and $k_{fb}$", "#8a3c00")
     note(
         axes,

@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from skd_core.errors import UserError
-from skd_core.training.modulation import YARDSTICKS
+from skd_core.training.modulation import ERROR_NAMES
 from skd_core.training.records import read_run
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "gtm.png"
-TITLES = dict(zip(YARDSTICKS, ("E1: depth", "E2: 1 - IoU(projection, 2D box)", "E3: yaw"), strict=True))
+TITLES = dict(zip(ERROR_NAMES, ("E1: depth", "E2: 1 - IoU(projection, 2D box)", "E3: yaw"), strict=True))
 
 
 def draw(run: Path) -> Figure:
-    """Above the yardsticks of both networks, below what GTM makes of them; one point a report."""
+    """Top: the errors of both networks; bottom: the factors that GTM derives from them; one point per report."""
     records = [record for record in read_run(run) if "gtm/rho" in record]
     if not records:
         raise SystemExit(f"{run}: no GTM in this run")

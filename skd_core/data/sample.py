@@ -40,7 +40,7 @@ class Sample:
         boxes2d: objects of the classes to learn, float32 pixels: the training truth.
         ignore: regions where no negative is learnt: "DontCare", other classes, objects cut down to too little.
         depth: shape (H, W), float32 metres along the optical axis, 0 = unknown; None without a depth source.
-        boxes3d: 3D truth of the objects in ``boxes2d``, in the same order; to evaluate, and for the supervised rival.
+        boxes3d: 3D truth of the objects in ``boxes2d``, in the same order; to evaluate, and for supervised training.
         full_xyxy: shape (N, 4), the boxes of ``boxes2d`` as the label has them, in this image's pixels: a crop clips
             ``boxes2d`` and leaves these whole, so that they may reach beyond the image.
         hidden: shape (N, 4), bool, which edges (left, top, right, bottom) of ``full_xyxy`` are not the object's own,

@@ -12,7 +12,7 @@ class ProjectionLoss(nn.Module):
     """``sum_e m_e w_e SmoothL1((b'_e - b_e) / size_e, beta .05) / sum m + (1 - GIoU)``, a value for each box.
 
     m masks the edges that are not the object's own: the image border or, in a tight box, a nearer object cuts it
-    there. Beyond such an edge the projection is clipped (:func:`clip_to_seen`): the object may continue, but not end
+    there. Beyond such an edge the projection is clipped (:func:`clip_to_visible`): the object may continue, but not end
     before it. w_e lowers the left and right edges of classes whose limbs leave the box.
     """
 
@@ -25,7 +25,7 @@ class ProjectionLoss(nn.Module):
             hidden: shape (N, 4), bool, edges that are not the object's own.
             side_weight: shape (N,), w of the left and right edges.
         """
-        clipped = clip_to_seen(projected, boxes, hidden)
+        clipped = clip_to_visible(projected, boxes, hidden)
         size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0).repeat(1, 2)  # (N, 4): w, h, w, h
         inside = (~hidden).to(projected)
         weight = torch.stack([side_weight, torch.ones_like(side_weight)], -1).repeat(1, 2)
@@ -35,7 +35,7 @@ class ProjectionLoss(nn.Module):
         return edge_term + giou_term
 
 
-def clip_to_seen(projected: Tensor, boxes: Tensor, hidden: Tensor) -> Tensor:
+def clip_to_visible(projected: Tensor, boxes: Tensor, hidden: Tensor) -> Tensor:
     """shape (N, 4): projections clipped at the hidden edges of their 2D boxes; arguments as in the loss."""
     low, high = projected[:, :2], projected[:, 2:]
     inner_low = torch.minimum(torch.maximum(low, boxes[:, :2]), high)  # a box is never turned inside out

@@ -33,7 +33,7 @@ class Batch:
         ignore: shape (M, 4), regions where no negative is learnt; ignore_index: shape (M,), their images.
         depth: shape (B, H, W), metres, 0 = unknown; all 0 without a depth source.
         pseudo: N pseudo-targets.
-        truth: N true boxes, NaN of sets that give none; None unless a set gives some, in the supervised rival.
+        truth: N true boxes, NaN of sets that give none; None unless a set gives some and training is supervised.
         names: of the B images.
     """
 
@@ -78,10 +78,10 @@ class Batch:
         parts = {name: getattr(self, name)[keep] for name in names}
         return replace(self, **parts, rois=rois, pseudo=self.pseudo[keep], truth=truth)
 
-    def seen_through(self, *boxes: Tensor) -> Batch:
-        """The same images, each object once for every set of RoI boxes: all through the first, all through the next.
+    def with_rois(self, *boxes: Tensor) -> Batch:
+        """The same images, each object repeated once per set of RoI boxes: first all with the first set, and so on.
 
-        For the 3D heads and their losses only: the 2D losses would count an object as often.
+        For the 3D heads and their losses only: the 2D losses would count each object several times.
 
         Args:
             boxes: each of shape (N, 4), pixels.

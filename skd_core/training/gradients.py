@@ -1,4 +1,4 @@
-"""What each group of losses asks of the shared features F_G: norms and the cosine of their gradients [ours]."""
+"""Gradients of each group of losses with respect to the shared features F_G: their norms and their cosine [ours]."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-WATCH_EVERY = 100
-"""Steps from one measurement to the next: four backward passes through the heads alone."""
+GRADIENTS_EVERY = 100
+"""Steps between two measurements; each takes four backward passes through the heads alone."""
 GROUPS = ("2d", "student", "teacher", "depth_map")
-"""Of the terms: 2D losses, all of the student's, the teacher's 3D losses (feedback too), its depth map's."""
+"""Groups of loss terms: 2D losses, the student's, the teacher's 3D losses (with feedback), its depth map's."""
 
 
 def group_of(term: str) -> str:
-    """Which of :data:`GROUPS` a term is of, by its name."""
+    """Which of :data:`GROUPS` a term belongs to, by its name."""
     if term == "teacher/depth_map":
         return "depth_map"
     return term.partition("/")[0] if "/" in term else "2d"
@@ -50,10 +50,10 @@ def feature_gradients(terms: dict[str, Tensor], features: Tensor) -> Tensor:
 
 
 def describe(sums: Tensor, processes: int) -> dict[str, float]:
-    """What is logged of :func:`feature_gradients`: "gtm/gradient_2d" and so on, and "gtm/cosine".
+    """The logged values of :func:`feature_gradients`: "gtm/gradient_2d" and so on, and "gtm/cosine".
 
-    Left out is what is zero or not finite. The loss is the mean over processes of theirs; each holds its own images'
-    part of F_G, so that the whole gradient is all of theirs side by side, divided by their number.
+    Values that are zero or not finite are left out. The loss is the mean over processes; each holds the F_G of its own
+    images, so that the whole gradient is the concatenation of theirs, divided by their number.
 
     Args:
         sums: shape (5,), over all processes.

@@ -1,8 +1,8 @@
-"""GTM: gradient-targeted transfer modulation, which keeps student and teacher in step.
+"""GTM: gradient-targeted transfer modulation, which balances the training of student and teacher.
 
-METHOD 6 [paper idea; formulas ours, after OGM-GE]. Who lags is measured without 3D labels, see ``method.gtm_measure``;
-what follows from it, see ``method.gtm_form``: the leader is damped, the laggard is lifted, or the transfer is weighed
-object by object. A student that has caught up feeds back.
+METHOD 6 [paper idea; formulas ours, after OGM-GE]. How far the student lags is measured without 3D labels, see
+``method.gtm_measure``. What follows from it, see ``method.gtm_form``: the teacher's gradient is damped, the student's
+is raised, or distillation is weighted per object. A student that has caught up feeds back to the teacher.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from skd_core.config import MethodConfig
 
-YARDSTICKS = ("depth", "projection", "yaw")
+ERROR_NAMES = ("depth", "projection", "yaw")
 """E1 = |log z - log z_f|, E2 = 1 - IoU(projection, 2D box), E3 = q_yaw (1 - cos 2(a - a*))."""
-PACE = ("loss", "recent_loss", "loss_spread")
-"""Of a network's own weak loss an object: running mean, running mean over a fifth of the steps, mean deviation."""
-MEASURES = tuple(f"{who}_{name}" for who in ("student", "teacher") for name in (*YARDSTICKS, *PACE))
-"""What a checkpoint may hold."""
-LEAST_ERROR = 0.02
-"""Added to both errors where objects are compared: what is less apart is level."""
+LOSS_STATISTICS = ("loss", "recent_loss", "loss_spread")
+"""Of a network's weakly supervised loss per object: running mean, running mean with a time constant five times shorter,
+mean absolute deviation."""
+MEASURES = tuple(f"{who}_{name}" for who in ("student", "teacher") for name in (*ERROR_NAMES, *LOSS_STATISTICS))
+"""Keys of the running means in a checkpoint."""
+ERROR_FLOOR = 0.02
+"""Added to both errors where they are compared per object: differences far below it do not count."""
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -45,13 +46,13 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 class Modulation:
-    """Running measure of who lags, and the factors that follow from it.
+    """Running means of both networks' errors, and the factors that follow from them.
 
     Args:
         method: ``gtm_alpha`` says how sharply k_D falls and k_S rises as the student lags, ``gtm_beta`` the weight of
-            the student's feedback when it is level with the teacher, ``gtm_lift`` the most that k_S can be;
+            the student's feedback when its errors equal the teacher's, ``gtm_lift`` the maximum of k_S;
             ``gtm_form`` and ``gtm_measure`` as in the config.
-        momentum: of the running means, which start at their first value.
+        momentum: of the running means, which start at the first value.
     """
 
     def __init__(self, method: MethodConfig, momentum: float = 0.99) -> None:
@@ -59,45 +60,46 @@ class Modulation:
         self.errors: dict[str, float] = {}
 
     def update(self, student: dict[str, float], teacher: dict[str, float]) -> None:
-        """Take in one batch's means of the yardsticks; those that are missing or not finite are left out."""
+        """Add one batch's mean errors by :data:`ERROR_NAMES`; those that are missing or not finite are ignored."""
         for who, errors in (("student", student), ("teacher", teacher)):
             for name, error in errors.items():
                 if math.isfinite(error):
-                    self._follow(f"{who}_{name}", error, self.momentum)
+                    self._update_mean(f"{who}_{name}", error, self.momentum)
 
-    def update_pace(self, student: float, teacher: float) -> None:
-        """Take in one batch's weak loss an object of both networks; nothing if one of them is not finite."""
+    def update_losses(self, student: float, teacher: float) -> None:
+        """Add one batch's weakly supervised loss per object of both networks; ignored if one of them is not finite."""
         if not (math.isfinite(student) and math.isfinite(teacher)):
             return
         for who, loss in (("student", student), ("teacher", teacher)):
             if f"{who}_loss" in self.errors:
-                self._follow(f"{who}_loss_spread", abs(loss - self.errors[f"{who}_loss"]), self.momentum)
-            self._follow(f"{who}_loss", loss, self.momentum)
-            self._follow(f"{who}_recent_loss", loss, max(0.0, 1 - 5 * (1 - self.momentum)))
+                self._update_mean(f"{who}_loss_spread", abs(loss - self.errors[f"{who}_loss"]), self.momentum)
+            self._update_mean(f"{who}_loss", loss, self.momentum)
+            self._update_mean(f"{who}_recent_loss", loss, max(0.0, 1 - 5 * (1 - self.momentum)))
 
-    def _follow(self, key: str, value: float, momentum: float) -> None:
+    def _update_mean(self, key: str, value: float, momentum: float) -> None:
         self.errors[key] = momentum * self.errors.get(key, value) + (1 - momentum) * value
 
-    def pace(self, who: str) -> float:
-        """How far a network's own loss has fallen of late, in units of its spread over batches; negative if it rises.
+    def loss_slope(self, who: str) -> float:
+        """How fast a network's loss falls, in units of its spread over batches; negative if it rises.
 
-        The difference of two running means of different length is proportional to the slope. Losses may be negative, so
-        that ratios of them mean nothing; the spread makes two losses of different make comparable.
+        The difference of two running means with different time constants is proportional to the slope. Losses may be
+        negative, so their ratios have no meaning; the spread makes two losses of different scale comparable.
         """
-        loss, recent, spread = (self.errors.get(f"{who}_{name}", 0.0) for name in PACE)
+        loss, recent, spread = (self.errors.get(f"{who}_{name}", 0.0) for name in LOSS_STATISTICS)
         return (loss - recent) / max(spread, 1e-6)
 
     @property
     def rho(self) -> float:
         """In [.1, 10]; above 1 the student lags.
 
-        Geometric mean of the ratios student/teacher of the yardsticks, or exp(the teacher's pace - the student's).
+        Geometric mean of the error ratios student/teacher, or exp(the teacher's loss slope - the student's).
         """
         if self.method.gtm_measure == "pace":
-            return math.exp(min(max(self.pace("teacher") - self.pace("student"), -math.log(10)), math.log(10)))
+            difference = self.loss_slope("teacher") - self.loss_slope("student")
+            return math.exp(min(max(difference, -math.log(10)), math.log(10)))
         ratios = [
             max(self.errors[f"student_{name}"], 1e-4) / max(self.errors[f"teacher_{name}"], 1e-4)
-            for name in YARDSTICKS
+            for name in ERROR_NAMES
             if f"student_{name}" in self.errors and f"teacher_{name}" in self.errors
         ]
         if not ratios:
@@ -122,12 +124,12 @@ class Modulation:
 
     @property
     def k_feedback(self) -> float:
-        """k_fb: weight of the student's feedback to the teacher, in [0, beta]; per object: its most."""
+        """k_fb: weight of the student's feedback to the teacher, in [0, beta]; with ``per_object`` its maximum."""
         share = 1.0 if self.method.gtm_form == "per_object" else min(1.0, 1 / self.rho) ** 2
         return self.method.gtm_beta * share
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """The running means, for a checkpoint."""
         return dict(self.errors)
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -136,27 +138,26 @@ class Modulation:
 
 
 def lag_weight(student: Tensor, teacher: Tensor) -> Tensor:
-    """shape (N,), in (0, 2): how much of the two networks' error of each object is the student's [ours].
+    """shape (N,), in (0, 2): the student's share of the sum of both networks' errors, times 2, per object [ours].
 
-    Mean over the yardsticks that know the object of ``2 (E_S + d) / (E_S + E_T + 2 d)``, d = :data:`LEAST_ERROR`: 1
-    where they are level or nothing is known, up to 2 where the student is behind, down to 0 where it is ahead.
+    Mean of ``2 (E_S + d) / (E_S + E_T + 2 d)``, d = :data:`ERROR_FLOOR`, over the errors that are known: 1 where they
+    are equal or none is known, up to 2 where the student's is larger, down to 0 where it is smaller.
 
     Args:
-        student, teacher: shape (K, N), their errors by the same K yardsticks; NaN where one cannot tell.
+        student, teacher: shape (K, N), the same K errors of both; NaN where there is no target.
     """
-    share = 2 * (student + LEAST_ERROR) / (student + teacher + 2 * LEAST_ERROR)
+    share = 2 * (student + ERROR_FLOOR) / (student + teacher + 2 * ERROR_FLOOR)
     known = share.isfinite()
     mean = torch.where(known, share, 0.0).sum(0) / known.sum(0).clamp(min=1)
     return torch.where(known.any(0), mean, 1.0)
 
 
-def feedback_weight(student: Tensor, teacher: Tensor, surer: Tensor) -> Tensor:
-    """shape (N,), in [0, 1): how far the student is ahead, where it is also the surer one; else 0 [ours].
-
-    ``max(0, 1 - lag_weight)``.
+def feedback_weight(student: Tensor, teacher: Tensor, more_certain: Tensor) -> Tensor:
+    """shape (N,), in [0, 1): ``max(0, 1 - lag_weight)`` where the student is also more certain, else 0 [ours].
 
     Args:
-        student, teacher: as for :func:`lag_weight`; surer: shape (N,), bool, the student's sigma_z is the smaller.
+        student, teacher: as for :func:`lag_weight`; more_certain: shape (N,), bool, the student's sigma_z is smaller
+            than the teacher's.
     """
     ahead = (1 - lag_weight(student, teacher)).clamp(min=0)
-    return torch.where(surer, ahead, 0.0)
+    return torch.where(more_certain, ahead, 0.0)

@@ -18,7 +18,7 @@ from skd_core.losses.distillation import DistillationLoss
 from skd_core.losses.features import FeatureLoss
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.losses.points import PointsLoss
-from skd_core.losses.projection import ProjectionLoss, clip_to_seen
+from skd_core.losses.projection import ProjectionLoss, clip_to_visible
 from skd_core.losses.supervised import SupervisedLoss
 from skd_core.losses.yaw import YawLoss, yaw_error
 from skd_core.models.backbone import STRIDE
@@ -29,34 +29,34 @@ from skd_core.models.teacher import DepthGuidedNetwork, DepthMap, Teacher
 from skd_core.priors import prior_of, prior_tolerances
 from skd_core.training.batch import Batch
 from skd_core.training.gradients import feature_gradients
-from skd_core.training.modulation import YARDSTICKS, Modulation, feedback_weight, lag_weight, scale_gradient
+from skd_core.training.modulation import ERROR_NAMES, Modulation, feedback_weight, lag_weight, scale_gradient
 
 
 @dataclass
-class Step:
-    """What one training step needs to know besides its batch.
+class StepContext:
+    """The inputs of a training step that are not in its batch.
 
     Attributes:
-        boxes_3d, distillation: weights in [0, 1] that grow during training.
-        objects: what sums over objects are divided by; None: the batch's own number, at least 1. With several processes
-            it is all objects, at least 1, by the number of processes, so that the mean of their gradients is the
-            gradient of the global mean.
-        watch: also measure :func:`skd_core.training.gradients.feature_gradients`.
-        slow: the running mean of both networks; with it, the student learns from its teacher.
+        weight_3d, weight_distillation: loss weights in [0, 1] that rise during training.
+        num_objects: divisor of sums over objects; None: the number of objects in the batch, at least 1. With several
+            processes it is the number of all objects, at least 1, divided by the number of processes, so that the mean
+            of the processes' gradients is the gradient of the global mean.
+        log_gradients: also measure :func:`skd_core.training.gradients.feature_gradients`.
+        ema: the running mean of both networks; if given, the student learns from its teacher.
     """
 
-    boxes_3d: float = 1.0
-    distillation: float = 1.0
-    objects: float | None = None
-    watch: bool = False
-    slow: TeacherStudent | None = None
+    weight_3d: float = 1.0
+    weight_distillation: float = 1.0
+    num_objects: float | None = None
+    log_gradients: bool = False
+    ema: TeacherStudent | None = None
 
 
 class TeacherStudent(nn.Module):
     """MDN and, unless the config leaves it out, DSN, with their losses.
 
-    DSN sees each object twice [ours]: through the RoI that MDN gets, as it would at inference, and through the label's
-    own box, where depth errs less. What it says through the label's box is what MDN learns from it.
+    DSN processes each object twice [ours]: with the RoI that MDN gets, as at inference, and with the ground-truth 2D
+    box as its RoI, where the depth error is smaller. MDN learns from the output for the ground-truth box.
 
     ``L = L_2D + .5 L_depth + L3D_DSN + L3D_MDN + lambda_d (L_UAD + k_fb L_rev)``
     ``L3D = L_proj + .5 L_dim + L_z + L_yaw + .1 L_points``
@@ -73,9 +73,11 @@ class TeacherStudent(nn.Module):
         self.student = Student(config.model)
         self.teacher = Teacher(config.model, self.student.prior) if method.teacher else None
         self.modulation = Modulation(method)
-        self.yardsticks = torch.zeros(2, len(YARDSTICKS), 2)  # student, teacher; E1-E3; sum and count in the last batch
-        self.own_losses = torch.zeros(2, 2)  # student, teacher; sum and count in the last batch; gtm_measure: pace only
-        self.watched: Tensor | None = None  # of the last batch, if its step asked: see feature_gradients
+        self.error_sums = torch.zeros(
+            2, len(ERROR_NAMES), 2
+        )  # student, teacher; E1-E3; sum and count in the last batch
+        self.loss_sums = torch.zeros(2, 2)  # student, teacher; sum and count in the last batch; gtm_measure: pace only
+        self.gradient_sums: Tensor | None = None  # of the last batch, if log_gradients was set: see feature_gradients
         self.register_buffer("tolerance", prior_tolerances(config.model.classes), persistent=False)
         side = [prior_of(name).side_edge_weight for name in config.model.classes]
         self.register_buffer("side_weight", torch.tensor(side), persistent=False)
@@ -91,25 +93,25 @@ class TeacherStudent(nn.Module):
 
     @property
     def yaw_is_taught(self) -> bool:
-        """Whether depth or labels teach yaw; the projection, which cannot tell it from its mirror image, then must not.
+        """Whether depth or labels teach yaw; L_proj, which cannot tell a yaw from its mirror image, then must not.
 
-        Without a depth source there is no target of yaw: the projection is all there is, teacher or not.
+        Without a depth source there is no target for yaw: then L_proj teaches it, with or without a teacher.
         """
         method = self.config.method
         has_depth = any(source.depth_dir is not None for source in self.config.data.sets)
         has_targets = (method.teacher or method.direct_targets) and has_depth
         return method.supervised or has_targets
 
-    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The weighted terms whose sum is the loss, each a scalar; their names say which network they teach."""
-        objects = step.objects if step.objects is not None else max(len(batch.boxes), 1)
-        self.yardsticks, self.own_losses = batch.boxes.new_zeros(2, len(YARDSTICKS), 2), batch.boxes.new_zeros(2, 2)
+    def forward(self, batch: Batch, step: StepContext) -> dict[str, Tensor]:
+        """The weighted terms whose sum is the loss, each a scalar; their names say which network they train."""
+        num_objects = step.num_objects if step.num_objects is not None else max(len(batch.boxes), 1)
+        self.error_sums, self.loss_sums = batch.boxes.new_zeros(2, len(ERROR_NAMES), 2), batch.boxes.new_zeros(2, 2)
         features = self.student.features(batch.images)
-        terms = self._terms(features, batch, step, objects)
-        self.watched = feature_gradients(terms, features) if step.watch else None
+        terms = self._terms(features, batch, step, num_objects)
+        self.gradient_sums = feature_gradients(terms, features) if step.log_gradients else None
         return terms
 
-    def _terms(self, features: Tensor, batch: Batch, step: Step, objects: float) -> dict[str, Tensor]:
+    def _terms(self, features: Tensor, batch: Batch, step: StepContext, num_objects: float) -> dict[str, Tensor]:
         """See :meth:`forward`; features: F_G of the batch's images."""
         method, rois = self.config.method, batch.rois
         maps = self.student.maps_2d(features)
@@ -117,74 +119,76 @@ class TeacherStudent(nn.Module):
         terms = self.loss_2d(
             maps, batch.boxes, rois.classes, rois.batch_index, batch.ignore, batch.ignore_index, whole=outline.all(-1)
         )
-        terms = {name: value / objects for name, value in terms.items()}
-        everything, batch = batch, batch.only(batch.in_3d)
+        terms = {name: value / num_objects for name, value in terms.items()}
+        full_batch, batch = batch, batch.only(batch.in_3d)
         rois = batch.rois
-        if len(rois.boxes) == 0 or step.boxes_3d == 0:
+        if len(rois.boxes) == 0 or step.weight_3d == 0:
             if self.teacher is not None:
-                depth = self.teacher.depth_map(self._shared(features), batch.P)
-                terms |= self._depth_terms(everything, depth, maps.heatmap.shape)
+                depth = self.teacher.depth_map(self._teacher_features(features), batch.P)
+                terms |= self._depth_terms(full_batch, depth, maps.heatmap.shape)
             return terms
 
         if self.config.augment.own_boxes:
-            rois = self.own_rois(maps, batch)
+            rois = self.predicted_rois(maps, batch)
             batch = replace(batch, rois=rois)
         detach_yaw = self.yaw_is_taught
-        lifted = scale_gradient(features, self.modulation.k_student if method.modulation else 1.0)
-        given = self.student.head_input(lifted, rois)
-        student = self.student.decode(self.student.head_3d(given), rois, detach_yaw)
+        student_features = scale_gradient(features, self.modulation.k_student if method.modulation else 1.0)
+        student_input = self.student.head_input(student_features, rois)
+        student = self.student.decode(self.student.head_3d(student_input), rois, detach_yaw)
         if method.supervised:
             if batch.truth is None:
                 raise ValueError("supervised training needs batches with truth")
             parts = self.loss_supervised(student, batch.truth, rois.boxes, rois.P)
-            terms |= {f"student/{k}": step.boxes_3d * v.sum() / objects for k, v in parts.items()}
+            terms |= {f"student/{k}": step.weight_3d * v.sum() / num_objects for k, v in parts.items()}
             return terms
 
-        sees_targets = method.direct_targets or (method.mode == "best" and method.teacher)
-        parts = self._weak_terms(student, batch, sees_targets, points=method.direct_targets)
+        use_targets = method.direct_targets or (method.mode == "best" and method.teacher)
+        parts = self._weak_terms(student, batch, use_targets, points=method.direct_targets)
         if method.teacher and method.mode == "paper":
             del parts["depth"]
         elif method.teacher:
             parts["depth"] = method.student_depth_weight * parts["depth"]
-        terms |= {f"student/{k}": step.boxes_3d * v.sum() / objects for k, v in parts.items()}
+        terms |= {f"student/{k}": step.weight_3d * v.sum() / num_objects for k, v in parts.items()}
         if self.teacher is None:
             return terms
-        own = [own_loss(parts)]
+        student_loss = weak_loss_sum(parts)
 
-        shared = self._shared(features)
-        depth = self.teacher.depth_map(shared, batch.P)
-        terms |= self._depth_terms(everything, depth, maps.heatmap.shape)
-        both = batch.seen_through(rois.boxes, batch.boxes)
-        fused = self.teacher.head_input(shared, depth, batch.P, both.rois)
-        seen = self.student.decode(self.teacher.head_3d(fused), both.rois, detach_yaw)
-        parts = self._weak_terms(seen, both, True, points=step.distillation > 0)
+        teacher_features = self._teacher_features(features)
+        depth = self.teacher.depth_map(teacher_features, batch.P)
+        terms |= self._depth_terms(full_batch, depth, maps.heatmap.shape)
+        doubled = batch.with_rois(rois.boxes, batch.boxes)  # the student's RoIs, then the ground-truth 2D boxes
+        teacher_input = self.teacher.head_input(teacher_features, depth, batch.P, doubled.rois)
+        teacher = self.student.decode(self.teacher.head_3d(teacher_input), doubled.rois, detach_yaw)
+        parts = self._weak_terms(teacher, doubled, True, points=step.weight_distillation > 0)
         if method.gtm_measure == "pace":
-            self.own_losses = torch.stack([*own, own_loss(parts)])
-        terms |= {f"teacher/{k}": step.boxes_3d * v.sum() / (2 * objects) for k, v in parts.items()}
-        teacher, knowing = select(seen, slice(len(rois.boxes))), select(seen, slice(len(rois.boxes), None))
-        if step.slow is not None and step.distillation > 0:
-            knowing = step.slow.knowledge(batch)
-        if self.loss_features is not None and step.distillation > 0:
+            self.loss_sums = torch.stack([student_loss, weak_loss_sum(parts)])
+        terms |= {f"teacher/{k}": step.weight_3d * v.sum() / (2 * num_objects) for k, v in parts.items()}
+        from_student_rois = select(teacher, slice(len(rois.boxes)))
+        from_label_boxes = select(teacher, slice(len(rois.boxes), None))
+        if step.ema is not None and step.weight_distillation > 0:
+            from_label_boxes = step.ema.teacher_in_label_boxes(batch)
+        if self.loss_features is not None and step.weight_distillation > 0:
             channels = features.shape[1]
-            apart = self.loss_features(given[:, :channels], fused[: len(rois.boxes), :channels])
-            terms["student/features"] = step.distillation * method.feature_weight * apart.sum() / objects
-        if self.loss_distillation is not None and step.distillation > 0:
-            parts = self._distillation_terms(student, teacher, knowing, batch, step.distillation)
-            terms |= {k: v.sum() / objects for k, v in parts.items()}
-        rival = knowing if method.gtm_measure == "labels" else teacher
-        self.yardsticks = torch.stack([self._yardsticks(student, batch), self._yardsticks(rival, batch)])
+            distance = self.loss_features(student_input[:, :channels], teacher_input[: len(rois.boxes), :channels])
+            terms["student/features"] = step.weight_distillation * method.feature_weight * distance.sum() / num_objects
+        if self.loss_distillation is not None and step.weight_distillation > 0:
+            weight = step.weight_distillation
+            parts = self._distillation_terms(student, from_student_rois, from_label_boxes, batch, weight)
+            terms |= {k: v.sum() / num_objects for k, v in parts.items()}
+        compared = from_label_boxes if method.gtm_measure == "labels" else from_student_rois
+        self.error_sums = torch.stack([self._error_sums(student, batch), self._error_sums(compared, batch)])
         return terms
 
     @torch.no_grad()
-    def knowledge(self, batch: Batch) -> Prediction3D:
-        """What the teacher says through the labels' boxes, which the student is taught, of N objects.
+    def teacher_in_label_boxes(self, batch: Batch) -> Prediction3D:
+        """The teacher's predictions with the N ground-truth 2D boxes as RoIs: what the student learns from.
 
         Raises:
             ValueError: there is no teacher.
         """
         if self.teacher is None:
             raise ValueError("this network has no teacher")
-        features, rois = self.student.features(batch.images), batch.seen_through(batch.boxes).rois
+        features, rois = self.student.features(batch.images), batch.with_rois(batch.boxes).rois
         raw = self.teacher.boxes_raw(features, self.teacher.depth_map(features, batch.P), batch.P, rois)
         return self.student.decode(raw, rois)
 
@@ -200,21 +204,21 @@ class TeacherStudent(nn.Module):
 
     @staticmethod
     @torch.no_grad()
-    def own_rois(maps: Maps2D, batch: Batch) -> Rois:
-        """The RoIs as they will be at inference [ours]: the boxes that the 2D heads give at the labels' centres.
+    def predicted_rois(maps: Maps2D, batch: Batch) -> Rois:
+        """RoIs as at inference [ours]: the boxes that the 2D heads predict at the centres of the ground-truth 2D boxes.
 
-        Where such a box and the label overlap by half or less, the jittered label stays.
+        Where the IoU of the two is .5 or less, the jittered ground-truth box is kept.
         """
         H, W = maps.heatmap.shape[-2:]
         center = (0.5 / STRIDE * (batch.boxes[:, :2] + batch.boxes[:, 2:])).long()
         column, row = center[:, 0].clamp(0, W - 1), center[:, 1].clamp(0, H - 1)
-        own = boxes_at(maps, batch.rois.batch_index, row * W + column)
-        own = torch.minimum(own.clamp(min=0), batch.rois.size.repeat(1, 2))
-        good = box_iou(own, batch.boxes).diagonal() > 0.5
-        return replace(batch.rois, boxes=torch.where(good[:, None], own, batch.rois.boxes))
+        predicted = boxes_at(maps, batch.rois.batch_index, row * W + column)
+        predicted = torch.minimum(predicted.clamp(min=0), batch.rois.size.repeat(1, 2))
+        good = box_iou(predicted, batch.boxes).diagonal() > 0.5
+        return replace(batch.rois, boxes=torch.where(good[:, None], predicted, batch.rois.boxes))
 
-    def _shared(self, features: Tensor) -> Tensor:
-        """The features as the teacher sees them: GTM scales what it gives back to them, whatever a batch holds."""
+    def _teacher_features(self, features: Tensor) -> Tensor:
+        """F_G as the teacher's input: GTM scales the gradient that flows back from all of the teacher's losses."""
         return scale_gradient(features, self.modulation.k_teacher if self.config.method.modulation else 1.0)
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -263,22 +267,22 @@ class TeacherStudent(nn.Module):
         return {"teacher/depth_map": self.config.method.depth_map_weight * loss}
 
     def _distillation_terms(
-        self, student: Prediction3D, teacher: Prediction3D, knowing: Prediction3D, batch: Batch, weight: float
+        self, student: Prediction3D, teacher: Prediction3D, from_label_boxes: Prediction3D, batch: Batch, weight: float
     ) -> dict[str, Tensor]:
         """L_UAD and the feedback k_fb L_rev; terms of shape (N,).
 
         Args:
-            student, teacher: through the RoIs of the batch; knowing: the teacher through the labels' boxes.
+            student, teacher: with the RoIs of the batch; from_label_boxes: the teacher with ground-truth 2D boxes.
         """
         assert self.loss_distillation is not None
         student, teacher = (p.relative_to(batch.boxes, batch.rois.boxes) for p in (student, teacher))
         method = self.config.method
-        learnt = self.loss_distillation(student, knowing, self.overlap(knowing, batch))
+        forward = self.loss_distillation(student, from_label_boxes, self.overlap(from_label_boxes, batch))
         per_object = method.modulation and method.gtm_form == "per_object"
         if per_object:
-            learnt = learnt * lag_weight(self._errors(student, batch), self._errors(knowing, batch))
-        lift = self.modulation.k_student if method.modulation else 1.0
-        terms = {"student/distillation": weight * lift * learnt}
+            forward = forward * lag_weight(self._errors(student, batch), self._errors(from_label_boxes, batch))
+        k_student = self.modulation.k_student if method.modulation else 1.0
+        terms = {"student/distillation": weight * k_student * forward}
         feedback = self.modulation.k_feedback if method.modulation and weight >= 1 else 0.0
         if feedback > 0:
             reverse = self.loss_distillation(teacher, student, self.overlap(student, batch), yaw=False)
@@ -292,21 +296,21 @@ class TeacherStudent(nn.Module):
     def overlap(boxes: Prediction3D, batch: Batch) -> Tensor:
         """shape (N,): IoU of each box's projection, clipped where its 2D box is, with that; no gradient."""
         with torch.no_grad():
-            clipped = clip_to_seen(boxes.project(batch.rois.P), batch.full_boxes, batch.hidden)
+            clipped = clip_to_visible(boxes.project(batch.rois.P), batch.full_boxes, batch.hidden)
             return box_iou(clipped, batch.full_boxes).diagonal()  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.no_grad()
     def _errors(boxes: Prediction3D, batch: Batch) -> Tensor:
-        """shape (2, N): E1 and E3 of each object, what its pseudo-target knows; NaN where it knows nothing."""
+        """shape (2, N): E1 and E3 of each object against its pseudo-target; NaN where there is no target."""
         pseudo = batch.pseudo
         yaw = yaw_error(boxes.alpha, pseudo.alpha, pseudo.alpha_weight)
         depth = (boxes.log_z - pseudo.z.log()).abs()
         return torch.stack([depth, torch.where(pseudo.alpha_weight > 0, yaw, torch.nan)])
 
     @torch.no_grad()
-    def _yardsticks(self, boxes: Prediction3D, batch: Batch) -> Tensor:
-        """shape (3, 2): each of :data:`YARDSTICKS`, its sum over the boxes that it can measure and their number."""
+    def _error_sums(self, boxes: Prediction3D, batch: Batch) -> Tensor:
+        """shape (3, 2): for each of :data:`ERROR_NAMES` the sum over the boxes that have a target, and their number."""
         pseudo = batch.pseudo
         values = torch.stack(
             [
@@ -320,10 +324,13 @@ class TeacherStudent(nn.Module):
         return torch.stack([torch.where(known, values, 0.0).sum(-1), known.sum(-1)], -1)
 
 
-def own_loss(parts: dict[str, Tensor]) -> Tensor:
-    """shape (2,): sum and count over objects of a network's own weak loss, terms of shape (N,) each; no gradient.
+def weak_loss_sum(parts: dict[str, Tensor]) -> Tensor:
+    """shape (2,): sum and count over objects of a network's weakly supervised loss; no gradient.
 
-    Without L_points, which joins in the middle of a run, and without what the networks teach each other.
+    Without L_points, which starts in the middle of a run, and without the losses between the networks.
+
+    Args:
+        parts: terms of shape (N,) each.
     """
     total = torch.stack([value.detach() for name, value in parts.items() if name != "points"]).sum(0)
     return torch.stack([total.sum(), total.new_tensor(float(len(total)))])

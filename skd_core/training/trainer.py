@@ -50,9 +50,9 @@ from skd_core.training.checkpoint import (
 )
 from skd_core.training.dataset import TrainingSet, training_loader
 from skd_core.training.evaluate import predict_dataset
-from skd_core.training.gradients import WATCH_EVERY, describe
-from skd_core.training.modulation import YARDSTICKS
-from skd_core.training.module import Step, TeacherStudent
+from skd_core.training.gradients import GRADIENTS_EVERY, describe
+from skd_core.training.modulation import ERROR_NAMES
+from skd_core.training.module import StepContext, TeacherStudent
 from skd_core.training.pretrained import freeze, load_initial
 from skd_core.training.processes import mean_terms, world_sizes
 from skd_core.training.provenance import Origin
@@ -279,7 +279,7 @@ class Trainer:
                     "step": self.step,
                     "lr": self._rate(),
                     **self.means.values(),
-                    **self._course(),
+                    **self._modulation_metrics(),
                 }
                 if epoch % schedule.eval_every == 0 or self.step == total:
                     report |= self.evaluate()
@@ -306,10 +306,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         objects = float(self._sum(torch.tensor(float(len(batch.boxes)))))
-        share = max(objects, 1.0) / self.fabric.world_size
+        num_objects = max(objects, 1.0) / self.fabric.world_size
         ramps = ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation)
-        watch = self.raw.teacher is not None and self.step % WATCH_EVERY == 0
-        step = Step(*ramps, share, watch, self.ema if self.config.method.slow_teacher else None)
+        log_gradients = self.raw.teacher is not None and self.step % GRADIENTS_EVERY == 0
+        step = StepContext(*ramps, num_objects, log_gradients, self.ema if self.config.method.slow_teacher else None)
         self.model.train()
         freeze(self.raw.student.backbone, self.config.initial.freeze)
         if schedule.freeze_norm:
@@ -317,9 +317,9 @@ class Trainer:
         terms: dict[str, Tensor] = self.model(batch, step)
         loss = torch.stack(list(terms.values())).sum()
         self._check_finite(terms, "loss", batch)
-        watched = {}
-        if self.raw.watched is not None:
-            watched = describe(self._sum(self.raw.watched), self.fabric.world_size)
+        gradients = {}
+        if self.raw.gradient_sums is not None:
+            gradients = describe(self._sum(self.raw.gradient_sums), self.fabric.world_size)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
@@ -336,7 +336,7 @@ class Trainer:
                 "the step; train with a lower schedule.learning_rate or schedule.weight_decay into another --out"
             )
         values = {name: float(value.detach()) for name, value in terms.items()}
-        return mean_terms(values | {"loss": float(loss.detach())}) | watched | {"objects": objects}
+        return mean_terms(values | {"loss": float(loss.detach())}) | gradients | {"objects": objects}
 
     def _check_finite(self, values: dict[str, Tensor], kind: str, batch: Batch) -> None:
         if self.config.precision == "16-mixed" and kind == "gradient":
@@ -372,14 +372,14 @@ class Trainer:
         """Every process sees the same means, and takes part even when its own share of the batch has no object."""
         if self.raw.teacher is None:
             return
-        sums = self._sum(self.raw.yardsticks)
+        sums = self._sum(self.raw.error_sums)
         student, teacher = (sums[..., 0] / sums[..., 1]).tolist()  # NaN where nothing could be measured
         self.raw.modulation.update(
-            dict(zip(YARDSTICKS, student, strict=True)), dict(zip(YARDSTICKS, teacher, strict=True))
+            dict(zip(ERROR_NAMES, student, strict=True)), dict(zip(ERROR_NAMES, teacher, strict=True))
         )
         if self.config.method.gtm_measure == "pace":
-            sums = self._sum(self.raw.own_losses)
-            self.raw.modulation.update_pace(*(sums[:, 0] / sums[:, 1]).tolist())
+            sums = self._sum(self.raw.loss_sums)
+            self.raw.modulation.update_losses(*(sums[:, 0] / sums[:, 1]).tolist())
 
     def _update_ema(self) -> None:
         self.average.decay = min(self.config.schedule.ema, (1 + self.step) / (10 + self.step))
@@ -388,8 +388,8 @@ class Trainer:
     def _rate(self) -> float:
         return learning_rate(self.config.schedule, self.step, len(self.sampler))
 
-    def _course(self) -> dict[str, float]:
-        """GTM's measures, for the log."""
+    def _modulation_metrics(self) -> dict[str, float]:
+        """GTM's errors and factors, for the log."""
         modulation = self.raw.modulation
         if not modulation.errors:
             return {}
