@@ -246,7 +246,8 @@ def export(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT: fix the image size. Default: any size.")] = None,
 ) -> None:
     """Write weights as one ONNX graph, from the image to boxes, after comparing it with PyTorch."""
-    from skd_core.export.command import Wish, export_weights, parse_size, target
+    from skd_core.data.image_size import parse_size
+    from skd_core.export.command import Wish, export_weights, target
 
     if format != "onnx":
         raise UserError(f"--format '{format}': only onnx is known")
@@ -393,10 +394,21 @@ def bag_eval(
         str | None, typer.Option(help="Or a 2D detector for them: FILE.onnx in YOLOX's format.")
     ] = None,
     tiles: Annotated[int, typer.Option(min=0, help="Crops the 2D detector sees besides the whole image.")] = 0,
+    boxes_topic: Annotated[
+        str | None, typer.Option(help="Or a recorded Detection2DArray topic with the images' stamps.")
+    ] = None,
+    boxes_size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT that its pixels refer to (default: the image's).")
+    ] = None,
+    boxes_fit: Annotated[
+        str, typer.Option(help="How the image was fitted into that size: stretch or letterbox.")
+    ] = "stretch",
+    boxes_class_map: Annotated[str | None, typer.Option(help="Its class ids: ID:CLASS,..., such as 2:car.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
     """Detect in every frame of a recording and score it: AP, recall and depth error by range, jitter, latency."""
+    from skd_core.evaluation.bag_boxes import BoxOptions, box_fit
     from skd_core.evaluation.bag_eval import BagEvalOptions
     from skd_core.evaluation.bag_eval import bag_eval as run
 
@@ -409,9 +421,14 @@ def bag_eval(
         rectified=not raw_images,
         threshold=threshold,
         device=device,
-        boxes=boxes,
-        detector_2d=detector,
-        tiles=tiles,
+        boxes=BoxOptions(
+            boxes,
+            detector,
+            tiles,
+            boxes_topic,
+            box_fit(boxes_size, boxes_fit),
+            tuple(boxes_class_map.split(",")) if boxes_class_map else (),
+        ),
         class_map=tuple(class_map.split(",")) if class_map else (),
         camera_file=camera,
     )

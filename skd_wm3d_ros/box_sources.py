@@ -12,13 +12,14 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
 
 from skd_core.boxes import Boxes2D
+from skd_core.data.ros_detections_2d import Fit, to_boxes2d
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
+from skd_core.supervision.box_classes import BoxClasses
 from skd_core.supervision.detector_2d import load_detector_2d
-from skd_wm3d_ros.box_classes import BoxClasses
 from skd_wm3d_ros.box_input import BoxInput, Frame
 from skd_wm3d_ros.box_statistics import BoxStatistics
-from skd_wm3d_ros.detections_2d import Fit, message_type, to_boxes2d
+from skd_wm3d_ros.detections_2d import message_type
 from skd_wm3d_ros.inputs import ImageMessage
 from skd_wm3d_ros.rejection import Rejection
 

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from skd_wm3d_ros.detections_2d import REJECTED
+from skd_core.data.ros_detections_2d import REJECTED
 from skd_wm3d_ros.diagnostics import RECENT
 
 MOST_NAMED = 5  # classes in one line

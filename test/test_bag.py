@@ -20,6 +20,7 @@ from skd_core.data.bag import (
     CAMERA_INFO,
     COMPRESSED_IMAGE,
     DETECTIONS,
+    DETECTIONS_2D,
     IMAGE,
     BagWriter,
     Frame,
@@ -72,6 +73,8 @@ def test_type_hash_of_our_message_texts() -> None:
     """The bag's Detection3DArray is the one ROS 2 machines have."""
     expected = "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"
     assert typestore().hash_rihs01(DETECTIONS) == expected
+    expected = "RIHS01_214274120007f4a683866481336b70310268cfa107aebe9d594a6acf75bda968"
+    assert typestore().hash_rihs01(DETECTIONS_2D) == expected
 
 
 def test_an_interrupted_bag_leaves_nothing(tmp_path: Path) -> None:

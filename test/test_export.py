@@ -22,8 +22,9 @@ from skd_core.models.teacher import DepthGuidedNetwork
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from skd_core.data.image_size import parse_size  # noqa: E402
 from skd_core.export import command  # noqa: E402
-from skd_core.export.command import Wish, compare, export_weights, parse_size, target  # noqa: E402
+from skd_core.export.command import Wish, compare, export_weights, target  # noqa: E402
 from skd_core.inference.detector import OnnxDetector  # noqa: E402
 from skd_core.inference.onnx_file import OnnxNetwork  # noqa: E402
 

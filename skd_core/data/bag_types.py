@@ -16,6 +16,7 @@ IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 DETECTIONS = "vision_msgs/msg/Detection3DArray"
+DETECTIONS_2D = "vision_msgs/msg/Detection2DArray"
 STRING = "std_msgs/msg/String"
 LABEL_INFO = "vision_msgs/msg/LabelInfo"
 TRANSFORMS = "tf2_msgs/msg/TFMessage"
@@ -31,6 +32,14 @@ VISION_MSGS = {
         "vision_msgs/BoundingBox3D bbox\nstring id\n"
     ),
     DETECTIONS: "std_msgs/Header header\nvision_msgs/Detection3D[] detections\n",
+    "vision_msgs/msg/Point2D": "float64 x\nfloat64 y\n",
+    "vision_msgs/msg/Pose2D": "vision_msgs/Point2D position\nfloat64 theta\n",
+    "vision_msgs/msg/BoundingBox2D": "vision_msgs/Pose2D center\nfloat64 size_x\nfloat64 size_y\n",
+    "vision_msgs/msg/Detection2D": (
+        "std_msgs/Header header\nvision_msgs/ObjectHypothesisWithPose[] results\n"
+        "vision_msgs/BoundingBox2D bbox\nstring id\n"
+    ),
+    DETECTIONS_2D: "std_msgs/Header header\nvision_msgs/Detection2D[] detections\n",
     "vision_msgs/msg/VisionClass": "uint16 class_id\nstring class_name\n",
     LABEL_INFO: "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n",
 }

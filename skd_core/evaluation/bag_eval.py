@@ -23,7 +23,7 @@ from skd_core.console import note_console, output_console
 from skd_core.data.bag import BagWriter, Frame, find_camera, read_frames
 from skd_core.data.kitti import KittiObjects, write_results
 from skd_core.errors import UserError
-from skd_core.evaluation.bag_boxes import frame_boxes
+from skd_core.evaluation.bag_boxes import OWN_BOXES, BoxOptions, frame_boxes
 from skd_core.evaluation.bag_pairing import Images
 from skd_core.evaluation.bag_scores import Evaluation
 from skd_core.evaluation.bag_truth import Truth, TruthSource, find_truth
@@ -59,6 +59,7 @@ def evaluate_bag(
     sure: float = DEFAULT_THRESHOLD,
     class_map: tuple[str, ...] = (),
     camera_file: Path | None = None,
+    problems: list[str] | None = None,
 ) -> dict[str, Any]:
     """Run over a recording, score it and write everything to a folder, or nothing where that fails.
 
@@ -78,6 +79,7 @@ def evaluate_bag(
         json_file: another place for the scores.
         rectified, camera_file: see :func:`skd_core.data.bag.read_frames`.
         sure: minimum score by default, see :class:`Evaluation`.
+        problems: lines to report with what is found wrong with the bag; ``predict`` may add to them.
 
     Returns:
         what ``scores.json`` holds.
@@ -93,7 +95,7 @@ def evaluate_bag(
     check_outputs([json_file], files_of(bag, labels, camera_file))
     keep_inputs((out / name for name in WRITTEN), [bag, labels, camera_file])
     _check_out(out)
-    evaluation = Evaluation(sure=sure)
+    evaluation = Evaluation(sure=sure, problems=[] if problems is None else problems)
     with contextlib.ExitStack() as stack:
         results, copies = (stack.enter_context(fresh_folder(out / name)) for name in ("results", "labels"))
         results.mkdir()
@@ -102,7 +104,7 @@ def evaluate_bag(
         if doubt is not None:
             evaluation.problems.append(f"{bag}: {doubt}; nothing is linked over time between these (no jitter)")
         writer = stack.enter_context(BagWriter(out / "detections", overwrite=True))
-        problems = len(evaluation.problems)
+        before = len(evaluation.problems)
         frames = read_frames(
             bag, camera.image, camera.camera_info or None, evaluation.problems, rectified, camera_file=camera_file
         )
@@ -116,7 +118,7 @@ def evaluate_bag(
             _add(evaluation, frame, answer, truth, classes, results)
         if not evaluation.stamps:
             why = f"{evaluation.dropped} frames were dropped" if evaluation.dropped else "no frame that can be used"
-            raise UserError(f"{bag}: {why}" + "".join(f"; {problem}" for problem in evaluation.problems[problems:][:1]))
+            raise UserError(f"{bag}: {why}" + "".join(f"; {problem}" for problem in evaluation.problems[before:][:1]))
         if truth is not None:
             truth.tell_unseen(evaluation.problems)
         if source.asked and not evaluation.labelled:
@@ -137,7 +139,7 @@ class BagEvalOptions:
         truth_topic, labels, class_map, image_topic, camera_info_topic, json_file, rectified, camera_file: see
             :func:`evaluate_bag`.
         threshold: minimum score; device: "auto", "cpu", "cuda" or "cuda:N".
-        boxes, detector_2d, tiles: 2D boxes from outside, see :func:`skd_core.evaluation.bag_boxes.frame_boxes`.
+        boxes: 2D boxes from outside.
     """
 
     truth_topic: str | None = None
@@ -148,9 +150,7 @@ class BagEvalOptions:
     rectified: bool = True
     threshold: float = 0.2
     device: str = "auto"
-    boxes: Path | None = None
-    detector_2d: str | None = None
-    tiles: int = 0
+    boxes: BoxOptions = OWN_BOXES
     class_map: tuple[str, ...] = ()
     camera_file: Path | None = None
 
@@ -162,23 +162,27 @@ def bag_eval(bag: Path, weights: str, out: Path, options: BagEvalOptions) -> Non
     """
     detector = Detector.load(weights, options.device)
     camera = find_camera(bag, options.image_topic, options.camera_info_topic, options.camera_file is None)
-    keep_inputs((out / name for name in WRITTEN), [options.boxes])
-    check_outputs([options.json_file], files_of(resolve(weights), options.boxes))
-    given = frame_boxes(bag, camera, options.boxes, options.detector_2d, options.tiles, detector.classes)
+    keep_inputs((out / name for name in WRITTEN), [options.boxes.folder])
+    check_outputs([options.json_file], files_of(resolve(weights), options.boxes.folder))
+    if options.boxes.topic is not None and not options.rectified:
+        raise UserError("--boxes-topic needs rectified images: its boxes are those of the image as it was recorded")
+    problems: list[str] = []
+    given = frame_boxes(bag, camera, options.boxes, detector.classes, problems)
     warm: set[tuple[int, int]] = set()
 
-    def find(frame: Frame) -> Boxes3D:
+    def find(frame: Frame) -> Boxes3D | None:
         boxes2d = None if given is None else given(frame)
+        if given is not None and boxes2d is None:
+            return None
         return detector.predict(frame.image, frame.camera, options.threshold, boxes2d=boxes2d)
 
-    def predict(frame: Frame) -> tuple[Boxes3D, float]:
+    def predict(frame: Frame) -> tuple[Boxes3D, float] | None:
         size = (frame.camera.width, frame.camera.height)
-        if size not in warm:  # the first run of a size is slow and says nothing of the others
-            find(frame)
+        if size not in warm and find(frame) is not None:  # the first run of a size is slow
             warm.add(size)
         start = time.perf_counter()
         found = find(frame)
-        return found, time.perf_counter() - start
+        return None if found is None else (found, time.perf_counter() - start)
 
     with lock_folder(out):
         scores = evaluate_bag(
@@ -195,6 +199,7 @@ def bag_eval(bag: Path, weights: str, out: Path, options: BagEvalOptions) -> Non
             sure=detector.threshold,
             class_map=options.class_map,
             camera_file=options.camera_file,
+            problems=problems,
         )
     print_scores(scores)
     print(f"wrote {out}/report.html, scores.json, results, detections")

@@ -68,20 +68,6 @@ class Wish:
     camera: Path | None = None
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """ "WIDTHxHEIGHT" -> two numbers; None stays None.
-
-    Raises:
-        UserError: not two whole numbers of 32 to 8192 pixels.
-    """
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and 32 <= int(part) <= 8192 for part in parts):
-        raise UserError(f"--size '{text}': write WIDTHxHEIGHT, 32 to 8192 pixels each, such as 1242x375")
-    return int(parts[0]), int(parts[1])
-
-
 def target(weights: str, out: Path | None, precision: str) -> Path:
     """The file to write: as asked for, or beside the weights, where fp32 is found by itself."""
     if out is not None:

@@ -14,10 +14,11 @@ from ros_harness import boxes_2d
 from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesis, ObjectHypothesisWithPose
 
 from skd_core.boxes import Boxes2D
+from skd_core.data.ros_detections_2d import REJECTED, Fit, Row, to_boxes2d, vision_rows, yolo_rows
 from skd_core.errors import UserError
-from skd_wm3d_ros.box_classes import BoxClasses
+from skd_core.supervision.box_classes import BoxClasses
 from skd_wm3d_ros.box_statistics import BoxStatistics
-from skd_wm3d_ros.detections_2d import REJECTED, Fit, Row, message_type, to_boxes2d, vision_rows, yolo_rows
+from skd_wm3d_ros.detections_2d import message_type
 from skd_wm3d_ros.diagnostics import RECENT
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
