@@ -1,7 +1,7 @@
 """Camera: one projection matrix and an image size, which always change together.
 
 Image coordinates are continuous: pixel column ``i`` covers ``[i, i + 1)``, its centre is ``i + 0.5``. So a resize is
-``u' = s u`` (METHOD 3, ``P' = diag(sx, sy, 1) P`` [peer]), a flip ``u' = W - u``, a crop ``u' = u - x0``, and
+``u' = s u`` (method: Networks; ``P' = diag(sx, sy, 1) P`` [peer]), a flip ``u' = W - u``, a crop ``u' = u - x0``, and
 ``roi_align(..., aligned=True)`` samples where we mean. Calibrations are taken as they are; KITTI's and OpenCV's put
 pixel centres on whole numbers, half a pixel away, which is far below the noise of a 2D box.
 
@@ -48,7 +48,7 @@ def project(P: Tensor, xyz: Tensor) -> Tensor:
 def unproject(P: Tensor, uv: Tensor, z: Tensor) -> Tensor:
     """Points of given depth that project to given pixels: the inverse of :func:`project` for any P.
 
-    For KITTI's P this is METHOD 4's ``x = ((u - cx) z - P[0,3]) / fx`` [peer], with P[2,3] honoured too.
+    For KITTI's P this is ``x = ((u - cx) z - P[0,3]) / fx`` [peer] (method: Decoding), with P[2,3] honoured too.
 
     Args:
         P: shape (..., 3, 4).

@@ -182,7 +182,7 @@ class AugmentConfig(Strict):
 
 
 class MethodConfig(Strict):
-    """Which parts of METHOD 6 take part; the rows of the ablation differ here only."""
+    """Which parts take part (method: Losses); the rows of the ablation differ here only."""
 
     teacher: bool = True  # DSN
     distillation: Literal["none", "l1", "uad"] = "uad"
@@ -224,7 +224,7 @@ class MethodConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """METHOD 6, Schedule [peer]. The 3D losses' ramps scale with the number of epochs [ours]."""
+    """See docs/method.md, Training, Schedule [peer]. The 3D losses' ramps scale with the number of epochs [ours]."""
 
     epochs: int = Field(140, ge=1, le=1_000_000)
     epoch_steps: int | None = Field(None, ge=1, le=1_000_000)  # None: as many as hold all frames once

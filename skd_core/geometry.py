@@ -13,7 +13,7 @@ Number = TypeVar("Number", float, Tensor)
 
 
 def geometric_depth(focal_y: Number, height: Number, height_2d: Number, extent: Number) -> Number:
-    """``f_y H / h2d + e``, metres: depth of the volume centre of an upright box [ours, METHOD 4].
+    """``f_y H / h2d + e``, metres: depth of the volume centre of an upright box [ours] (method: Notation).
 
     The 2D box is as high as the nearest face, which is ``e`` in front of the centre. Numbers, or shapes that broadcast.
 
@@ -25,7 +25,7 @@ def geometric_depth(focal_y: Number, height: Number, height_2d: Number, extent: 
 
 
 def half_extent(size: Tensor, yaw: Tensor) -> Tensor:
-    """e of METHOD 4: from the centre to the nearest face along the optical axis, ``(l |sin| + w |cos|) / 2``.
+    """e (method: Notation): from the centre to the nearest face along the optical axis, ``(l |sin| + w |cos|) / 2``.
 
     Args:
         size: shape (..., 3), (l, w, h); yaw: shape (...), radians.

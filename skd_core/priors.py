@@ -1,4 +1,4 @@
-"""Class sizes (METHOD 8) and the tolerances the losses allow around them.
+"""Class sizes (method: Class sizes) and the tolerances the losses allow around them.
 
 KITTI's and nuScenes' numbers are statistics of their 3D labels, the one place where such labels enter; a vehicle
 specification sheet gives nearly the same values and is the strictly 2D-only choice.
@@ -21,8 +21,8 @@ class ClassPrior:
 
     Attributes:
         size: (h, w, l), mean, metres.
-        tolerance: (h, w, l), relative deviation from the mean that costs nothing (METHOD 6, L_dim).
-        geometric_error: relative error of the depth that follows from the 2D height alone (METHOD 5.4).
+        tolerance: (h, w, l), relative deviation from the mean that costs nothing (method: Losses, Dimension).
+        geometric_error: relative error of the depth from the 2D height alone (method: Pseudo-targets, Fusion).
         side_edge_weight: weight of the left and right edges in L_proj (limbs and wheels leave a pedestrian's box).
     """
 

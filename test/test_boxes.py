@@ -165,7 +165,7 @@ def test_kitti_round_trip(boxes: Boxes3D) -> None:
 
 @needs_data
 def test_real_2d_labels_are_the_projected_3d_labels() -> None:
-    """METHOD 2: KITTI's 2D boxes are projections of its 3D boxes, mean IoU .975 over the training set."""
+    """KITTI's 2D boxes are projections of its 3D boxes, mean IoU .975 over the training set."""
     ious, alphas = [], []
     root = DATA / "kitti_dev" / "training"
     for path in sorted((root / "label_2").glob("*.txt")):

@@ -81,7 +81,12 @@ def test_the_api_page_names_what_is_there():
 
 def test_the_extra_docs_is_what_make_docs_installs():
     lines = (ROOT / "tools" / "requirements-docs.txt").read_text(encoding="utf-8").split()
-    assert [line.partition(">")[0] for line in lines] == ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
+    assert [line.partition(">")[0] for line in lines] == [
+        "latex2mathml",
+        "mkdocs",
+        "mkdocs-material",
+        "mkdocstrings[python]",
+    ]
     assert {"search", "mkdocstrings"} == {next(iter(p)) if isinstance(p, dict) else p for p in SITE["plugins"]}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "-r tools/requirements-docs.txt" in makefile

@@ -372,7 +372,7 @@ def test_projection_reaches_yaw_only_if_asked() -> None:
 
 
 def test_projection_teaches_through_the_decoder() -> None:
-    """Finite differences of L_proj from the raw outputs through METHOD 4 and the corners."""
+    """Finite differences of L_proj from the raw outputs through the decoding (method: Decoding) and the corners."""
     parts = [p.detach().requires_grad_() for p in vars(raw(3)).values()]
 
     def loss(*values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks and decoding: METHOD 4 solved backwards by hand, shapes, empty batches, what inference consists of."""
+"""Networks and decoding: the formulas (method: Decoding) solved backwards by hand, shapes, empty batches, inference."""
 
 import math
 

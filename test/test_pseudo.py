@@ -145,7 +145,7 @@ def test_targets_are_metric_whatever_the_image_size(scenes: list[tuple[Sample, t
 
 
 def test_a_wrong_scale_of_the_whole_map_is_half_corrected() -> None:
-    """METHOD 5.5: where at least three objects tell, depth 15 % short comes out less than 15 % short."""
+    """Where at least three objects tell, depth 15 % short comes out less short (method: Pseudo-targets, Scale)."""
     crowded = [(s, e) for s, e in (easy_cars(n) for n in FRAMES) if int(e.sum()) >= 3]
     assert crowded
     right = gather(crowded)

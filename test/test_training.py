@@ -1,4 +1,4 @@
-"""Training: no 3D label gets in, runs resume to the bit, processes add up, and each part does what METHOD 6 says."""
+"""Training: no 3D label gets in, runs resume to the bit, processes add up, each part works (method: Losses)."""
 
 import json
 import math
@@ -545,7 +545,7 @@ def test_ramps_scale_the_3d_terms(pair: tuple[TeacherStudent, Batch]) -> None:
 
 
 def test_every_term_has_its_weight(root: Path) -> None:
-    """With losses that are all 1, a term is its weight. METHOD 6: L and L3D."""
+    """With losses that are all 1, a term is its weight in L and L3D (method: Losses)."""
     weights = {"depth_map_weight": 0.6, "dimension_weight": 0.7, "points_weight": 0.2, "student_depth_weight": 0.4}
     config = tiny.make_config(root, method=weights, augment={"photometric": 0, "flip": 0})
     batch, model = batch_of(root, config), TeacherStudent(config).eval()
@@ -689,7 +689,7 @@ def test_error_sums_add_up_over_parts(root: Path, pair: tuple[TeacherStudent, Ba
 
 
 def test_yaw_takes_no_gradient_from_the_projection_where_something_better_teaches_it(root: Path) -> None:
-    """METHOD 6: detached wherever there is another signal; without depth the projection is all there is."""
+    """Detached if depth teaches yaw; otherwise only the projection does (method: Losses, Projection)."""
     rows: tuple[tuple[dict[str, Any], str | None, bool], ...] = (
         ({}, "depth", False),
         ({"teacher": False, "direct_targets": True}, "depth", False),

@@ -71,7 +71,7 @@ def make_rois(boxes: Tensor, camera: Camera, classes: Tensor | None = None) -> R
 
 
 def encode(center: Tensor, size: Tensor, yaw: Tensor, roi: Tensor, camera: Camera, prior: Tensor, cut: Tensor) -> Raw3D:
-    """The outputs of a 3D head that METHOD 4 decodes to given boxes: its formulas, solved for the outputs.
+    """The outputs of a 3D head that decode to given boxes: the formulas (method: Decoding) solved for the outputs.
 
     Args:
         center, size, prior: shape (N, 3); yaw: shape (N,); roi: shape (N, 4); cut: shape (N,), bool.

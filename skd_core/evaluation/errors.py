@@ -43,7 +43,7 @@ class PairErrors:
         yaw: shape (K,), absolute error, radians in [0, pi].
         yaw_mod_pi: shape (K,), the same with front and back taken as one, [0, pi/2].
         yaw_folded: shape (K,), the same with alpha and -alpha taken as one too, [0, pi/2]: what projections alone can
-            tell (METHOD 6).
+            tell (method: Limits).
     """
 
     kind: list[str]

@@ -1,1 +1,1 @@
-"""The losses of METHOD 6, one a file."""
+"""The losses (method: Losses), one a file."""

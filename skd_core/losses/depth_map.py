@@ -1,4 +1,4 @@
-"""L_depth: the teacher's depth map against the off-the-shelf estimate (METHOD 6 [paper idea, peer form])."""
+"""L_depth: the teacher's depth map against the estimated one (method: Losses, Depth map) [paper idea, peer form]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""L_2D: focal loss on the heatmap, L1 on offset and size (METHOD 6 [peer]), learnt around the peak [peer: TTFNet]."""
+"""L_2D: focal loss on the heatmap, L1 on offset and size around peaks (method: Losses, 2D detection) [peer]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""L_dim: sizes stay near the class prior (METHOD 6 [peer])."""
+"""L_dim: sizes stay near the class prior (method: Losses, Dimension) [peer]."""
 
 from __future__ import annotations
 

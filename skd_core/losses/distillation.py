@@ -1,4 +1,4 @@
-"""L_UAD: what the student learns from the teacher, box by box (METHOD 6 [paper idea; formula ours])."""
+"""L_UAD: what the student learns from the teacher (method: Losses, Distillation) [paper idea; formula ours]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""L_z: Laplace likelihood of the centre's depth in log space (METHOD 6 [peer form])."""
+"""L_z: Laplace likelihood of the centre's depth in log space (method: Losses, Object depth) [peer form]."""
 
 from __future__ import annotations
 

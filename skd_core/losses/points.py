@@ -1,4 +1,4 @@
-"""L_points: the depth map's points lie on the box's visible sides (METHOD 6 [peer: WeakM3D])."""
+"""L_points: the depth map's points lie on the box's visible sides (method: Losses, Points) [peer: WeakM3D]."""
 
 from __future__ import annotations
 

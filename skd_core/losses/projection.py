@@ -1,4 +1,4 @@
-"""L_proj: the projection of the 3D box against the 2D box (METHOD 6 [paper idea, our form])."""
+"""L_proj: the projection of the 3D box against the 2D box (method: Losses, Projection) [paper idea, our form]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fully supervised baseline of the ablation: the same loss forms on true 3D boxes (METHOD 7)."""
+"""The fully supervised baseline: the same loss forms on true 3D boxes (method: Training, Ablation)."""
 
 from __future__ import annotations
 

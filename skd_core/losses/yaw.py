@@ -1,4 +1,4 @@
-"""L_yaw: the yaw vector against the pseudo-target, modulo pi (METHOD 6)."""
+"""L_yaw: the yaw vector against the pseudo-target, modulo pi (method: Losses, Yaw vector)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class YawLoss(nn.Module):
 
 
 def yaw_error(alpha: Tensor, target: Tensor, confidence: Tensor) -> Tensor:
-    """E3 of METHOD 6, shape (N,): ``q_yaw (1 - cos 2(a - a*))``, 0 where there is no target; angles in radians."""
+    """shape (N,): E3, ``q_yaw (1 - cos 2(a - a*))``, 0 without a target (method: Gradient-targeted modulation)."""
     known = target.isfinite() & (confidence > 0)
     error = confidence * (1 - torch.cos(2 * (alpha - torch.where(known, target, 0.0))))
     return torch.where(known, error, 0.0)

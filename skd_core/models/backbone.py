@@ -1,4 +1,4 @@
-"""Shared backbone and neck: image -> F_G, the features that student and teacher have in common (METHOD 3)."""
+"""Shared backbone and neck: image -> F_G, the features that student and teacher have in common (method: Networks)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From raw outputs to boxes: 2D peaks, and the 3D box of METHOD 4 [ours unless noted]."""
+"""From raw outputs to boxes: 2D peaks, and the 3D box (method: Decoding) [ours unless noted]."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def decode_3d(
     center_range: float = 1.0,
     focal: float | None = None,
 ) -> Prediction3D:
-    """METHOD 4.
+    """Raw 3D outputs -> boxes (method: Decoding).
 
     Args:
         raw: the 3D head's output.
@@ -79,9 +79,9 @@ def decode_3d(
         P: shape (N, 3, 4), cameras of the network's input.
         prior: shape (N, 3), class sizes (l, w, h).
         cut: shape (N,), bool: the image border cuts the box at top or bottom, so that its height means nothing.
-        detach_yaw: let no gradient through yaw into corners, e and depth (METHOD 6, L_proj).
+        detach_yaw: let no gradient through yaw into corners, e and depth (method: Losses, Projection).
         use_direction: let the direction logits choose between a and a + pi.
-        center_offset: False drops e, the way from the surface to the centre (an ablation; METHOD 2 (a)).
+        center_offset: False drops the centre offset e (a row of the ablation).
         center_range: the projected centre lies in the 2D box grown by this factor about its centre [ours]: that of an
             object which the border cuts may lie outside the box.
         focal: f_y that the free depth of a cut box is meant for; at another it scales with f_y / focal [ours], as the

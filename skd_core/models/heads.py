@@ -1,4 +1,4 @@
-"""Heads: the 2D heads on F_G and the 3D head on RoIs. Student and teacher have a 3D head each (METHOD 3)."""
+"""Heads: the 2D heads on F_G and the 3D head on RoIs. Student and teacher have a 3D head each (method: Networks)."""
 
 # B images, N RoIs, C classes, R bins per side of a RoI
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skd_core.models.backbone import conv_bn_relu, set_bias
 
 MIN_LOG_SIGMA = math.log(0.03)
-"""Floor of log sigma_z (METHOD 6, L_z): below it the Laplace term would dwarf every other gradient."""
+"""Floor of log sigma_z (method: Decoding): below it the Laplace term would dwarf every other gradient."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Raw3D:
 
 
 class Head3D(nn.Module):
-    """Per attribute: conv3x3, BN, ReLU, global average, FC (METHOD 3 [peer])."""
+    """Per attribute: conv3x3, BN, ReLU, global average, FC (method: Networks) [peer]."""
 
     OUTPUTS = (("depth", 3), ("center", 2), ("size", 3), ("yaw", 4))
 

@@ -1,4 +1,4 @@
-"""MDN, the monocular student: the whole of what runs at inference (METHOD 3).
+"""MDN, the monocular student: the whole of what runs at inference (method: Networks).
 
 image (B, 3, H, W) -> backbone, neck -> F_G (B, C_g, H/4, W/4) -> 2D heads -> RoIs -> 3D head -> boxes
 """

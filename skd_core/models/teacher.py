@@ -1,4 +1,4 @@
-"""DSN, the depth-guided teacher: depth head, fusion and its own 3D head on the shared features (METHOD 3).
+"""DSN, the depth-guided teacher: depth head, fusion and its own 3D head on the shared features (method: Networks).
 
 In training it shares the student's backbone, neck and 2D heads. It needs nothing but the image, since its depth map is
 its own depth head's, so it can also be deployed: :class:`DepthGuidedNetwork`.

@@ -1,4 +1,4 @@
-"""Off-the-shelf depth: estimators, their maps on disk, and what gives a relative map its metres (METHOD 5.5).
+"""Off-the-shelf depth: estimators, maps on disk, metres for relative maps (method: Pseudo-targets, Scale).
 
 A cache folder holds one map per image, ``NAME.png`` (uint16, metres x 256) of a metric estimator or ``NAME.npy``
 (float32 inverse depth, any scale and shift) of a relative one, and ``depth.json``, which says where they come from.
@@ -201,7 +201,7 @@ def fill_cache(
         estimate, kind: see :func:`load_estimator`; source: its name, for ``depth.json``.
         camera: calibration of all images, or folder of one ``NAME.txt`` an image, as KITTI's.
         model_focal: a metric model that is right for images of this focal length (pixels, at the images' own size) has
-            its maps multiplied by f/f_model (METHOD 5.5).
+            its maps multiplied by f/f_model (method: Pseudo-targets, Scale).
 
     Returns:
         the number of maps made, and of those that were there.
@@ -274,7 +274,7 @@ def encode_depth(depth: NDArray[np.float32], kind: Kind) -> bytes:
 
 
 def align_relative(sample: Sample, camera_height: float = 1.65) -> Sample:
-    """Give a relative map its metres: ``1 / z = a d + b``, METHOD 5.5 [ours].
+    """Give a relative map its metres: ``1 / z = a d + b`` (method: Pseudo-targets, Scale) [ours].
 
     The fit runs over the surfaces of at least 3 objects whose height the image does not cut (z is f H / h2d, and a
     fifth of the way from the near face to the centre; d the upper quartile of the box, less nearer boxes: the object,

@@ -1,4 +1,4 @@
-"""Pseudo-targets: where an estimated depth map and a 2D box put an object (METHOD 5 [ours]).
+"""Pseudo-targets: where an estimated depth map and a 2D box put an object (method: Pseudo-targets) [ours].
 
 After ideas of OVM3D-Det, WeakM3D, GGA and MonoSOWA. Nothing here sees a 3D label. The constants were set on rendered
 scenes; `skd_core pseudo` shows what they give.
@@ -31,14 +31,14 @@ LEAST = 15
 """Pixels that an object's surface must have."""
 
 SURFACE_TO_CENTER = ((0.95, 0.97), (0.80, 0.86), (0.50, 0.68), (0.0, 0.75))
-"""k(a): (least |sin a|, share of e from the median of the visible surface to the centre), real cars (METHOD 5.2)."""
+"""k(a): (least |sin a|, share of e between the surface's median and the centre) (method: Pseudo-targets, Depth)."""
 
 THIN = 1.0
 """Metres of width below which k is 0: estimators blur thin things into what is behind them, by about as much as their
 surface is in front of their centre."""
 
 DEPTH_ERROR = 0.05
-"""Relative error of the surface depth where the estimator names none (METHOD 5.4)."""
+"""Relative error of the surface depth where the estimator names none (method: Pseudo-targets, Fusion)."""
 
 YAWS = np.radians(np.arange(-90.0, 90.0, 2.0))
 """The grid that yaw is fitted on, radians."""
@@ -102,7 +102,7 @@ class _Object:
         return box_depth(self.box, self.prior, P, self.e)
 
     def surface_depth(self, factor: float = 1.0) -> float | None:
-        """z* (METHOD 5.2) with the surface scaled by ``factor``; None where the border hides how much is not seen."""
+        """z* (method: Pseudo-targets, Depth), surface scaled by ``factor``; None where the border hides too much."""
         if self.surface is None or (self.cut and self.side):
             return None
         if self.side:  # the median of what the border leaves says little; the nearest part is the nearest part
@@ -113,11 +113,11 @@ class _Object:
 
 
 def pseudo_targets(sample: Sample, center_offset: bool = True) -> PseudoTargets:
-    """METHOD 5 for one sample. The targets are in metres and radians, whatever the size of the image.
+    """The targets of one sample (method: Pseudo-targets), in metres and radians, whatever the size of the image.
 
     Args:
         sample: with its metric depth map; one without gives no targets.
-        center_offset: False leaves z at the surface (an ablation; METHOD 2 (a)).
+        center_offset: False leaves z at the surface (a row of the ablation).
     """
     targets = PseudoTargets.none(len(sample.boxes2d))
     if sample.depth is None or len(targets.z) == 0:
@@ -203,7 +203,7 @@ def fit_ground(depth: Floats, xyxy: Floats, P: Floats) -> Floats | None:
 def surface_points(
     depth: Floats, xyxy: Floats, index: int, prior: ClassPrior, P: Floats, ground: Floats | None, *, least: int = LEAST
 ) -> Floats | None:
-    """METHOD 5.1: (n, 3) points of the object's visible surface, ``least`` <= n <= 500, or None.
+    """(n, 3) points of the visible surface (method: Pseudo-targets, Surface), ``least`` <= n <= 500, or None.
 
     Pixels in the box shrunk by 10 %, minus those in nearer boxes, minus the ground; of these the nearest mode of log z.
     """
@@ -263,7 +263,7 @@ def ray_angle(box: Floats, P: Floats) -> float:
 
 
 def scale_factor(ratios: Sequence[float]) -> float:
-    """METHOD 5.5: an image's scale by its objects, the median of z_geo / z* in [.8, 1.25], blended by half.
+    """An image's scale (method: Pseudo-targets, Scale): the median of z_geo / z* in [.8, 1.25], blended by half.
 
     Args:
         ratios: z_geo / z* of the objects that have both; fewer than 3 give 1.
@@ -278,7 +278,7 @@ def fuse(z_a: float, error_a: float, z_b: float, error_b: float) -> float:
 
 
 def fit_alpha(points: Floats | None, prior: ClassPrior, box: Floats, P: Floats, whole: bool) -> tuple[float, float]:
-    """METHOD 5.3: observation angle modulo pi from the 2D box's width and the points seen from above.
+    """Observation angle modulo pi from the 2D box's width and the points (method: Pseudo-targets, Yaw).
 
     Every yaw of a grid gets a cost: that of the box's width, which an average box at z_geo should have (15 % error; it
     tells |alpha| and never its sign), and that of the points, which should lie on the two faces turned to the camera

@@ -35,7 +35,7 @@ class TargetMaker:
     """Pseudo-targets of the samples of a data set.
 
     Attributes:
-        depth_kind: "relative" maps are brought to metres first (METHOD 5.5).
+        depth_kind: "relative" maps are brought to metres first (method: Pseudo-targets, Scale).
         camera_height: metres above the road, for relative maps.
         center_offset: see :func:`skd_core.supervision.pseudo.pseudo_targets`.
         boxes: "tight" 2D boxes end where a nearer object begins; those edges are then marked as hidden.

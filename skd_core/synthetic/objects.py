@@ -1,6 +1,6 @@
 """Road users and street furniture: which shape, which size, which colours.
 
-Sizes of Car, Pedestrian and Cyclist follow METHOD 8's priors and spreads (KITTI label statistics); so do the means of
+Sizes of Car, Pedestrian and Cyclist follow the priors and spreads (method: Class sizes); so do the means of
 Van and Truck. Body shapes come in two disjoint families, so that a test set can hold shapes never trained on:
 
 - ``train``: sedan, hatchback, estate, suv; panel van; box truck

@@ -1,4 +1,4 @@
-"""METHOD 7: the rows of the ablation, each over several seeds, resumable, in one command."""
+"""The rows of the ablation (method: Training, Ablation), each over several seeds, resumable, in one command."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """GTM: gradient-targeted transfer modulation, which balances the training of student and teacher.
 
-METHOD 6 [paper idea; formulas ours, after OGM-GE]. How far the student lags is measured without 3D labels, see
-``method.gtm_measure``. What follows from it, see ``method.gtm_form``: the teacher's gradient is damped, the student's
-is raised, or distillation is weighted per object. A student that has caught up feeds back to the teacher.
+(method: Gradient-targeted modulation) [paper idea; formulas ours, after OGM-GE]. How far the student lags is measured
+without 3D labels, see ``method.gtm_measure``. What follows from it, see ``method.gtm_form``: the teacher's gradient is
+damped, the student's is raised, or distillation is weighted per object. A student that has caught up feeds back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Student and teacher trained together: one batch in, the weighted loss and its parts out (METHOD 6)."""
+"""Student and teacher trained together: one batch in, the weighted loss and its parts out (method: Losses)."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ class TeacherStudent(nn.Module):
         return terms
 
     def geometric_target(self, boxes: Prediction3D, batch: Batch) -> Tensor:
-        """shape (N,): z_geo = f H / h2d + e of METHOD 5.4 with the class's size; NaN where the box is cut."""
+        """shape (N,): z_geo = f H / h2d + e with the class's size (method: Notation); NaN where the box is cut."""
         rois = batch.rois
         prior = self.student.prior[rois.classes]
         height = (batch.full_boxes[:, 3] - batch.full_boxes[:, 1]).clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""Learning rate and the ramps of the 3D losses (METHOD 6, Schedule)."""
+"""Learning rate and the ramps of the 3D losses (method: Training, Schedule)."""
 
 from __future__ import annotations
 
