@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from skd_core.config_aliases import rename
 from skd_core.errors import UserError
 from skd_core.priors import prior_of
 from skd_core.yaml_files import load_yaml, read_yaml
@@ -126,7 +127,7 @@ class DataConfig(Strict):
 
     train: OneOrMany  # a list is a mixture: every batch holds each set's share
     val: SetConfig | None = None  # 3D labels are read here only, and only to report
-    ruler: tuple[SetConfig, ...] = ()  # and here: the ablation on real frames measures complete runs on them
+    test: tuple[SetConfig, ...] = ()  # and here: the ablation on real frames evaluates complete runs on them
     depth_dir: Place | None = None  # estimated depth, training only: beside image_2 (kitti), under root (nuscenes)
     depth_kind: Literal["metric", "relative"] = "metric"  # relative: inverse depth of any scale and shift
     camera_height: float = Field(1.65, gt=0, le=1000)  # metres above the road; relative depth only
@@ -153,9 +154,9 @@ class DataConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _ruler(self) -> DataConfig:
-        if any(part.kind != "kitti" for part in self.ruler):
-            raise ValueError("ruler: takes sets of kind kitti alone")
+    def _test(self) -> DataConfig:
+        if any(part.kind != "kitti" for part in self.test):
+            raise ValueError("test: takes only sets of kind kitti")
         return self
 
     @model_validator(mode="after")
@@ -177,34 +178,39 @@ class AugmentConfig(Strict):
     blur: float = Field(0.0, ge=0, le=1)  # probabilities of Gaussian blur, noise and JPEG compression
     noise: float = Field(0.0, ge=0, le=1)
     jpeg: float = Field(0.0, ge=0, le=1)
-    own_boxes: bool = True  # the 3D heads see the boxes that the 2D heads find, as at inference, where these are near
-    box_jitter: float = Field(0.06, ge=0, lt=0.3)  # else the label's: sd of its edges, share of its size
+    box_jitter: float = Field(
+        0.06, ge=0, lt=0.3
+    )  # of ground-truth boxes used as RoIs: sd of the edges, share of the size
 
 
 class MethodConfig(Strict):
     """Which parts take part (method: Losses); the rows of the ablation differ here only."""
 
     teacher: bool = True  # DSN
+    # RoIs of the 3D heads in training. predicted: the 2D heads' boxes, as at inference, where their IoU with the
+    # ground-truth 2D box is above .5, else that box with augment.box_jitter; labels: always that jittered box
+    roi_source: Literal["predicted", "labels"] = "predicted"
     distillation: Literal["none", "l1", "uad"] = "uad"
-    slow_teacher: bool = False  # the student learns from the teacher's running mean (schedule.ema), not from itself
+    ema_teacher: bool = False  # the student learns from the teacher's running mean (schedule.ema)
     features: Literal["none", "cosine", "l2"] = "none"  # the student's RoI features learn from the teacher's fused ones
     feature_weight: float = Field(1.0, ge=0, le=1e4)
     modulation: bool = True  # GTM
-    # what follows where the student lags: the teacher pulls the shared features less; the student pulls them more and
-    # learns more from the teacher; each object is learnt from the teacher by how far the student is behind on it, and
-    # fed back where it is ahead and surer; or nothing, but feedback where it does not lag
+    # if the student lags: damp_teacher scales the teacher's gradient into the shared features down; lift_student scales
+    # the student's gradient and the distillation up; per_object weights distillation by how far the student is behind
+    # on each object, and feedback where it is ahead and more certain; feedback changes only the weight of the feedback
     gtm_form: Literal["damp_teacher", "lift_student", "per_object", "feedback"] = "damp_teacher"
-    # who lags by the yardsticks, both through the student's RoIs, or the teacher through the label's box, from where it
-    # teaches; or by how fast each network's own loss falls
-    gtm_measure: Literal["rois", "labels", "pace"] = "rois"
-    mode: Literal["paper", "best"] = "best"  # best: the student also sees the pseudo-targets
+    # how the lag is measured. rois: by the errors of both networks with the student's RoIs; labels: the teacher's with
+    # ground-truth 2D boxes, from which the student learns; loss_slope: by how fast each network's loss falls
+    gtm_measure: Literal["rois", "labels", "loss_slope"] = "rois"
+    # what teaches the student depth and yaw beside the projection: its teacher alone, or the pseudo-targets too
+    student_targets: Literal["teacher", "teacher_and_pseudo"] = "teacher_and_pseudo"
     supervised: bool = False  # 3D labels instead of everything weak: the upper bound, never the product
     direct_targets: bool = False  # pseudo-targets on the student without a teacher
 
     depth_map_weight: float = Field(0.5, ge=0, le=1e4)
     dimension_weight: float = Field(0.5, ge=0, le=1e4)
     points_weight: float = Field(0.1, ge=0, le=1e4)
-    student_depth_weight: float = Field(0.3, ge=0, le=1e4)  # L_z on the student in best mode
+    student_depth_weight: float = Field(0.3, ge=0, le=1e4)  # L_z on the student; student_targets: teacher_and_pseudo
     geometric_margin: float = Field(0.0, ge=0, le=1e4)  # L_z to f H / h2d + e is free within this x its class's error
     gtm_alpha: float = Field(4.0, ge=0, le=1e4)
     gtm_beta: float = Field(0.05, ge=0, le=1e4)
@@ -216,8 +222,8 @@ class MethodConfig(Strict):
             raise ValueError("supervised and direct_targets replace the teacher; set teacher: false")
         if self.supervised and self.direct_targets:
             raise ValueError("choose supervised or direct_targets")
-        if self.slow_teacher and (not self.teacher or self.distillation == "none"):
-            raise ValueError("slow_teacher needs a teacher and distillation")
+        if self.ema_teacher and (not self.teacher or self.distillation == "none"):
+            raise ValueError("ema_teacher needs a teacher and distillation")
         if self.features != "none" and not self.teacher:
             raise ValueError("features needs a teacher")
         return self
@@ -271,6 +277,11 @@ class TrainConfig(Strict):
     method: MethodConfig = MethodConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, raw: Any) -> Any:
+        return rename(raw)
+
     @model_validator(mode="after")
     def _zoom_needs_a_focal_length(self) -> TrainConfig:
         low, high = self.augment.zoom
@@ -300,6 +311,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping with at least 'data'")
+    raw = _rename(raw, str(path))
     for item in overrides or []:
         key, equals, value = item.partition("=")
         if not equals:
@@ -311,8 +323,17 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
             if not isinstance(section, dict):
                 raise UserError(f"override '{item}': '{parent}' is not a section")
         section[last] = load_yaml(value, f"override '{item}'")
+        raw = _rename(raw, f"override '{item}'", replace=True)
     config: TrainConfig = parse_config(TrainConfig, raw, str(path))
     return config
+
+
+def _rename(raw: dict[str, Any], name: str, replace: bool = False) -> dict[str, Any]:
+    try:
+        renamed: dict[str, Any] = rename(raw, replace)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+    return renamed
 
 
 def parse_config(kind: type[Any], raw: object, name: str) -> Any:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from skd_core import cli
 from skd_core.config import TrainConfig
 from skd_core.errors import UserError
-from skd_core.training import ablation, ruler
+from skd_core.training import ablation, evaluate_runs
 from skd_core.training.ablation import MEASURES, REAL_ROWS, ROWS, collect, row_config, run_ablation, table
 
 
@@ -254,7 +254,7 @@ def test_the_command_takes_values_over_the_files(config: Path, tmp_path: Path, m
     assert CliRunner().invoke(cli.app, [*words, "--set", "method.mode=paper"]).exit_code == 0
     ((base, out, rows, seeds, *_),) = asked
     assert base == _base(config).model_copy(update={"method": base.method})
-    assert base.method.mode == "paper"
+    assert base.method.student_targets == "teacher"
     assert (out, rows, seeds) == (tmp_path / "out", ["full", "dsn"], 2)
 
 
@@ -269,7 +269,7 @@ def real(root: Path, tmp_path: Path) -> TrainConfig:
     return tiny.make_config(
         root,
         model={"focal": 120.0, "center_range": 2.5},
-        data={"train": train, "val": {"root": str(root)}, "ruler": [{"root": str(root)}], "depth_dir": None},
+        data={"train": train, "val": {"root": str(root)}, "test": [{"root": str(root)}], "depth_dir": None},
         schedule={"epochs": 1, "epoch_steps": 1, "batch_size": 2},
     )
 
@@ -291,9 +291,9 @@ def test_rows_on_real_frames_differ_in_their_sets(real: TrainConfig) -> None:
     ("section", "change", "message"),
     [
         ("schedule", {"epoch_steps": None}, "schedule.epoch_steps"),
-        ("data", {"ruler": []}, "data.ruler"),
+        ("data", {"test": []}, "data.test"),
         ("data", {"train": [{"root": "a", "rendered": True}]}, "with and without rendered"),
-        ("data", {"ruler": [{"root": "/nowhere"}]}, "/nowhere"),
+        ("data", {"test": [{"root": "/nowhere"}]}, "/nowhere"),
     ],
 )
 def test_a_config_that_is_no_benchmark_on_real_frames_is_refused(
@@ -322,33 +322,35 @@ def test_runs_on_real_frames_are_measured_once_and_kept_in_a_file(
         return {"a:val": {"bev_50": bev, "recall_50": 0.5, "depth_error": math.nan, "on_nothing": 0.25}}
 
     monkeypatch.setattr(ablation, "_run_all", run_all)
-    monkeypatch.setattr(ruler, "measure_weights", measured)
+    monkeypatch.setattr(evaluate_runs, "measure_weights", measured)
     run_ablation(real, out, ["full", "supervised"], 1, 1, device="cpu")
     for folder in (p for p in out.iterdir() if p.is_dir()):
         shutil.rmtree(folder)
     run_ablation(real, out, ["full"], 2, 1, device="cpu")
     assert asked == [("full", "0"), ("supervised", "0"), ("full", "1")]
-    result = json.loads((out / "ruler.json").read_text())
+    result = json.loads((out / "test_sets.json").read_text())
     assert {row: list(runs) for row, runs in result["runs"].items() if runs} == {
         "full": ["0", "1"],
         "supervised": ["0"],
     }
-    assert ruler.ratios(result) == {"a:val": pytest.approx(0.285 / 0.3)}
-    text = (out / "ruler.md").read_text()
+    assert evaluate_runs.ratios(result) == {"a:val": pytest.approx(0.285 / 0.3)}
+    text = (out / "test_sets.md").read_text()
     assert "| `full` | a:val | 2 | 0.285 ± 0.021 | 0.500 | ? | 0.25 |" in text
     assert text.endswith("full / supervised, BEV > .5: a:val 0.95\n")
+    (out / "test_sets.json").rename(out / "ruler.json")  # its earlier name
+    assert evaluate_runs.measure_runs(real, out, {}, "cpu") == result
     other = real.model_copy(update={"precision": "bf16-mixed"})
     with pytest.raises(UserError, match="is of another config"):
-        ruler.measure_runs(other, out, {}, "cpu")
-    (out / "ruler.json").write_text('{"runs": []}')
+        evaluate_runs.measure_runs(other, out, {}, "cpu")
+    (out / "test_sets.json").write_text('{"runs": []}')
     with pytest.raises(UserError, match="not a result of this command"):
-        ruler.measure_runs(real, out, {}, "cpu")
+        evaluate_runs.measure_runs(real, out, {}, "cpu")
 
 
 def test_a_run_on_real_frames_from_end_to_end(real: TrainConfig, tmp_path: Path) -> None:
     result = run_ablation(real, tmp_path, ["supervised"], 1, 1, device="cpu")
     assert result["rows"]["supervised"]["seeds"] == [0]
     assert REAL_ROWS["supervised"][0] in (tmp_path / "ablation.md").read_text()
-    kept = json.loads((tmp_path / "ruler.json").read_text())
+    kept = json.loads((tmp_path / "test_sets.json").read_text())
     (name,) = kept["runs"]["supervised"]["0"]
     assert kept["runs"]["supervised"]["0"][name]["labels"] > 0

@@ -1,6 +1,8 @@
 """Configs: strict, typed, and every fault is one line that names the key."""
 
+import copy
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import yaml
 
 from skd_core.config import MethodConfig, ModelConfig, TrainConfig, load_config, parse_config
 from skd_core.errors import UserError
+from skd_core.inference.weights import bundled_names, load_weights
 from skd_core.priors import PRIORS, prior_of, prior_sizes, prior_tolerances
 
 COMMITTED = sorted((Path(__file__).resolve().parents[1] / "config" / "train").glob("*.yaml"))
@@ -184,3 +187,71 @@ def test_replacements_of_the_teacher_exclude_it(replacement: str) -> None:
     with pytest.raises(UserError, match="teacher: false"):
         parse_config(MethodConfig, {replacement: True}, "c")
     assert not parse_config(MethodConfig, {replacement: True, "teacher": False}, "c").teacher
+
+
+# -- earlier names -----------------------------------------------------------------------------------------------------
+EARLIER = {
+    "augment": {"own_boxes": False, "box_jitter": 0.1},
+    "method": {"mode": "paper", "slow_teacher": True, "gtm_measure": "pace"},
+    "data": {"train": {"root": "somewhere"}, "ruler": [{"root": "elsewhere"}]},
+}
+TODAY = {
+    "augment": {"box_jitter": 0.1},
+    "method": {
+        "roi_source": "labels",
+        "student_targets": "teacher",
+        "ema_teacher": True,
+        "gtm_measure": "loss_slope",
+    },
+    "data": {"train": {"root": "somewhere"}, "test": [{"root": "elsewhere"}]},
+}
+
+
+def test_earlier_keys_are_read_under_their_names_of_today(tmp_path: Path) -> None:
+    before = copy.deepcopy(EARLIER)
+    expected = TrainConfig.model_validate(TODAY)
+    assert load_config(write(tmp_path, EARLIER)) == expected
+    assert parse_config(TrainConfig, EARLIER, "a checkpoint") == expected
+    assert before == EARLIER
+    assert expected.method.roi_source == "labels"
+    for value, target in (("best", "teacher_and_pseudo"), ("paper", "teacher")):
+        assert load_config(write(tmp_path, minimal(method={"mode": value}))).method.student_targets == target
+    for own, source in ((True, "predicted"), (False, "labels")):
+        assert load_config(write(tmp_path, minimal(augment={"own_boxes": own}))).method.roi_source == source
+
+
+def test_earlier_keys_of_the_command_line_replace_the_files(tmp_path: Path) -> None:
+    path = write(tmp_path, TODAY)
+    assert load_config(path, ["method.mode=best"]).method.student_targets == "teacher_and_pseudo"
+    assert load_config(path, ["augment.own_boxes=true"]).method.roi_source == "predicted"
+    assert load_config(path, ["method.mode=best", "method.student_targets=teacher"]).method.student_targets == "teacher"
+    assert load_config(write(tmp_path, minimal()), ["augment.own_boxes=false"]).method.roi_source == "labels"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"method": {"mode": "paper", "student_targets": "teacher"}},
+            "method.mode is the earlier name of method.student",
+        ),
+        ({"augment": {"own_boxes": "perhaps"}}, "augment.own_boxes is now method.roi_source: predicted .*'perhaps'"),
+        ({"method": {"mode": ["paper"]}}, "method.mode is now method.student_targets: teacher .earlier paper. or"),
+        ({"augment": {"own_boxes": True}, "method": 3}, "'method'"),
+    ],
+)
+def test_faults_with_earlier_keys_are_named(tmp_path: Path, section: dict[str, object], message: str) -> None:
+    path = write(tmp_path, minimal(**section))
+    assert re.search(message, fault(path))
+    with pytest.raises(UserError, match=message):
+        parse_config(TrainConfig, minimal(**section), "c")
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_the_bundled_weights_and_their_configs_load(name: str) -> None:
+    """Their metadata hold the config of their training as it was written then."""
+    metadata = load_weights(name)[1]
+    config = parse_config(TrainConfig, metadata["config"], name)
+    assert {"own_boxes", "roi_source"} & (metadata["config"]["augment"].keys() | metadata["config"]["method"].keys())
+    assert config.method.roi_source == "predicted"
+    assert config.method.student_targets == "teacher_and_pseudo"

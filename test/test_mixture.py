@@ -445,7 +445,7 @@ def test_the_real_benchmark_is_never_trained_on_what_it_is_measured_on() -> None
     """No 3D label of a KITTI frame has a part in any row; all rows but their sets and labels are the same."""
     config = load_config(REAL)
     trained = {(Path(part.root).name, part.split) for part in config.data.sets}
-    measured = {(Path(part.root).name, part.split) for part in config.data.ruler}
+    measured = {(Path(part.root).name, part.split) for part in config.data.test}
     assert trained == {("rendered", None), ("astyx", "train"), ("kitti_dev", "train"), ("kitti_crops", None)}
     assert measured == {("astyx", "val"), ("kitti_labelled", None)}
     assert [Path(part.root).name for part in config.data.sets if part.rendered] == ["rendered"]

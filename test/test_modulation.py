@@ -98,7 +98,7 @@ def test_the_lift_falls_back_to_one_as_the_student_catches_up() -> None:
 
 def test_pace_by_hand() -> None:
     """Means .99 and .95 from 4; then a loss of 2: they are 3.98 and 3.9, the spread is 2, the pace .04."""
-    modulation = Modulation(MethodConfig(gtm_measure="pace"))
+    modulation = Modulation(MethodConfig(gtm_measure="loss_slope"))
     assert modulation.rho == 1
     modulation.update_losses(4.0, 4.0)
     assert (modulation.loss_slope("student"), modulation.rho) == (0, 1)
@@ -118,7 +118,10 @@ def test_who_still_falls_while_the_other_rests_is_ahead_in_pace_whatever_the_los
 ) -> None:
     """Losses may be negative, and may be of another make than the other's."""
     noise = torch.randn(300, generator=torch.Generator().manual_seed(0)).tolist()
-    falls, rests = Modulation(MethodConfig(gtm_measure="pace")), Modulation(MethodConfig(gtm_measure="pace"))
+    falls, rests = (
+        Modulation(MethodConfig(gtm_measure="loss_slope")),
+        Modulation(MethodConfig(gtm_measure="loss_slope")),
+    )
     for t, e in enumerate(noise):
         resting, falling = scale * (0.1 * e) + shift, 3 - 0.01 * t + 0.1 * e
         falls.update_losses(resting, falling)
@@ -128,7 +131,7 @@ def test_who_still_falls_while_the_other_rests_is_ahead_in_pace_whatever_the_los
 
 
 def test_errors_do_not_count_where_the_loss_slope_is_the_measure() -> None:
-    modulation = Modulation(MethodConfig(gtm_measure="pace"))
+    modulation = Modulation(MethodConfig(gtm_measure="loss_slope"))
     modulation.update({"depth": 9.0}, {"depth": 0.1})
     assert modulation.rho == 1
 
@@ -247,11 +250,12 @@ def test_through_the_labels_box_the_teacher_is_measured_where_it_teaches(root: P
     assert losses[0] == losses[1]
     assert torch.equal(rois.error_sums[0], labels.error_sums[0])
     assert not torch.equal(rois.error_sums[1], labels.error_sums[1])
-    sections = {"augment": {"own_boxes": False, "box_jitter": 0.0}}
+    no_jitter = {"box_jitter": 0.0}
+    methods = {"roi_source": "labels", "gtm_measure": "labels"}, {"roi_source": "labels"}
     torch.manual_seed(0)
-    exact = TeacherStudent(tiny.make_config(root, method={"gtm_measure": "labels"}, **sections)).eval()
+    exact = TeacherStudent(tiny.make_config(root, method=methods[0], augment=no_jitter)).eval()
     torch.manual_seed(0)
-    same = TeacherStudent(tiny.make_config(root, **sections)).eval()
+    same = TeacherStudent(tiny.make_config(root, method=methods[1], augment=no_jitter)).eval()
     batch = batch.only(torch.ones(len(batch.boxes), dtype=torch.bool))
     batch.rois.boxes = batch.boxes
     for model in (exact, same):
@@ -266,7 +270,7 @@ def test_own_losses_leave_points_and_transfer_out(root: Path, batch: Batch) -> N
         "points": torch.tensor([9.0, 9]),
     }
     assert weak_loss_sum(parts).tolist() == [-0.5, 2.0]
-    model = model_of(root, {}, gtm_measure="pace")
+    model = model_of(root, {}, gtm_measure="loss_slope")
     terms = terms_of(model, batch, StepContext(weight_3d=0.5, weight_distillation=1.0))
     n = len(batch.boxes)
     for row, who, views in ((0, "student", 1), (1, "teacher", 2)):
@@ -398,7 +402,7 @@ def test_features_are_one_more_term_that_reaches_the_shared_features_alone(root:
 
 def test_a_slow_teacher_is_the_target_and_nothing_else(root: Path, batch: Batch) -> None:
     """Where the mean is the network itself, the terms are as without; where it is another, only distillation is."""
-    model = model_of(root, {}, slow_teacher=True)
+    model = model_of(root, {}, ema_teacher=True)
     plain = terms_of(model, batch, StepContext(weight_distillation=0.5))
     same = terms_of(model, batch, StepContext(weight_distillation=0.5, ema=model))
     assert same == pytest.approx(plain, rel=1e-5)
@@ -411,7 +415,7 @@ def test_a_slow_teacher_is_the_target_and_nothing_else(root: Path, batch: Batch)
 
 
 def test_runs_with_a_slow_teacher_and_features_train_and_resume(root: Path, tmp_path: Path) -> None:
-    method = {"slow_teacher": True, "features": "cosine"}
+    method = {"ema_teacher": True, "features": "cosine"}
     config = tiny.make_config(root, method=method, schedule={"epochs": 1, "batch_size": 2})
     assert Trainer(config, tmp_path, "cpu").fit()
     report = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -421,7 +425,7 @@ def test_runs_with_a_slow_teacher_and_features_train_and_resume(root: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    "method", [{"teacher": False, "features": "l2"}, {"slow_teacher": True, "distillation": "none"}]
+    "method", [{"teacher": False, "features": "l2"}, {"ema_teacher": True, "distillation": "none"}]
 )
 def test_options_of_the_transfer_need_a_teacher(method: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="teacher"):

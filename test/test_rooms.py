@@ -33,6 +33,7 @@ ROOMS = (
     "skd_core.devices",
     "skd_core.priors",
     "skd_core.visualize",
+    "skd_core.config_aliases",
     "skd_core.config",
     "skd_core.data",
     "skd_core.supervision",

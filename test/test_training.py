@@ -111,7 +111,7 @@ def with_garbage(root: Path, to: Path) -> Path:
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},
-    "paper": {"mode": "paper"},
+    "paper": {"student_targets": "teacher"},
     "mdn_proj": {"teacher": False},
     "direct_targets": {"teacher": False, "direct_targets": True},
 }
@@ -192,6 +192,24 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert len(reports(tmp_path)) == 2
     a, b = (load_weights(out / "student.safetensors")[1] for out in (uninterrupted, tmp_path))
     assert a == b
+
+
+def test_a_checkpoint_whose_config_has_earlier_names_is_resumed(
+    root: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    assert not run(resumable(root), tmp_path, 5)
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    method, augment, data = (state["config"][section] for section in ("method", "augment", "data"))
+    earlier = {"teacher_and_pseudo": "best", "teacher": "paper"}
+    method["mode"], method["slow_teacher"] = earlier[method.pop("student_targets")], method.pop("ema_teacher")
+    augment["own_boxes"], data["ruler"] = method.pop("roi_source") == "predicted", data.pop("test")
+    save_checkpoint(tmp_path / "checkpoint.pt", {k: v for k, v in state.items() if k != "format"})
+    assert run(resumable(root), tmp_path)
+    assert differences(*(load_checkpoint(out / "checkpoint.pt") for out in (uninterrupted, tmp_path))) == []
+    method["mode"] = "paper"
+    save_checkpoint(tmp_path / "checkpoint.pt", {k: v for k, v in state.items() if k != "format"})
+    with pytest.raises(UserError, match=r"another config \(method\.student_targets\)"):
+        run(resumable(root), tmp_path)
 
 
 def test_the_exported_teacher_is_the_one_that_training_measures(root: Path, uninterrupted: Path) -> None:
@@ -632,8 +650,8 @@ def test_objects_seen_through_several_boxes(pair: tuple[TeacherStudent, Batch]) 
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_which_boxes_student_and_teacher_see(root: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    config = tiny.make_config(root, augment={"own_boxes": own})
+def test_which_rois_student_and_teacher_get(root: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    config = tiny.make_config(root, method={"roi_source": "predicted" if own else "labels"})
     model, batch = TeacherStudent(config).eval(), batch_of(root, config)
     found = replace(batch.rois, boxes=batch.boxes + torch.tensor([1.0, 1, 2, 2]))
     monkeypatch.setattr(model, "predicted_rois", lambda maps, batch: found)
@@ -746,15 +764,17 @@ ROWS: dict[str, dict[str, Any]] = {
     "dsn": {"method": {"distillation": "none", "modulation": False}},
     "dsn_gtm": {"method": {"distillation": "none"}},
     "distill_l1": {"method": {"distillation": "l1", "modulation": False}},
-    "distill_l1_gtm_paper": {"method": {"distillation": "l1", "mode": "paper"}},
+    "distill_l1_gtm_paper": {"method": {"distillation": "l1", "student_targets": "teacher"}},
     "distill_uad": {"method": {"modulation": False}},
     "full": {},
-    "full_paper": {"method": {"mode": "paper"}},
-    "lift_student_pace_paper": {"method": {"gtm_form": "lift_student", "gtm_measure": "pace", "mode": "paper"}},
+    "full_paper": {"method": {"student_targets": "teacher"}},
+    "lift_student_loss_slope_paper": {
+        "method": {"gtm_form": "lift_student", "gtm_measure": "loss_slope", "student_targets": "teacher"}
+    },
     "per_object": {"method": {"gtm_form": "per_object", "gtm_measure": "labels"}},
     "full_no_centre_offset": {"model": {"center_offset": False}},
     "full_no_depth": {"data": {"depth_dir": None}},
-    "full_paper_no_depth": {"data": {"depth_dir": None}, "method": {"mode": "paper"}},
+    "full_paper_no_depth": {"data": {"depth_dir": None}, "method": {"student_targets": "teacher"}},
     "supervised": {"method": {"supervised": True, "teacher": False}},
     "supervised_direction": {"method": {"supervised": True, "teacher": False}, "model": {"direction": True}},
     "direct_targets": {"method": {"teacher": False, "direct_targets": True}},
@@ -779,15 +799,17 @@ def test_every_row_trains(root: Path, tmp_path: Path, row: str) -> None:
     trained_teacher = method.teacher and not method.supervised
     assert any(name.startswith("teacher/") for name in numbers) == trained_teacher
     assert ("student/distillation" in numbers) == (trained_teacher and method.distillation != "none")
-    assert ("student/yaw" in numbers) == (method.supervised or method.direct_targets or (method.mode == "best"
-                                          and method.teacher))  # fmt: skip
+    pseudo_targets = method.teacher and method.student_targets == "teacher_and_pseudo"
+    assert ("student/yaw" in numbers) == (method.supervised or method.direct_targets or pseudo_targets)
     assert ("teacher/depth_map" in numbers) == (trained_teacher and config.data.depth_dir is not None)
     load_weights(tmp_path / "student.safetensors")
 
 
 def test_learning_one_batch_by_heart(root: Path) -> None:
     """The sum of terms is a loss indeed: on one batch it falls, and both networks' boxes fit their 2D boxes better."""
-    config = tiny.make_config(root, augment={"photometric": 0, "flip": 0, "box_jitter": 0, "own_boxes": False})
+    config = tiny.make_config(
+        root, augment={"photometric": 0, "flip": 0, "box_jitter": 0}, method={"roi_source": "labels"}
+    )
     torch.manual_seed(0)
     model, batch = TeacherStudent(config).train(), batch_of(root, config)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)

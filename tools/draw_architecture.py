@@ -111,7 +111,7 @@ def draw() -> Figure:
         axes,
         98,
         7.4,
-        "the student gets $L_{proj} + L_{dim}$ too (and, in mode best, $L_{yaw}$ and .3 $L_z$)",
+        "the student gets $L_{proj} + L_{dim}$ too (and, with pseudo-targets, $L_{yaw}$ and .3 $L_z$)",
         where="right",
     )
     return figure

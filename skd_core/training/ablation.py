@@ -19,8 +19,8 @@ import yaml
 from skd_core.config import SetConfig, TrainConfig, load_config, parse_config
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
+from skd_core.training.evaluate_runs import check_test_sets, measure_runs
 from skd_core.training.records import read_records
-from skd_core.training.ruler import check_ruler, measure_runs
 
 Overrides = dict[str, dict[str, Any]]
 
@@ -145,7 +145,7 @@ def run_ablation(
             message names its log).
     """
     _check_base(base)
-    check_ruler(base)
+    check_test_sets(base)
     rows = list(dict.fromkeys(rows))
     result = collect(out, base)
     todo = [(row, seed) for seed in range(seeds) for row in rows]
@@ -188,7 +188,7 @@ def _check_base(base: TrainConfig) -> None:
     else:
         needed["schedule.epoch_steps"] = base.schedule.epoch_steps is not None
         needed["data.train: sets with and without rendered"] = len({part.rendered for part in base.data.sets}) == 2
-        needed["data.ruler"] = bool(base.data.ruler)
+        needed["data.test"] = bool(base.data.test)
     missing = [name for name, there in needed.items() if not there]
     if missing:
         raise UserError(f"ablation: rows are what the full method is without; the config needs {', '.join(missing)}")

@@ -29,7 +29,7 @@ class Batch:
         full_boxes: shape (N, 4), the same boxes where a crop has not clipped them; hidden: shape (N, 4), bool, their
             edges that are not the object's own. Both as in :class:`skd_core.data.sample.Sample`.
         in_3d: shape (N,), bool, objects of sets that teach 3D.
-        rois: the same objects with jittered boxes; what the 3D heads see unless ``augment.own_boxes`` is set.
+        rois: the same objects with jittered ground-truth boxes, see ``method.roi_source``.
         ignore: shape (M, 4), regions where no negative is learnt; ignore_index: shape (M,), their images.
         depth: shape (B, H, W), metres, 0 = unknown; all 0 without a depth source.
         pseudo: N pseudo-targets.

@@ -94,7 +94,7 @@ class Modulation:
 
         Geometric mean of the error ratios student/teacher, or exp(the teacher's loss slope - the student's).
         """
-        if self.method.gtm_measure == "pace":
+        if self.method.gtm_measure == "loss_slope":
             difference = self.loss_slope("teacher") - self.loss_slope("student")
             return math.exp(min(max(difference, -math.log(10)), math.log(10)))
         ratios = [

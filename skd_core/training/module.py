@@ -73,10 +73,9 @@ class TeacherStudent(nn.Module):
         self.student = Student(config.model)
         self.teacher = Teacher(config.model, self.student.prior) if method.teacher else None
         self.modulation = Modulation(method)
-        self.error_sums = torch.zeros(
-            2, len(ERROR_NAMES), 2
-        )  # student, teacher; E1-E3; sum and count in the last batch
-        self.loss_sums = torch.zeros(2, 2)  # student, teacher; sum and count in the last batch; gtm_measure: pace only
+        # of the last batch: student, teacher; E1 to E3; sum and count. Then: student, teacher; sum and count
+        self.error_sums = torch.zeros(2, len(ERROR_NAMES), 2)
+        self.loss_sums = torch.zeros(2, 2)  # gtm_measure: loss_slope only
         self.gradient_sums: Tensor | None = None  # of the last batch, if log_gradients was set: see feature_gradients
         self.register_buffer("tolerance", prior_tolerances(config.model.classes), persistent=False)
         side = [prior_of(name).side_edge_weight for name in config.model.classes]
@@ -128,7 +127,7 @@ class TeacherStudent(nn.Module):
                 terms |= self._depth_terms(full_batch, depth, maps.heatmap.shape)
             return terms
 
-        if self.config.augment.own_boxes:
+        if self.config.method.roi_source == "predicted":
             rois = self.predicted_rois(maps, batch)
             batch = replace(batch, rois=rois)
         detach_yaw = self.yaw_is_taught
@@ -142,9 +141,9 @@ class TeacherStudent(nn.Module):
             terms |= {f"student/{k}": step.weight_3d * v.sum() / num_objects for k, v in parts.items()}
             return terms
 
-        use_targets = method.direct_targets or (method.mode == "best" and method.teacher)
+        use_targets = method.direct_targets or (method.student_targets == "teacher_and_pseudo" and method.teacher)
         parts = self._weak_terms(student, batch, use_targets, points=method.direct_targets)
-        if method.teacher and method.mode == "paper":
+        if method.teacher and method.student_targets == "teacher":
             del parts["depth"]
         elif method.teacher:
             parts["depth"] = method.student_depth_weight * parts["depth"]
@@ -160,7 +159,7 @@ class TeacherStudent(nn.Module):
         teacher_input = self.teacher.head_input(teacher_features, depth, batch.P, doubled.rois)
         teacher = self.student.decode(self.teacher.head_3d(teacher_input), doubled.rois, detach_yaw)
         parts = self._weak_terms(teacher, doubled, True, points=step.weight_distillation > 0)
-        if method.gtm_measure == "pace":
+        if method.gtm_measure == "loss_slope":
             self.loss_sums = torch.stack([student_loss, weak_loss_sum(parts)])
         terms |= {f"teacher/{k}": step.weight_3d * v.sum() / (2 * num_objects) for k, v in parts.items()}
         from_student_rois = select(teacher, slice(len(rois.boxes)))

@@ -309,7 +309,7 @@ class Trainer:
         num_objects = max(objects, 1.0) / self.fabric.world_size
         ramps = ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation)
         log_gradients = self.raw.teacher is not None and self.step % GRADIENTS_EVERY == 0
-        step = StepContext(*ramps, num_objects, log_gradients, self.ema if self.config.method.slow_teacher else None)
+        step = StepContext(*ramps, num_objects, log_gradients, self.ema if self.config.method.ema_teacher else None)
         self.model.train()
         freeze(self.raw.student.backbone, self.config.initial.freeze)
         if schedule.freeze_norm:
@@ -377,7 +377,7 @@ class Trainer:
         self.raw.modulation.update(
             dict(zip(ERROR_NAMES, student, strict=True)), dict(zip(ERROR_NAMES, teacher, strict=True))
         )
-        if self.config.method.gtm_measure == "pace":
+        if self.config.method.gtm_measure == "loss_slope":
             sums = self._sum(self.raw.loss_sums)
             self.raw.modulation.update_losses(*(sums[:, 0] / sums[:, 1]).tolist())
 

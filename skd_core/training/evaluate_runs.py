@@ -1,4 +1,4 @@
-"""The ablation on real frames: every complete run measured object by object, in one small file that is kept [ours]."""
+"""The ablation on real frames: every complete run evaluated on ``data.test``, in one small file that is kept [ours]."""
 
 from __future__ import annotations
 
@@ -20,51 +20,49 @@ from skd_core.inference.detector import Detector
 THRESHOLD = 0.2
 """Minimum score of a detection."""
 KIND = "Car"
-FILE = "ruler.json"
+FILE, EARLIER_FILE = "test_sets.json", "ruler.json"
 
 
 def name_of(part: SetConfig) -> str:
-    """What a set is called in the file: its folder, with its split."""
+    """Name of a set in the file: its folder, with its split."""
     return Path(part.root).name + (f":{part.split}" if part.split else "")
 
 
-def check_ruler(base: TrainConfig) -> None:
+def check_test_sets(base: TrainConfig) -> None:
     """The sets are there and their labels can be read, before anything is trained.
 
     Raises:
         UserError: see :class:`skd_core.data.kitti.KittiDataset`; or two sets have one name.
     """
-    names = [name_of(part) for part in base.data.ruler]
+    names = [name_of(part) for part in base.data.test]
     if len(set(names)) < len(names):
-        raise UserError(
-            f"data.ruler: two sets are called {max(names, key=names.count)}; give their folders other names"
-        )
-    for part in base.data.ruler:
+        raise UserError(f"data.test: two sets are called {max(names, key=names.count)}; give their folders other names")
+    for part in base.data.test:
         check_frames(KittiDataset(part.root, part.split), with_3d=True)
 
 
 def measure_runs(base: TrainConfig, out: Path, rows: Mapping[str, Sequence[Path]], device: str) -> dict[str, Any]:
-    """Measure what is complete and not yet in ``out/ruler.json``; the file is written after each run.
+    """Evaluate the runs that are complete and not yet in ``out/test_sets.json``; the file is written after each run.
 
-    An entry is by row, seed and set: the statistics of :class:`skd_core.evaluation.real.Tally` for cars at score
+    Entries are by row, seed and set: the statistics of :class:`skd_core.evaluation.real.Tally` for cars at score
     THRESHOLD, "on_nothing" and "ill_fitting" a frame. The runs themselves need not be kept.
 
     Args:
-        out: the ablation's folder; ``out/ruler.md`` gets a table.
+        out: the ablation's folder; ``out/test_sets.md`` gets a table.
         rows: row -> folders of its runs, each called by its seed.
 
     Returns:
-        what the file holds; nothing without ``data.ruler``.
+        the file's content; empty without ``data.test``.
 
     Raises:
         UserError: the file is damaged or of another config.
     """
-    if not base.data.ruler:
+    if not base.data.test:
         return {}
     path, config = out / FILE, base.model_dump(mode="json", exclude={"seed"})
     result: dict[str, Any] = {"config": config, "threshold": THRESHOLD, "kind": KIND, "runs": {}}
-    if path.exists():
-        result = _read(path)
+    if (written_before := next((p for p in (path, out / EARLIER_FILE) if p.exists()), None)) is not None:
+        result = _read(written_before)
         written = parse_config(TrainConfig, result["config"], f"{path}: config")  # keys added since take their defaults
         if written != base.model_copy(update={"seed": 0}):
             raise UserError(f"{path}: is of another config; choose another --out or delete it")
@@ -72,9 +70,9 @@ def measure_runs(base: TrainConfig, out: Path, rows: Mapping[str, Sequence[Path]
         for folder in folders:
             weights, known = folder / "student.safetensors", result["runs"].setdefault(row, {})
             if weights.exists() and folder.name not in known:
-                known[folder.name] = finite(measure_weights(weights, base.data.ruler, device))
+                known[folder.name] = finite(measure_weights(weights, base.data.test, device))
                 write_atomic(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
-    write_atomic(out / "ruler.md", ruler_table(result))
+    write_atomic(out / "test_sets.md", results_table(result))
     return result
 
 
@@ -100,7 +98,7 @@ def ratios(result: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
-def ruler_table(result: Mapping[str, Any]) -> str:
+def results_table(result: Mapping[str, Any]) -> str:
     """As Markdown: means over seeds, for each set; below it the ratio of weak to full supervision."""
     lines = ["| row | set | seeds | BEV > .5 | recall .5 | depth error | on nothing a frame |\n", "|---" * 7 + "|\n"]
     for row, runs in result["runs"].items():
@@ -129,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(result[key], dict) for key in ("config", "runs")) or result["threshold"] != THRESHOLD:
             raise ValueError("parts are missing or of another kind")
-        ruler_table(result)
+        results_table(result)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a result of this command ({error!r}); delete it") from None
     return result
