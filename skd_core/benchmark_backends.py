@@ -6,6 +6,7 @@ to eager PyTorch is taken round by round.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from skd_core.export.graph import build, write
 from skd_core.export.precision import PRECISIONS, body_changer, body_inputs
 from skd_core.inference.detector import Detector, OnnxDetector
 from skd_core.inference.onnx_file import OnnxNetwork, has_provider
-from skd_core.inference.weights import describe
+from skd_core.inference.weights import describe, flush_tiny
 from skd_core.visualize import RGB
 
 Images = Sequence[tuple[RGB, Camera]]
@@ -50,13 +51,15 @@ def measure_backends(detector: Detector, images: Images, rounds: int) -> dict[st
     """Latency of each backend.
 
     Args:
-        detector: of PyTorch, with the weights to be measured; of another precision than fp32 it is one row more.
+        detector: of PyTorch, with the weights to be measured as their file has them; of another precision than fp32 it
+            is one row more.
         images: with their cameras; the last one's are random pixels.
         rounds: how often each backend sees each image, after two that do not count.
 
     Returns:
         Name, such as "onnx fp32, 1 thread" -> median_ms, p95_ms, speedup_vs_eager_fp32 (median of the rounds' ratios),
-        max_box_difference (as :data:`skd_core.export.command.TOLERANCE` measures it) and missing_boxes.
+        max_box_difference (as :data:`skd_core.export.command.TOLERANCE` measures it) and missing_boxes. "torch fp32" is
+        PyTorch with the weights as they are, "torch fp32 without denormals" what :meth:`Detector.load` makes of them.
     """
     most = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +70,9 @@ def measure_backends(detector: Detector, images: Images, rounds: int) -> dict[st
             label = "" if on_gpu else f", {threads} thread{'s' if threads > 1 else ''}"
             eager = Detector(detector.student, detector.metadata, str(detector.device))
             rows[EAGER + label] = Row(threads, eager, _threads(threads))
+            flushed = Detector(copy.deepcopy(detector.student), detector.metadata, str(detector.device))
+            flush_tiny(flushed.student)
+            rows["torch fp32 without denormals" + label] = Row(threads, flushed, _threads(threads))
             if detector.precision != "fp32":
                 rows[f"torch {detector.precision}{label}"] = Row(threads, detector, _threads(threads))
             for precision, file in files.items():
@@ -117,7 +123,7 @@ def _interleaved(rows: dict[str, Row], images: Images, rounds: int) -> dict[str,
 def _numbers(
     name: str, row: Row, rows: dict[str, Row], times: dict[str, list[float]], images: Images
 ) -> dict[str, float]:
-    eager = next(n for n in rows if n.startswith(EAGER) and rows[n].threads == row.threads)
+    eager = next(n for n in rows if n.partition(",")[0] == EAGER and rows[n].threads == row.threads)
     ratios = [slow / fast for slow, fast in zip(times[eager], times[name], strict=True)]
     apart = compare(rows[eager].detector, row.detector, images)
     return {

@@ -298,13 +298,13 @@ def bench(
     from skd_core.benchmark import QUICK, Effort, report_benchmark
     from skd_core.files import keep_inputs
     from skd_core.inference.detector import Detector
-    from skd_core.inference.weights import resolve
+    from skd_core.inference.weights import load_weights, resolve
 
     keep_inputs([] if json is None else [json], [resolve(weights)])
     effort = QUICK if quick else Effort()
     if repeat is not None:
         effort = replace(effort, rounds=repeat)
-    report_benchmark(Detector.load(weights, device, precision, "torch"), effort, json)
+    report_benchmark(Detector(*load_weights(weights), device, precision), effort, json)
 
 
 @app.command(cls=CheckedCommand)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from skd_core import Boxes2D, Camera, Detector
 from skd_core.config import ModelConfig
 from skd_core.errors import UserError
-from skd_core.inference.weights import load_weights, save_weights
+from skd_core.inference.weights import digest, load_weights, save_weights
 from skd_core.models.student import Student
 from skd_core.models.teacher import DepthGuidedNetwork
 
@@ -23,7 +23,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from skd_core.data.image_size import parse_size  # noqa: E402
-from skd_core.export import command  # noqa: E402
+from skd_core.export import command, lean  # noqa: E402
 from skd_core.export.command import Wish, compare, export_weights, target  # noqa: E402
 from skd_core.inference.detector import OnnxDetector  # noqa: E402
 from skd_core.inference.onnx_file import OnnxNetwork  # noqa: E402
@@ -101,6 +101,43 @@ def test_boxes_from_outside_are_placed_alike(detector: Detector, exported: Path)
         assert len(onnx_detector.predict(image, camera, 0.0, boxes2d=Boxes2D.empty())) == 0
     with pytest.raises(UserError, match="unknown class 'Tram'"):
         onnx_detector.place(image, camera, replace(given, labels=("Tram",) * 4))
+
+
+def test_channels_that_nobody_hears_are_left_out(tmp_path: Path) -> None:
+    """As weight decay leaves them: their weights are next to nothing, some of them denormal."""
+    torch.manual_seed(3)
+    config = ModelConfig(backbone="tf_efficientnet_lite0", neck_channels=16, head_channels=16, input_size=(320, 96))
+    student = Student(config).eval()
+    block = student.backbone.body.blocks[5][1]
+    with torch.no_grad():
+        student.heads_2d.heatmap[1].bias.fill_(-1.0)
+        student.heads_2d.heatmap[1].weight.mul_(20)
+        block.conv_pw.weight[:50] *= 1e-20
+        block.conv_pwl.weight[:, :50] *= 1e-39
+    save_weights(path := tmp_path / "decayed.safetensors", student, (186.0, 186.0), threshold=0.2)
+    found = export_weights(Wish(str(path)), tmp_path / "lean.onnx")
+    assert found.boxes > 0
+    assert found.worst < 1e-4
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(tmp_path / "lean.onnx").graph.initializer
+        if tensor.name.startswith("body/") and tensor.data_type == onnx.TensorProto.FLOAT
+    ]
+    shapes = {value.shape for value in weights}
+    assert {(1104, 192, 1, 1), (1104, 1, 5, 5), (192, 1104, 1, 1)} <= shapes  # 1152 - 50 and what makes it a multiple
+    assert not any(((np.abs(value) < 1e-12) & (value != 0)).any() for value in weights)
+    state = Detector.load(path, "cpu", backend="torch").student.state_dict()
+    assert (state["backbone.body.blocks.5.1.conv_pwl.weight"][:, :50] == 0).all()
+    assert digest(load_weights(path)[0].state_dict()) == load_weights(path)[1]["sha256"]
+
+
+def test_a_channel_that_is_heard_stays() -> None:
+    weight = np.full((4, 40, 1, 1), 1e-9, np.float32)
+    weight[:, :2] = 1e-3
+    weight[2, 7] = 1e-6  # in one output only, too much with a limit of 6
+    assert set(range(2)) | {7} <= set(lean._heard(weight, 6.0).tolist())
+    assert len(lean._heard(weight, 6.0)) == 16
+    assert len(lean._heard(np.full((4, 40, 1, 1), 1e-6, np.float32), 6.0)) == 40
 
 
 @pytest.mark.parametrize(

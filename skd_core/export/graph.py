@@ -11,6 +11,7 @@ import onnx
 from onnx import ModelProto, TensorProto, compose, helper
 
 from skd_core.export import glue
+from skd_core.export.lean import without_dead_channels
 from skd_core.export.parts import OPSET, export_parts
 from skd_core.files import make_folder, write_atomic
 from skd_core.inference.onnx_file import FORMAT, INPUTS, OUTPUTS
@@ -60,6 +61,7 @@ def build(
     config, multiple = student.config, student.backbone.multiple
     fx, fy = metadata["focal"]
     parts = export_parts(student)
+    parts["body"] = without_dead_channels(parts["body"])
     if change_body is not None:
         parts["body"] = change_body(parts["body"])
     channels = config.neck_channels

@@ -20,7 +20,7 @@ from skd_core.devices import PRECISIONS, pick_device, pick_precision
 from skd_core.errors import UserError
 from skd_core.inference.calibration import Calibration
 from skd_core.inference.onnx_file import OnnxNetwork, has_provider
-from skd_core.inference.weights import describe, load_weights, resolve, save_weights
+from skd_core.inference.weights import describe, flush_tiny, load_weights, resolve, save_weights
 from skd_core.models.student import LEAST_SIDE, Detections, Student, to_boxes3d
 
 BACKENDS = ("auto", "torch", "onnx")
@@ -259,6 +259,7 @@ def open_detector(path: str | Path, device: str, precision: str, backend: str) -
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     if backend == "auto" and on_cpu and precision in ("auto", "fp32") and beside.is_file() and has_provider("cpu"):
         return OnnxDetector(OnnxNetwork(beside, "cpu"), metadata)
+    flush_tiny(student)
     return Detector(student, metadata, device, precision)
 
 

@@ -22,6 +22,8 @@ from skd_core.models.teacher import DepthGuidedNetwork
 
 MOST_PARAMETER, MOST_STATISTIC = 1e4, 1e12
 """Greatest magnitude of a trained network's parameters and of its batch norms' statistics; more is damage [ours]."""
+TINY = 1e-12
+"""Weights of a smaller magnitude may become zero: far below what float32 resolves of what they are added to [ours]."""
 PROBE = 64
 """Pixels: side of the picture that loaded weights are tried on."""
 WEAK = "2D boxes, no 3D labels"
@@ -154,6 +156,18 @@ def _fault(value: Tensor, mine: Tensor, most: float) -> str:
         return "holds NaN or infinity"
     greatest = float(values.abs().max()) if values.numel() else 0.0
     return f"holds {greatest:.3g}, no trained network's number" if greatest > most else ""
+
+
+@torch.no_grad()
+def flush_tiny(module: nn.Module) -> None:
+    """Make numbers below :data:`TINY` zero, in place.
+
+    Weight decay leaves channels that the losses do not need with numbers that are denormal, or whose products are. A
+    CPU is many times slower with those; the answers stay the same.
+    """
+    for value in module.state_dict().values():
+        if value.is_floating_point():
+            value[value.abs() < TINY] = 0
 
 
 def _check_answer(student: Student, name: str) -> None:
