@@ -21,7 +21,8 @@ def mathml(source: str, display: str = "inline") -> str:
     result: str = convert(source, display=display)
     if re.search(r"<m\w+[^>]*>(\\|&<)", result):
         raise ValueError(f"latex2mathml cannot typeset: {source}")
-    return result
+    space = 'lspace="0.17em" rspace="0.17em"'  # around log, tanh, max ...
+    return re.sub(r"<m[io]>([a-z]{2,})</m[io]>", rf"<mo {space}>\1</mo>", result)
 
 
 def block(source: str, *_: Any, **__: Any) -> str:
