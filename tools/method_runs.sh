@@ -1,7 +1,7 @@
 #!/bin/bash
 # The runs that settle what GTM is worth and why the student does not reach its teacher, on the synthetic benchmark; then
 # weak against full supervision on real frames. Data and the 2D detector as the heads of config/train/synthetic.yaml and
-# real.yaml say. Every call goes on where it stopped; what is kept of it is each ablation.json, and ruler.json.
+# real.yaml say. Every call resumes where it stopped; its results are each ablation.json, and ruler.json.
 #
 #   tools/method_runs.sh gtm [SEEDS] | gtm-long FORM [SEEDS] | gap [SEEDS] | real [SEEDS]      JOBS=2 runs at a time
 set -e
