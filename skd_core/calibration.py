@@ -119,6 +119,10 @@ def read_calibration(path: str | Path, wanted: str | None = None) -> Calibration
     file, name = split_choice(path)
     wanted = name if wanted is None else wanted
     text = read_text(file, LIMIT, "camera file")
+    if re.search(r"^\[image\]\s*$", text, re.MULTILINE) and re.search(r"^camera matrix\s*$", text, re.MULTILINE):
+        raise UserError(
+            f"{file}: is an INI file of camera_calibration (ost.txt); give the ost.yaml of the same archive"
+        )
     if lines := _kitti_lines(text, file):
         return _kitti(lines, text, file, wanted)
     cameras = _other(text, file)

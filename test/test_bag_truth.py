@@ -468,8 +468,8 @@ def broken(**changes: Any) -> Callable[[Any], None]:
         for name, value in changes.items():
             if name == "results":
                 first.results = value
-            elif name == "class_id":
-                first.results[0].hypothesis.class_id = value
+            elif name in ("class_id", "score"):
+                setattr(first.results[0].hypothesis, name, value)
             else:
                 part = {
                     "position": first.bbox.center.position,
@@ -488,6 +488,7 @@ def broken(**changes: Any) -> Callable[[Any], None]:
     [
         ({"results": []}, "has no class (results is empty)"),
         ({"class_id": " "}, "has no class (class_id is empty)"),
+        ({"score": math.nan}, "has a score that is NaN"),
         ({"q": 0.0}, "has no orientation (a quaternion of zeros)"),
         ({"q": math.nan}, "holds NaN or infinity"),
         ({"position": math.inf}, "holds NaN or infinity"),

@@ -297,6 +297,11 @@ def test_one_camera_of_several_is_chosen_by_name(tmp_path: Path, name: str) -> N
             "<opencv_storage><camera_matrix>",
             "neither a KITTI calibration .* nor a camera file of ROS",
         ),
+        (
+            "# oST version 5.0 parameters\n\n[image]\n\nwidth\n640\n\nheight\n480\n\n[narrow_stereo]\n\ncamera matrix\n"
+            "500 0 320\n0 500 240\n0 0 1\n",
+            "INI file of camera_calibration .*give the ost.yaml",
+        ),
         ("{" * 5000, "neither a KITTI calibration"),
         ("[" * 100_000, "neither a KITTI calibration"),
         ("a: 2001-99-99\nb: " + "9" * 6000, "neither a KITTI calibration"),

@@ -210,6 +210,9 @@ def test_a_bayer_camera_whose_publisher_worked_out_the_colours(caplog: pytest.Lo
     grey = decode_picture(compressed(GREY), "bayer_rggb8; jpeg compressed mono8")
     assert np.array_equal(grey, np.repeat(GREY[..., None], 3, -1))
     assert "made its Bayer image grey" in caplog.text
+    caplog.clear()
+    assert np.array_equal(decode_picture(compressed(GREY), "bayer_rggb8; png compressed bgr8"), grey)
+    assert "made its Bayer image grey" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,13 @@ def test_a_network_that_answers_nan_is_refused_though_each_number_is_sound(
     assert "answers a picture with NaN or infinity" in refusal(write(tmp_path / "w.safetensors", state, good[1]))
 
 
+def test_a_network_of_zeros_is_refused(good: tuple[State, Told], tmp_path: Path) -> None:
+    """Whatever part is zero that cuts the way from the image to the heatmap."""
+    for part in ("", "backbone.body", "backbone.neck"):
+        state = {k: torch.zeros_like(v) if k.startswith(part) else v for k, v in good[0].items()}
+        assert "same answer to different pictures" in refusal(write(tmp_path / "w.safetensors", state, good[1]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_precisions_are_read(dtype: torch.dtype, good: tuple[State, Told], tmp_path: Path) -> None:
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in good[0].items()}

@@ -277,9 +277,9 @@ def _stored_layout(picture_format: str, pixels: Pixels, name: str) -> str | None
     pattern = next((word for word in (stored[1] if stored else "", source) if word.startswith("bayer_")), None)
     if pattern is None:
         return None
-    if (stored and stored[1].startswith("bgr")) or pixels.ndim == 3:
+    if pixels.ndim == 3:
         return None  # its colours were worked out before it was compressed
-    if stored and stored[1].startswith("mono"):
+    if stored and stored[1].startswith(("mono", "bgr", "rgb")):
         warn_once(
             (picture_format, name),
             f"{name}: format '{picture_format}': the publisher made its Bayer image grey, so the colours are lost; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,6 +90,8 @@ def _fault(detection: Any) -> str | None:
     """Why a Detection3D is no box; None if it is one."""
     if not detection.results:
         return "has no class (results is empty)"
+    if any(math.isnan(result.hypothesis.score) for result in detection.results):
+        return "has a score that is NaN"
     if not max(detection.results, key=lambda r: r.hypothesis.score).hypothesis.class_id.strip():
         return "has no class (class_id is empty)"
     position, q, size = detection.bbox.center.position, detection.bbox.center.orientation, detection.bbox.size

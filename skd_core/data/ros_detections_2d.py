@@ -42,12 +42,12 @@ class Row(NamedTuple):
 
 
 def vision_rows(message: Any) -> list[Row]:
-    """The boxes of a vision_msgs/Detection2DArray; of several results, the best one counts."""
+    """The boxes of a vision_msgs/Detection2DArray; of several results, the best one counts, or one whose score is NaN."""
     rows = []
     for detection in message.detections:
         center, names, score = detection.bbox.center, (), 1.0
         if detection.results:
-            best = max((result.hypothesis for result in detection.results), key=lambda h: h.score)
+            best = max((r.hypothesis for r in detection.results), key=lambda h: (math.isnan(h.score), h.score))
             names, score = (best.class_id,), best.score
         size = detection.bbox.size_x, detection.bbox.size_y
         rows.append(Row(names, score, center.position.x, center.position.y, *size, center.theta))

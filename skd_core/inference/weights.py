@@ -171,18 +171,20 @@ def flush_tiny(module: nn.Module) -> None:
 
 
 def _check_answer(student: Student, name: str) -> None:
-    """Tensors may each be sound and the network blind: it must answer a picture with finite numbers."""
+    """Tensors may each be sound and the network blind: it must answer a picture with finite numbers, and another in another way."""
     ramp = torch.linspace(0, 255, PROBE)
     picture = (ramp[:, None] + 7 * ramp).remainder(256).expand(1, 3, PROBE, PROBE)
     P = torch.tensor([[PROBE, 0, PROBE / 2, 0], [0, PROBE, PROBE / 2, 0], [0, 0, 1, 0.0]])[None]
     box = torch.tensor([[8.0, 8, 56, 56]])
     with torch.inference_mode():
-        maps = student.maps_2d(student.features(picture))
+        maps = student.maps_2d(student.features(torch.cat([picture, 255 - picture])))
         one = torch.zeros(1, dtype=torch.long)
         placed = student.place(picture, P, one, box, one, torch.ones(1)).boxes3d
         answers = [maps.heatmap, maps.offset, maps.size, placed.center, placed.size, placed.yaw, placed.log_sigma]
     if not all(bool(answer.isfinite().all()) for answer in answers):
         raise UserError(f"{name}: the network answers a picture with NaN or infinity; the weights are damaged")
+    if torch.equal(maps.heatmap[0], maps.heatmap[1]):
+        raise UserError(f"{name}: the network gives the same answer to different pictures; the weights are damaged")
 
 
 def load_weights(path: str | Path) -> tuple[Student, dict[str, Any]]:

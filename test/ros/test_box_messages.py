@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from types import SimpleNamespace
@@ -148,6 +149,11 @@ def test_of_several_results_the_best_counts():
     ]
     (row,) = vision_rows(Detection2DArray(detections=[Detection2D(results=results)]))
     assert (row.names, row.score) == (("car",), 0.7)
+    for nan in range(3):  # which of them is the best cannot be told
+        told = [copy.deepcopy(result) for result in results]
+        told[nan].hypothesis.score = math.nan
+        (row,) = vision_rows(Detection2DArray(detections=[Detection2D(results=told)]))
+        assert math.isnan(row.score)
     (row,) = vision_rows(Detection2DArray(detections=[Detection2D()]))
     assert row.names == ()
 
