@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 def vision_rows(message: Any) -> list[Row]:
-    """The boxes of a vision_msgs/Detection2DArray; of several results, the best one counts, or one whose score is NaN."""
+    """The boxes of a vision_msgs/Detection2DArray; of several results, the best counts, or one of score NaN."""
     rows = []
     for detection in message.detections:
         center, names, score = detection.bbox.center, (), 1.0

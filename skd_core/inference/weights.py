@@ -171,7 +171,7 @@ def flush_tiny(module: nn.Module) -> None:
 
 
 def _check_answer(student: Student, name: str) -> None:
-    """Tensors may each be sound and the network blind: it must answer a picture with finite numbers, and another in another way."""
+    """Tensors may each be sound and the network useless: answers must be finite, and differ between two pictures."""
     ramp = torch.linspace(0, 255, PROBE)
     picture = (ramp[:, None] + 7 * ramp).remainder(256).expand(1, 3, PROBE, PROBE)
     P = torch.tensor([[PROBE, 0, PROBE / 2, 0], [0, PROBE, PROBE / 2, 0], [0, 0, 1, 0.0]])[None]
