@@ -45,7 +45,8 @@ def vision_rows(message: Any) -> list[Row]:
     """The boxes of a vision_msgs/Detection2DArray; of several results, the best counts, or one of score NaN."""
     rows = []
     for detection in message.detections:
-        center, names, score = detection.bbox.center, (), 1.0
+        names: tuple[str, ...] = ()
+        center, score = detection.bbox.center, 1.0
         if detection.results:
             best = max((r.hypothesis for r in detection.results), key=lambda h: (math.isnan(h.score), h.score))
             names, score = (best.class_id,), best.score
