@@ -192,7 +192,7 @@ def teacher_cost(detector: Detector, frame: RenderedFrame, effort: Effort) -> Va
     found: Values = {"inference/student_ms": [], "inference/with_teacher_ms": [], "inference/with_teacher_ratio": []}
     networks = (model.student, model.depth_guided())
     for round_ in range(-1, effort.rounds):
-        alone, both = (seconds(partial(network.detect, images, P, least_heat=0.0), device) for network in networks)
+        alone, both = (seconds(partial(network.detect, images, P, min_heat=0.0), device) for network in networks)
         if round_ >= 0:
             for values, value in zip(found.values(), (1e3 * alone, 1e3 * both, both / alone), strict=True):
                 values.append(value)

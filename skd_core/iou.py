@@ -225,8 +225,8 @@ def covered(boxes: Tensor, by: Tensor) -> Tensor:
     return (high - low).clamp(min=0).prod(-1) / area[:, None]
 
 
-def take_best(overlap: Tensor, labels: Sequence[int], least: float) -> dict[int, int]:
-    """Detections, best score first, each take the free label that they overlap most, if by more than ``least``.
+def take_best(overlap: Tensor, labels: Sequence[int], min_overlap: float) -> dict[int, int]:
+    """Detections, best score first, each take the free label that they overlap most, if by more than ``min_overlap``.
 
     Args:
         overlap: shape (detections, labels), IoU; labels: those that may be taken.
@@ -237,6 +237,6 @@ def take_best(overlap: Tensor, labels: Sequence[int], least: float) -> dict[int,
     taken: dict[int, int] = {}
     for detection, row in enumerate(overlap.tolist()):
         best = max((label for label in labels if label not in taken), key=row.__getitem__, default=None)
-        if best is not None and row[best] > least:
+        if best is not None and row[best] > min_overlap:
             taken[best] = detection
     return taken

@@ -35,8 +35,8 @@ COLORS: dict[str, Color] = {
 """Colours of well-known classes, by lower-case name; :func:`color_of` makes one up for the others."""
 
 TRUTH_COLOR: Color = (90, 225, 110)
-FARTHEST = 1000.0  # metres, of a view from above
-LARGEST_VIEW = 2000  # pixels, likewise
+MAX_RANGE = 1000.0  # metres, of a view from above
+MAX_VIEW_SIZE = 2000  # pixels, likewise
 NEAR_PLANE = 0.1
 """Metres; what is nearer is cut off before projection."""
 
@@ -136,18 +136,18 @@ def draw_bev(
         boxes: N boxes in the camera frame.
         truth: boxes to compare with.
         camera: draws its field of view.
-        range_m: how far the picture reaches ahead, metres, up to :data:`FARTHEST`; sideways as far as its width allows.
-        size: width and height of the picture, pixels, up to :data:`LARGEST_VIEW` each.
+        range_m: range ahead, metres, up to :data:`MAX_RANGE`; the range to the sides follows from the width.
+        size: width and height of the picture, pixels, up to :data:`MAX_VIEW_SIZE` each.
 
     Raises:
         UserError: range or size not positive, or beyond these.
     """
     import cv2
 
-    if not (0 < range_m <= FARTHEST and 0 < min(size) <= max(size) <= LARGEST_VIEW):
+    if not (0 < range_m <= MAX_RANGE and 0 < min(size) <= max(size) <= MAX_VIEW_SIZE):
         raise UserError(
-            f"bird's-eye view: range must be positive and at most {FARTHEST:g} m, size at most {LARGEST_VIEW} pixels, "
-            f"got {range_m:g} m and {size[0]}x{size[1]}"
+            f"bird's-eye view: range must be positive and at most {MAX_RANGE:g} m, size at most {MAX_VIEW_SIZE} "
+            f"pixels, got {range_m:g} m and {size[0]}x{size[1]}"
         )
     width, height = size
     scale = height / (1.04 * range_m)  # pixels per metre, with a margin below the camera

@@ -15,9 +15,9 @@ from std_msgs.msg import Header
 
 from skd_core.data.ros_messages import stamp_nanoseconds
 from skd_wm3d_ros import qos
-from skd_wm3d_ros.inputs import SILENCE, ImageMessage, subscribe
+from skd_wm3d_ros.inputs import CAMERA_TIMEOUT, ImageMessage, subscribe
 
-MOST_WAITING = 30  # frames that wait for their boxes, and messages of boxes that wait for their frame
+MAX_WAITING = 30  # frames that wait for their boxes, and messages of boxes that wait for their frame
 TICK = 0.05  # seconds between two looks at what has waited too long
 MEMORY = 10.0  # seconds that a frame is remembered which went without boxes
 
@@ -86,9 +86,9 @@ class BoxInput:
         self._source = subscribe(node, kind, self.topic, qos.boxes_qos())
         self._source.registerCallback(self._boxes_arrived)
         self._inputs = (message_filters.SimpleFilter(), message_filters.SimpleFilter())
-        self._sync = message_filters.TimeSynchronizer(list(self._inputs), MOST_WAITING)
+        self._sync = message_filters.TimeSynchronizer(list(self._inputs), MAX_WAITING)
         self._sync.registerCallback(self._paired)
-        self._timer = node.create_timer(TICK, self._look_at_the_time, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._timer = node.create_timer(TICK, self._drop_expired, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._timer.cancel()
 
     def destroy(self) -> None:
@@ -98,7 +98,7 @@ class BoxInput:
 
     def look(self) -> None:
         """Look at who publishes; to be called now and then."""
-        problem = qos.misfit_of_subscription(self._node, self._source.sub)
+        problem = qos.subscription_mismatch(self._node, self._source.sub)
         if problem and problem != self.qos_problem:
             self._node.get_logger().error(problem)
         self.qos_problem = problem
@@ -124,7 +124,7 @@ class BoxInput:
     def problem(self) -> str | None:
         """What is wrong with the topic, in one line with the cure; None where nothing is."""
         now = time.monotonic()
-        if self.counts.negative_stamps and now - self.counts.last_negative_stamp <= SILENCE:
+        if self.counts.negative_stamps and now - self.counts.last_negative_stamp <= CAMERA_TIMEOUT:
             return f"a message on {self.topic} has a negative stamp and is ignored: check what publishes it"
         if self.qos_problem:
             return self.qos_problem
@@ -133,7 +133,7 @@ class BoxInput:
                 f"no 2D boxes on {self.topic} yet: start the 2D detector, remap detections_2d, "
                 "or set boxes_from to own or onnx"
             )
-        if (age := now - self.counts.last_message) > SILENCE:
+        if (age := now - self.counts.last_message) > CAMERA_TIMEOUT:
             return f"no 2D boxes on {self.topic} for {age:.0f} s: is the 2D detector alive?"
         return None
 
@@ -141,7 +141,7 @@ class BoxInput:
     def frame(self, image: ImageMessage, info: CameraInfo) -> None:
         """Take a frame of the camera, which waits for its boxes."""
         stamp = stamp_nanoseconds(image.header)
-        self._hold(FRAMES, stamp)
+        self._make_room(FRAMES, stamp)
         self._given_up.pop(stamp, None)
         if self._timer.is_canceled():
             self._timer.reset()
@@ -155,13 +155,13 @@ class BoxInput:
             return
         self.counts.messages += 1
         self.counts.last_message = now
-        self._look_at_the_time()
+        self._drop_expired()
         came = self._given_up.pop(stamp, -MEMORY)
         if now - came < MEMORY:
             self.counts.late += 1
             self._late_by = (now, now - came)
         else:
-            self._hold(BOXES, stamp)
+            self._make_room(BOXES, stamp)
             self._inputs[BOXES].signalMessage(message)
 
     def _paired(self, frame: Frame, boxes: Any) -> None:
@@ -171,20 +171,20 @@ class BoxInput:
         self.counts.paired += 1
         self._on_frame(replace(frame, boxes=boxes))
 
-    def _hold(self, which: int, stamp: int) -> None:
+    def _make_room(self, which: int, stamp: int) -> None:
         """Make room for a message that comes. The synchronizer would drop the oldest stamp, and where time went back
         that is the newest message; here, the one goes that came first."""
         since = self._since[which]
         if stamp in since:
             self._drop(which, stamp)  # sent again
-        elif len(since) >= MOST_WAITING:
+        elif len(since) >= MAX_WAITING:
             self._drop(which, next(iter(since)))
         since[stamp] = time.monotonic()
 
-    def _look_at_the_time(self) -> None:
+    def _drop_expired(self) -> None:
         """Drop what has waited too long. Boxes may wait longer: they are small, their frame may be on its way."""
         now = time.monotonic()
-        for which, limit in ((FRAMES, self._timeout), (BOXES, max(self._timeout, SILENCE))):
+        for which, limit in ((FRAMES, self._timeout), (BOXES, max(self._timeout, CAMERA_TIMEOUT))):
             for stamp, came in list(self._since[which].items()):
                 if now - came <= limit:
                     break
@@ -208,7 +208,7 @@ class BoxInput:
     def _why(self, stamp: int) -> str:
         """Why the frame of a stamp has no boxes."""
         now = time.monotonic()
-        if not self.counts.messages or now - self.counts.last_message > max(SILENCE, self._timeout):
+        if not self.counts.messages or now - self.counts.last_message > max(CAMERA_TIMEOUT, self._timeout):
             return f"frame skipped: {self.problem() or self.topic}"
         if now - self._late_by[0] <= MEMORY:
             return (

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from skd_core.data.ros_detections_2d import REJECTED
 from skd_wm3d_ros.diagnostics import RECENT
 
-MOST_NAMED = 5  # classes in one line
+MAX_NAMES = 5  # classes in one line
 
 
 class _Message(NamedTuple):
@@ -82,5 +82,5 @@ class BoxStatistics:
 
     def unknown_classes(self, names: frozenset[str]) -> str:
         """One line that names classes which the class map does not know."""
-        some = ", ".join(f"'{name}'" for name in sorted(names)[:MOST_NAMED])
+        some = ", ".join(f"'{name}'" for name in sorted(names)[:MAX_NAMES])
         return f"class_map knows no class of the 2D boxes on {self._topic}: {some}; name them there, such as 2:car"

@@ -22,7 +22,7 @@ KEYS = ("name", "image_topic", "camera_info_topic", "detections_2d_topic", "para
 COMPRESSED = "/compressed"
 
 
-def transported(image_topic: str, transport: str) -> str:
+def transport_topic(image_topic: str, transport: str) -> str:
     """Topic that an image comes on.
 
     Args:

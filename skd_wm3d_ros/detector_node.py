@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from skd_core.errors import UserError
-from skd_wm3d_ros.environment import cure, require_jazzy
+from skd_wm3d_ros.environment import import_advice, require_jazzy
 
 if TYPE_CHECKING:
     from skd_wm3d_ros.node import DetectorNode, LoadDetector
@@ -97,7 +97,7 @@ def run(args: Sequence[str] | None = None, load: LoadDetector | None = None) -> 
     except UserError as error:
         return _complain(str(error))
     except ImportError as error:
-        return _complain(cure(error))
+        return _complain(import_advice(error))
 
     cv2.setNumThreads(1)  # its idle threads spin after every call: more CPU for each frame than converting it takes
     options = {"load": load} if load else {}

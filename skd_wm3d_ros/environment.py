@@ -12,7 +12,7 @@ _OURS = ("skd_core", "skd_wm3d_ros")
 _ROS = ("ament_index_python", "cv_bridge", "launch", "launch_ros", "message_filters", "rclpy", "tf2_ros", "yolo_msgs")
 
 
-def cure(error: ImportError) -> str:
+def import_advice(error: ImportError) -> str:
     """One line that names what could not be imported, by which Python, and what to do.
 
     Raises:

@@ -17,22 +17,22 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from skd_core.data.ros_messages import stamp_nanoseconds
 from skd_wm3d_ros import qos
 from skd_wm3d_ros.calibration_file import CalibrationFile, CalibrationSource
-from skd_wm3d_ros.cameras import transported
-from skd_wm3d_ros.loss import LossMeter
+from skd_wm3d_ros.cameras import transport_topic
+from skd_wm3d_ros.message_loss import LossMeter
 from skd_wm3d_ros.order import LATE
 
 SYNC_QUEUE = 10  # messages of each topic that wait for their partner
-SILENCE = 3.0  # seconds without a frame after which a camera counts as dead
-GRACE = 0.05  # seconds by default that an image waits for its own camera_info before the latest one is taken
+CAMERA_TIMEOUT = 3.0  # seconds without a frame after which a camera counts as dead
+CAMERA_INFO_WAIT = 0.05  # seconds by default that an image waits for its own camera_info before the latest one is taken
 LATCHED_AFTER = 2.0  # seconds after which a stream of camera_info has ended: what was latched since then is newer
-MUCH_LOSS = 0.1  # share of lost images that is worth a warning
+LOSS_WARNING = 0.1  # share of lost images that is worth a warning
 
 ImageMessage = Image | CompressedImage
 Arrival = tuple[CameraInfo, float]  # and when it came, monotonic seconds
 
 
 def subscribe(node: Node, kind: type, topic: str, profile: QoSProfile) -> message_filters.Subscriber:
-    """A subscription whose QoS parameters can override; misfits are looked for by ``qos.misfit_of_subscription``."""
+    """A subscription whose QoS parameters can override; ``qos.subscription_mismatch`` finds incompatible publishers."""
     return message_filters.Subscriber(
         node,
         kind,
@@ -97,7 +97,7 @@ class CameraInput:
         transport: str = "raw",
         slop: float = 0.0,
         use_latest_info: bool = True,
-        wait: float = GRACE,
+        wait: float = CAMERA_INFO_WAIT,
         *,
         calibration: CalibrationFile | None = None,
     ) -> None:
@@ -111,7 +111,7 @@ class CameraInput:
         self._waiting: deque[_Waiting] = deque()  # the first came first
         self._done_early: deque[int] = deque(maxlen=SYNC_QUEUE)  # stamps that may still find their own camera_info
         # a remapping of `image` does not reach `image/compressed`, so the suffix is put on the remapped name
-        self.image_topic = transported(node.resolve_topic_name("image"), transport)
+        self.image_topic = transport_topic(node.resolve_topic_name("image"), transport)
         image_type = CompressedImage if transport == "compressed" else Image
         made = CalibrationSource(calibration) if calibration else None
         self.camera_info_topic = made.getTopic() if made else node.resolve_topic_name("camera_info")
@@ -131,7 +131,7 @@ class CameraInput:
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = node.create_timer(self._wait, self._time_is_up, clock=steady)
         self._timer.cancel()
-        self._guard = node.create_guard_condition(self._settle_late)
+        self._guard = node.create_guard_condition(self._dispatch_expired)
         if use_latest_info:
             infos.registerCallback(lambda info: self._set_timer())  # after the synchronizer's
         if made:
@@ -149,16 +149,14 @@ class CameraInput:
     def look(self) -> None:
         """Look at who publishes; to be called now and then."""
         self._look_for_latched()
-        problem = next(
-            filter(None, (qos.misfit_of_subscription(self._node, s.sub) for s in self._sources if s.sub)), ""
-        )
+        problem = next(filter(None, (qos.subscription_mismatch(self._node, s.sub) for s in self._sources if s.sub)), "")
         if problem and problem != self.qos_problem:
             self._node.get_logger().error(problem)
         self.qos_problem = problem
 
     def values(self) -> dict[str, str]:
         """For a DiagnosticStatus."""
-        silent = time.monotonic() - self.counts.last_image > SILENCE
+        silent = time.monotonic() - self.counts.last_image > CAMERA_TIMEOUT
         values = {
             "images received": str(self.counts.images),
             "image rate (Hz)": f"{0.0 if silent else self.loss.rate():.1f}",
@@ -176,15 +174,15 @@ class CameraInput:
     def problem(self) -> str | None:
         """What is wrong with the camera, in one line with the cure; None where nothing is."""
         now, images, infos = time.monotonic(), self.counts.images, self.counts.infos
-        if self.counts.negative_stamps and now - self.counts.last_negative_stamp <= SILENCE:
+        if self.counts.negative_stamps and now - self.counts.last_negative_stamp <= CAMERA_TIMEOUT:
             return self._negative_stamp
         if self.qos_problem and not self.counts.pairs:
             return self.qos_problem
-        if images and (age := now - self.counts.last_image) > SILENCE:
+        if images and (age := now - self.counts.last_image) > CAMERA_TIMEOUT:
             return f"no frame on {self.image_topic} for {age:.0f} s: is the camera's driver alive?"
-        if self.counts.pairs and now - self.counts.last_pair <= SILENCE:
-            if (lost := self.loss.lost()) > MUCH_LOSS:
-                return f"{lost:.0%} of the images on {self.image_topic} are lost on the way: {qos.cure_of_loss()}"
+        if self.counts.pairs and now - self.counts.last_pair <= CAMERA_TIMEOUT:
+            if (lost := self.loss.lost()) > LOSS_WARNING:
+                return f"{lost:.0%} of the images on {self.image_topic} are lost on the way: {qos.loss_advice()}"
             return self.qos_problem or None
         if not images and (not infos or self._sources[1].sub is None):
             other = "" if self._sources[1].sub is None else f" and no camera_info on {self.camera_info_topic}"
@@ -194,7 +192,7 @@ class CameraInput:
                 f"images arrive on {self.image_topic} but no camera_info on {self.camera_info_topic}: "
                 "publish the calibration there or remap camera_info"
             )
-        if images and not self._use_latest and self._streamed and (age := now - self._streamed[1]) > SILENCE:
+        if images and not self._use_latest and self._streamed and (age := now - self._streamed[1]) > CAMERA_TIMEOUT:
             return (
                 f"images arrive on {self.image_topic} but no camera_info on {self.camera_info_topic} for {age:.0f} s: "
                 "is its publisher alive? Or set use_latest_camera_info"
@@ -256,21 +254,21 @@ class CameraInput:
         self.counts.images += 1
         self.counts.last_image = time.monotonic()
         self.loss.image(stamp)
-        self._mind_the_clock(self.image_topic, stamp)
+        self._handle_time_jump(self.image_topic, stamp)
         if stamp in self._done_early:
             self._done_early.remove(stamp)  # sent again on purpose
         if self._use_latest:
             self._waiting.append(_Waiting(image, time.monotonic() + self._wait))
             if len(self._waiting) > SYNC_QUEUE:  # of a camera of 200 Hz: memory is bounded
                 self._waiting[0].due = time.monotonic()
-                self._settle_late()
+                self._dispatch_expired()
             self._set_timer()
 
     def _info_arrived(self, info: CameraInfo) -> None:
         stamp = stamp_nanoseconds(info.header)
         self.counts.infos += 1
         self.loss.info(stamp)
-        self._mind_the_clock(self.camera_info_topic, stamp)
+        self._handle_time_jump(self.camera_info_topic, stamp)
         self._streamed = (info, time.monotonic())
 
     def _latched_arrived(self, info: CameraInfo) -> None:
@@ -304,7 +302,7 @@ class CameraInput:
         self._timer.cancel()
         self._guard.trigger()
 
-    def _settle_late(self) -> None:
+    def _dispatch_expired(self) -> None:
         """Pair the images that have waited long enough with the latest camera_info; then hand over what can be."""
         now, latest = time.monotonic(), self._latest()
         while self._waiting and self._waiting[0].due <= now and self._waiting[0].info is None:
@@ -315,10 +313,10 @@ class CameraInput:
                 self.counts.pairs_with_latest_info += 1
                 self._done_early.append(stamp_nanoseconds(image.header))
                 self._hand_over(image, latest[0])
-            self._settle()
+            self._dispatch_paired()
         self._set_timer()
 
-    def _settle(self) -> None:
+    def _dispatch_paired(self) -> None:
         """Hand over the images that have their own camera_info and none before them that waits."""
         while self._waiting and (info := self._waiting[0].info) is not None:
             self._hand_over(self._waiting.popleft().image, info)
@@ -328,7 +326,7 @@ class CameraInput:
         waiting = next((each for each in self._waiting if each.image is image), None)
         if waiting is not None:
             waiting.info = info
-            self._settle()
+            self._dispatch_paired()
             self._set_timer()
         elif stamp in self._done_early:
             self._done_early.remove(stamp)  # its own camera_info came after all, too late
@@ -340,7 +338,7 @@ class CameraInput:
         self.counts.last_pair = time.monotonic()
         self._on_pair(image, info)
 
-    def _mind_the_clock(self, topic: str, stamp: int) -> None:
+    def _handle_time_jump(self, topic: str, stamp: int) -> None:
         """Time goes back where a bag starts again. The synchronizer drops the oldest when its queue is full, so what
         waits from before the jump would push out every new message."""
         newest = self._newest.get(topic, stamp)

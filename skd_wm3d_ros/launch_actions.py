@@ -26,7 +26,7 @@ from launch.logging import get_logger, launch_config
 from launch_ros.actions import Node
 
 from skd_wm3d_ros.launch_arguments import FIXED_FRAME, RESPAWN, RVIZ
-from skd_wm3d_ros.launching import PROFILE_VARIABLES, RESPAWN_DELAY, Argument, sets_dds_profile, starts_again
+from skd_wm3d_ros.launching import PROFILE_VARIABLES, RESPAWN_DELAY, Argument, is_respawned, sets_dds_profile
 from skd_wm3d_ros.rviz_view import View, configuration
 
 
@@ -86,7 +86,7 @@ class Outcome:
             failure = f"{event.process_name} ended with status {event.returncode}" if event.returncode else ""
             if context.is_shutdown:
                 return [EmitEvent(event=Failed(failure))] if failure else []
-            if starts_again(respawn, event.returncode):
+            if is_respawned(respawn, event.returncode):
                 return []
             self._failures += [failure] if failure else []
             taken_back = ShutdownProcess(process_matcher=matches_action(event.action))

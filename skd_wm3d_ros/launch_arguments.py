@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from skd_wm3d_ros.launching import Argument, boolean, listed, whole, wholes
+from skd_wm3d_ros.launching import Argument, boolean, listed, parse_integers, whole
 
 _AS_IN_FILE = "empty = as in params_file"
 _LEVELS = ("debug", "info", "warn", "error", "fatal")
@@ -78,7 +78,7 @@ DETECTOR = (
     Argument(
         "detections_2d_size",
         f"Picture in whose pixels they are, as in detections_2d_size:=640,640; {_AS_IN_FILE}.",
-        read=wholes,
+        read=parse_integers,
         parameter=True,
     ),
     _parameter("detections_2d_fit", "How that picture holds the image", ("stretch", "letterbox")),

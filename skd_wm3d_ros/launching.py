@@ -57,7 +57,7 @@ def whole(text: str) -> int:
         raise ValueError("a whole number") from None
 
 
-def wholes(text: str) -> list[int]:
+def parse_integers(text: str) -> list[int]:
     """Whole numbers with commas between."""
     try:
         return [int(item) for item in listed(text)]
@@ -184,6 +184,6 @@ def sets_dds_profile(environment: Mapping[str, str]) -> bool:
     return (environment.get("RMW_IMPLEMENTATION") or "rmw_fastrtps_cpp").startswith("rmw_fastrtps")
 
 
-def starts_again(respawn: bool, status: int) -> bool:
+def is_respawned(respawn: bool, status: int) -> bool:
     """Whether a node that left with an exit status is started again."""
     return respawn and status not in ENDED

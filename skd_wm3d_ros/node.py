@@ -41,7 +41,7 @@ from skd_wm3d_ros.transitions import reported
 from skd_wm3d_ros.worker import LatestWorker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-MOST_AHEAD = 1.0  # seconds that a stamp may be ahead of the clock: two machines' clocks differ a little
+MAX_STAMP_AHEAD = 1.0  # seconds that a stamp may be ahead of the clock: two machines' clocks differ a little
 STOP_TIMEOUT = 10.0  # seconds that a deactivation waits for the frame in work
 END_TIMEOUT = 0.5  # seconds that a shutdown waits for it, before the thread is left behind
 
@@ -292,7 +292,7 @@ class DetectorNode(LifecycleNode):
                 yield WARN, problem
         if (problems := self._pipeline.statistics.problem()) is not None:
             yield problems
-        if (ahead := self._pipeline.ahead) > MOST_AHEAD:
+        if (ahead := self._pipeline.ahead) > MAX_STAMP_AHEAD:
             text = f"the images' stamps are {ahead:.1f} s ahead of this node's clock, their age is not known"
             yield WARN, f"{text}: publish /clock or leave use_sim_time, or set the machines' clocks"
         if self.detector is not None and self.detector.fallen_back:

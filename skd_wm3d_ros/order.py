@@ -7,7 +7,7 @@ import time
 from skd_wm3d_ros.rejection import Rejection
 
 LATE = 500_000_000  # nanoseconds; further back, the clock was set back or a bag begins again
-RESENT = 2.0  # seconds; the same stamp after that is a frame sent again on purpose
+RESEND_INTERVAL = 2.0  # seconds; the same stamp after that is a frame sent again on purpose
 
 
 class FrameOrder:
@@ -32,7 +32,7 @@ class FrameOrder:
             )
         now = time.monotonic()
         if self._stamp is not None:
-            if stamp == self._stamp and now - self._time < RESENT:
+            if stamp == self._stamp and now - self._time < RESEND_INTERVAL:
                 raise Rejection(
                     "repeated", f"two images with the stamp {stamp / 1e9:.9f} s: do two nodes publish them?"
                 )

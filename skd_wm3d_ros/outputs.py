@@ -16,7 +16,7 @@ from visualization_msgs.msg import MarkerArray
 
 from skd_wm3d_ros.diagnostics import STAGES
 from skd_wm3d_ros.optional_outputs import OPTIONAL
-from skd_wm3d_ros.qos import heavy_qos, latched_qos, misfit_of_publisher, output_qos, overridable
+from skd_wm3d_ros.qos import heavy_qos, latched_qos, output_qos, overridable, publisher_mismatch
 
 TOPICS: dict[str, tuple[type, Callable[[], QoSProfile]]] = {
     "detections": (Detection3DArray, output_qos),
@@ -53,7 +53,7 @@ class Outputs:
         if self._publishers[name].get_subscription_count():
             self._publishers[name].publish(make())
 
-    def listeners(self) -> int:
+    def subscriber_count(self) -> int:
         """How many subscribe to what comes of frames; label_info is the same for all."""
         return sum(p.get_subscription_count() for name, p in self._publishers.items() if name != "label_info")
 
@@ -65,7 +65,7 @@ class Outputs:
 
     def look(self) -> None:
         """Look at who subscribes; to be called now and then."""
-        problem = next(filter(None, (misfit_of_publisher(self._node, p) for p in self._publishers.values())), "")
+        problem = next(filter(None, (publisher_mismatch(self._node, p) for p in self._publishers.values())), "")
         if problem and problem != self.qos_problem:
             self._node.get_logger().error(problem)
         self.qos_problem = problem

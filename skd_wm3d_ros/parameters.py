@@ -16,7 +16,7 @@ from rclpy.parameter import Parameter
 
 from skd_core.errors import UserError
 from skd_core.supervision.class_map import parse_class_map
-from skd_wm3d_ros.inputs import GRACE
+from skd_wm3d_ros.inputs import CAMERA_INFO_WAIT
 
 CLASS_THRESHOLDS = "class_thresholds"
 
@@ -47,12 +47,12 @@ class Spec:
     when: str = "configure"
 
 
-def _demand_size(value: Sequence[int]) -> str:
+def _check_size_pair(value: Sequence[int]) -> str:
     good = len(value) == 2 and (min(value) > 0 or list(value) == [0, 0])
     return "" if good else "a width and a height in pixels, or 0 and 0 for the image's"
 
 
-def _demand_class_map(value: Sequence[str]) -> str:
+def _check_class_map(value: Sequence[str]) -> str:
     try:
         parse_class_map([entry for entry in value if entry])
     except UserError as error:
@@ -106,7 +106,7 @@ PARAMETERS = (
         [""],
         "With boxes_from topic or onnx: SOURCE:TARGET for each class (name or id) of the 2D boxes, such as 2:car, "
         "person:pedestrian, bicycle:cycle (with a person a cyclist), bus:dontcare; [''] = their own names and COCO's.",
-        demand=_demand_class_map,
+        demand=_check_class_map,
     ),
     Spec(
         "detections_2d_type",
@@ -119,7 +119,7 @@ PARAMETERS = (
         "detections_2d_size",
         [0, 0],
         "Width and height of the picture in whose pixels the boxes on 'detections_2d' are; [0, 0] = the image's.",
-        demand=_demand_size,
+        demand=_check_size_pair,
         when="activate",
     ),
     Spec(
@@ -164,7 +164,7 @@ PARAMETERS = (
     ),
     Spec(
         "camera_info_wait",
-        GRACE,
+        CAMERA_INFO_WAIT,
         "Seconds that an image waits for the camera_info of its own stamp before use_latest_camera_info takes another; "
         "0 = not at all, for drivers that latch it.",
         limits=(0.0, 1.0),

@@ -21,7 +21,7 @@ from skd_core.visualize import draw_bev, draw_boxes3d
 from skd_wm3d_ros import messages, parameters, postprocess
 from skd_wm3d_ros.box_input import Frame
 from skd_wm3d_ros.box_sources import BoxSource
-from skd_wm3d_ros.camera_check import unlike_training
+from skd_wm3d_ros.camera_check import differences_from_training
 from skd_wm3d_ros.decoding import Decoder
 from skd_wm3d_ros.diagnostics import STAGES, Statistics
 from skd_wm3d_ros.fallback import RobustDetector
@@ -88,7 +88,7 @@ class Pipeline:
     def process(self, frame: Frame) -> None:
         """Answer a frame, or count why not; never raises."""
         try:
-            if self._value("lazy") and not self._cut and not self._outputs.listeners():
+            if self._value("lazy") and not self._cut and not self._outputs.subscriber_count():
                 self.statistics.leave_out()
             else:
                 self._detect(frame)
@@ -192,7 +192,7 @@ class Pipeline:
             return
         self._judged = camera
         detector = self._detector.detector
-        findings = unlike_training(detector.metadata, detector.config.input_size, camera)
+        findings = differences_from_training(detector.metadata, detector.config.input_size, camera)
         self.unlike = f"camera unlike the training camera: {'; '.join(findings)}" if findings else ""
         if findings:
             self._node.get_logger().warning(f"{self.unlike}; boxes may be wrong, train on images like these")

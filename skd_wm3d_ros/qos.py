@@ -60,7 +60,7 @@ def overridable() -> QoSOverridingOptions:
     return QoSOverridingOptions(_OVERRIDABLE)
 
 
-def misfit_of_subscription(node: Node, subscription: Any) -> str:
+def subscription_mismatch(node: Node, subscription: Any) -> str:
     """One line that names a publisher from which a subscription of the node gets nothing; "" where there is none."""
     topic = subscription.topic_name
     if node.count_publishers(topic) <= subscription.get_publisher_count():  # all are matched
@@ -70,12 +70,12 @@ def misfit_of_subscription(node: Node, subscription: Any) -> str:
         if other.topic_type != own:
             return f"{_name(other)} publishes {other.topic_type} on {topic}, not {own}: remap one of them"
         if policy := _conflict(other.qos_profile, subscription.qos_profile):
-            cure = _cure(topic, "subscription", policy) or "change the publisher"
+            cure = _qos_advice(topic, "subscription", policy) or "change the publisher"
             return f"{_name(other)} publishes {topic} with an incompatible QoS ({policy}), nothing is received: {cure}"
     return ""
 
 
-def misfit_of_publisher(node: Node, publisher: Any) -> str:
+def publisher_mismatch(node: Node, publisher: Any) -> str:
     """One line that names a subscriber who receives nothing from a publisher of the node; "" where there is none."""
     topic = publisher.topic_name
     if node.count_subscribers(topic) <= publisher.get_subscription_count():
@@ -85,12 +85,12 @@ def misfit_of_publisher(node: Node, publisher: Any) -> str:
         if other.topic_type != own:
             return f"{_name(other)} expects {other.topic_type} on {topic}, not {own}: remap one of them"
         if policy := _conflict(publisher.qos_profile, other.qos_profile):
-            cure = _cure(topic, "publisher", policy) or "change the subscriber"
+            cure = _qos_advice(topic, "publisher", policy) or "change the subscriber"
             return f"{_name(other)} subscribes to {topic} with an incompatible QoS ({policy}), gets nothing: {cure}"
     return ""
 
 
-def cure_of_loss(middleware: str = "") -> str:
+def loss_advice(middleware: str = "") -> str:
     """What to do where images are lost between two processes.
 
     Args:
@@ -126,7 +126,7 @@ def _nanoseconds(duration: Duration) -> float:
     return duration.nanoseconds if 0 < duration.nanoseconds < Infinite.nanoseconds else math.inf
 
 
-def _cure(topic: str, entity: str, policies: str) -> str:
+def _qos_advice(topic: str, entity: str, policies: str) -> str:
     known = [p for p in policies.split(", ") if p in {kind.name for kind in _OVERRIDABLE}]
     names = " and ".join(f"qos_overrides.{topic}.{entity}.{policy.lower()}" for policy in known)
     return f"set the parameter {names}, or change the other side" if names else ""

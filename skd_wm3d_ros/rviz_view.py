@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from skd_wm3d_ros.cameras import transported
+from skd_wm3d_ros.cameras import transport_topic
 from skd_wm3d_ros.launching import absolute
 
 IMAGE = "image"  # topic of the camera's own image in the file; the other topics there are the node's
@@ -48,7 +48,7 @@ def view(namespace: str, topics: Mapping[str, str], parameters: Mapping[str, Any
     transport = str(parameters.get("image_transport") or "raw")
     return View(
         namespace,
-        transported(absolute(namespace, topics.get("image", IMAGE)), transport),
+        transport_topic(absolute(namespace, topics.get("image", IMAGE)), transport),
         absolute(namespace, topics.get("camera_info", "camera_info")),
         str(parameters.get("target_frame") or ""),
     )

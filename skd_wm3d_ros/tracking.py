@@ -20,9 +20,9 @@ Array = NDArray[np.float64]
 ACCELERATION = 3.0  # m/s^2, standard deviation of what the constant velocity leaves out
 INITIAL_SPEED = 10.0  # m/s, standard deviation of a new track's velocity
 GATE = 9.21  # squared Mahalanobis distance that 99 % of true matches stay below (2 degrees of freedom)
-LEAST_STD = 0.3  # metres: no detection is believed to be better than this
-LEAST_HITS = 2  # detections before a track has an id that is told
-MOST_MISSED = 1.0  # seconds without a detection after which a track ends
+MIN_STD = 0.3  # metres: no detection is believed to be better than this
+MIN_HITS = 2  # detections before a track has an id that is told
+MAX_MISSED = 1.0  # seconds without a detection after which a track ends
 NO_MATCH = 1e6
 
 
@@ -95,19 +95,19 @@ class Tracker:
             N ids; "" for an object that has been seen only once.
         """
         back = time < self._time
-        self.tracks = [] if back else [t for t in self.tracks if time - t.seen <= MOST_MISSED]
+        self.tracks = [] if back else [t for t in self.tracks if time - t.seen <= MAX_MISSED]
         for track in self.tracks:
             track.predict(max(time - self._time, 0.0))
         self._time = time
-        noises = noises + LEAST_STD**2 * np.eye(2)
+        noises = noises + MIN_STD**2 * np.eye(2)
         ids = [""] * len(labels)
         unmatched = set(range(len(labels)))
         for track, i in self._match(positions, noises, labels):
             track.update(positions[i], noises[i])
             track.hits, track.seen = track.hits + 1, time
-            ids[i] = str(track.number) if track.hits >= LEAST_HITS else ""
+            ids[i] = str(track.number) if track.hits >= MIN_HITS else ""
             unmatched.discard(i)
-        self.tracks = [t for t in self.tracks if t.hits >= LEAST_HITS or t.seen == time]
+        self.tracks = [t for t in self.tracks if t.hits >= MIN_HITS or t.seen == time]
         for i in sorted(unmatched):
             self._begin(time, positions[i], noises[i], labels[i])
         return ids

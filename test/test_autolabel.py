@@ -304,7 +304,9 @@ def test_rules_lose_no_object(found: list[tuple]) -> None:
     given_boxes = boxes(*((label, score, x, y, x + w, y + h) for label, score, x, y, w, h in found))
     rules = LabelRules()
     kept = rules.apply(given_boxes)
-    assert all(s >= rules.least(n) for n, s in zip(kept.labels, kept.scores.tolist(), strict=True) if n != "DontCare")
+    assert all(
+        s >= rules.min_score(n) for n, s in zip(kept.labels, kept.scores.tolist(), strict=True) if n != "DontCare"
+    )
     first_doubt = kept.labels.index("DontCare") if "DontCare" in kept.labels else len(kept)
     assert "DontCare" not in kept.labels[:first_doubt]
     assert set(kept.labels[first_doubt:]) <= {"DontCare"}

@@ -25,7 +25,7 @@ from test_eval_real import (
 from skd_core import Boxes3D, Detector
 from skd_core.data.kitti import read_objects
 from skd_core.errors import UserError
-from skd_core.evaluation.calibrate import LEAST_COUNT, calibrate, held_out, remarks, stored
+from skd_core.evaluation.calibrate import MIN_OBJECTS, calibrate, calibration_notes, held_out, stored
 from skd_core.evaluation.real import COLUMNS, Tally
 from skd_core.inference.weights import load_weights
 
@@ -86,7 +86,7 @@ def test_pedestrians_and_cars_apart() -> None:
 
 
 def test_a_class_with_few_objects_takes_no_yaw_of_others() -> None:
-    kinds = {"Car": drawn(400, depth=1.5), "Pedestrian": drawn(LEAST_COUNT - 1, 1, depth=9.0), "Cyclist": drawn(0)}
+    kinds = {"Car": drawn(400, depth=1.5), "Pedestrian": drawn(MIN_OBJECTS - 1, 1, depth=9.0), "Cyclist": drawn(0)}
     measured = calibrate(kinds, heading_known=True)
     for kind in ("Pedestrian", "Cyclist"):
         row = measured[kind]
@@ -94,7 +94,7 @@ def test_a_class_with_few_objects_takes_no_yaw_of_others() -> None:
         assert row.yaw_std is None
         assert row.flip == 0.5
         assert row.depth_scale == pytest.approx(measured["Car"].depth_scale, rel=0.15)
-    lines = remarks(kinds, measured)
+    lines = calibration_notes(kinds, measured)
     assert [line.split(",")[0] for line in lines] == ["Pedestrian: 19 objects", "Cyclist: 0 objects"]
 
 
@@ -102,7 +102,7 @@ def test_too_few_objects_in_all_are_an_error() -> None:
     few = {"Car": drawn(12), "Pedestrian": drawn(7, 1)}
     assert calibrate(few, heading_known=False) == {}
     with pytest.raises(UserError, match="19 objects with a place are found, 20 are needed"):
-        remarks(few, {})
+        calibration_notes(few, {})
 
 
 def test_a_flip_counts_only_where_the_weights_tell_front_from_rear() -> None:

@@ -23,7 +23,7 @@ from skd_core.cli import main
 from skd_core.data.kitti import read_objects
 from skd_core.devices import pick_device
 from skd_core.errors import UserError
-from skd_core.inference.origin import caution
+from skd_core.inference.origin import domain_warning
 from skd_core.inference.predict import predict_images
 from skd_core.inference.weights import BUNDLED, digest, load_weights, resolve, save_weights
 from skd_core.models.decode import Prediction3D
@@ -429,11 +429,11 @@ def test_every_kind_of_camera_file_gives_the_same(detector: Detector, images: Pa
 
 
 def test_weights_that_saw_rendered_scenes_only_say_so(detector: Detector, images: Path, tmp_path: Path) -> None:
-    assert "rendered scenes only" in caution(load_weights("default")[1])
-    assert caution(load_weights("street")[1]) == ""
-    assert caution({"trained_on": {"streets": "Apache-2.0"}}) == caution(load_weights("default")[1])
+    assert "rendered scenes only" in domain_warning(load_weights("default")[1])
+    assert domain_warning(load_weights("street")[1]) == ""
+    assert domain_warning({"trained_on": {"streets": "Apache-2.0"}}) == domain_warning(load_weights("default")[1])
     for metadata in ({}, {"trained_on": None}, {"trained_on": {}}, {"trained_on": {"a": "Apache-2.0", "b": "MIT"}}):
-        assert caution(metadata) == ""
+        assert domain_warning(metadata) == ""
     calib = write_cameras(tmp_path)["kitti"]
     plain = predict_images([images], calib, detector, tmp_path / "plain", 1.0)
     rendered = Detector(detector.student, detector.metadata | {"trained_on": {"s": "Apache-2.0"}}, "cpu")

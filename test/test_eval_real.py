@@ -238,7 +238,7 @@ def test_the_chosen_threshold_by_hand() -> None:
     assert sum(len(t.at(chosen).nothing) for t in tallies.values()) == 3
     assert choose_threshold({"Car": of(0.9, 0.8, 0.7)}) == 0.05  # no more than may be
     assert choose_threshold({"Car": of(0.9, 0.8, 0.7, 0.01)}) == 0.05
-    assert choose_threshold({"Car": of(0.2, 0.2, 0.2, 0.2)}, most=0.1) == pytest.approx(0.201)
+    assert choose_threshold({"Car": of(0.2, 0.2, 0.2, 0.2)}, max_on_nothing=0.1) == pytest.approx(0.201)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skd_wm3d_ros import environment, launching
-from skd_wm3d_ros.cameras import transported
+from skd_wm3d_ros.cameras import transport_topic
 from skd_wm3d_ros.launch_arguments import BAG, DETECTOR, EVALUATION, MULTI_CAMERA, evaluation_command
 from skd_wm3d_ros.launching import ArgumentError, absolute, node_parameters, values
 from skd_wm3d_ros.rviz_view import configuration, view
@@ -111,7 +111,7 @@ def test_command_line_of_the_evaluation():
     [(True, 1, True), (True, -11, True), (True, 0, False), (True, 2, False), (False, 1, False)],
 )
 def test_which_nodes_are_started_again(respawn, status, again):
-    assert launching.starts_again(respawn, status) == again
+    assert launching.is_respawned(respawn, status) == again
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_parameter_file_that_is_not_there(tmp_path):
     ],
 )
 def test_suffix_of_a_transport_is_there_once(topic, transport, subscribed):
-    assert transported(topic, transport) == subscribed
+    assert transport_topic(topic, transport) == subscribed
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def missing(name, text=""):
     ],
 )
 def test_one_line_with_the_cure(error, said):
-    line = environment.cure(error)
+    line = environment.import_advice(error)
     assert said in line
     assert sys.executable in line
     assert len(line.splitlines()) == 1
@@ -264,7 +264,7 @@ def test_one_line_with_the_cure(error, said):
 
 def test_a_fault_of_ours_is_not_the_environment_s():
     with pytest.raises(ImportError, match="cannot import name"):
-        environment.cure(ImportError("cannot import name 'x' from 'skd_core.boxes'", name="skd_core.boxes"))
+        environment.import_advice(ImportError("cannot import name 'x' from 'skd_core.boxes'", name="skd_core.boxes"))
 
 
 HIDDEN = """

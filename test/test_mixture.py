@@ -21,7 +21,7 @@ from skd_core.boxes import at_border, project_boxes
 from skd_core.config import AugmentConfig, SetConfig, TrainConfig, load_config
 from skd_core.data.occlusion import covered_edges, covered_share
 from skd_core.data.sample import Sample
-from skd_core.data.sets import open_set
+from skd_core.data.sets import build_dataset
 from skd_core.data.transforms import degrade, network_camera
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
@@ -57,7 +57,7 @@ def mixture(root: Path, **sections: dict[str, object]) -> TrainConfig:
 
 
 def training_set(config: TrainConfig) -> TrainingSet:
-    sources = [open_set(part, config.model.classes, part.depth_dir, with_3d=True) for part in config.data.sets]
+    sources = [build_dataset(part, config.model.classes, part.depth_dir, with_3d=True) for part in config.data.sets]
     return TrainingSet(sources, config)
 
 
@@ -350,7 +350,7 @@ def test_training_validates_what_predict_finds(tmp_path: Path, kind: str) -> Non
         resize_frame(tmp_path, "000002", 120, 90)
     config = tiny.make_config(tmp_path, **sections)
     part = config.data.sets[0]
-    source = open_set(part, config.model.classes)
+    source = build_dataset(part, config.model.classes)
     torch.manual_seed(0)
     model = TeacherStudent(config).eval()
     focal = TrainingSet([source], config).focal

@@ -322,7 +322,7 @@ def test_images_of_a_batch_do_not_mix(student: Student) -> None:
 
 
 def test_nothing_passes_a_high_threshold(student: Student) -> None:
-    found = student.detect(image(2), cameras(2), least_heat=1.0)
+    found = student.detect(image(2), cameras(2), min_heat=1.0)
     assert [len(f.scores) for f in found] == [0, 0]
     assert found[0].boxes3d.center.shape == (0, 3)
 

@@ -47,7 +47,7 @@ from skd_core.data.nuscenes import (
 from skd_core.data.nuscenes_schema import ROWS, read_table
 from skd_core.data.nuscenes_tables import TABLES
 from skd_core.data.sample import read_image
-from skd_core.data.sets import open_set
+from skd_core.data.sets import build_dataset
 from skd_core.errors import UserError
 from skd_core.evaluation.nuscenes import (
     ATTRIBUTES,
@@ -530,7 +530,7 @@ def test_the_committed_config_names_the_task(tree: Path) -> None:
     overrides = [f"data.{s}.{k}" for s in ("train", "val") for k in (f"root={tree}", f"split=mini_{s}")]
     config = load_config(path, overrides)
     assert config.model.classes == CLASSES
-    assert isinstance(open_set(config.data.train, config.model.classes), NuScenesDataset)
+    assert isinstance(build_dataset(config.data.train, config.model.classes), NuScenesDataset)
 
 
 @pytest.mark.parametrize(

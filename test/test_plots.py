@@ -257,10 +257,10 @@ def test_extreme_values_and_thousands_of_keys_make_a_bounded_figure(tmp_path: Pa
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     figure = plots.plot_runs({"_run": read_run(tmp_path)})
     titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
-    assert len(titles) == plots.MOST_PANELS
+    assert len(titles) == plots.MAX_PANELS
     assert titles[0] == "gtm/rho"
     assert figure.get_suptitle().endswith(
-        f"not drawn: {3004 - plots.MOST_PANELS} more curves, 4 values that are not finite or beyond 1e+30"
+        f"not drawn: {3004 - plots.MAX_PANELS} more curves, 4 values that are not finite or beyond 1e+30"
     )
     assert all(axes.get_lines() for axes in figure.axes if axes.get_visible())
     width, height = figure.get_size_inches()

@@ -22,7 +22,7 @@ from skd_core.boxes import Boxes2D
 from skd_core.camera import project
 from skd_core.config import MethodConfig, ScheduleConfig, TrainConfig
 from skd_core.data.kitti import KittiDataset
-from skd_core.data.sets import open_set
+from skd_core.data.sets import build_dataset
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
 from skd_core.inference.weights import digest, load_weights
@@ -222,7 +222,7 @@ def test_the_exported_teacher_is_the_one_that_training_measures(root: Path, unin
     assert deployed.metadata["network"] == "dsn"
     assert Detector.load(uninterrupted / "student.safetensors", "cpu").metadata["network"] == "mdn"
     fx, fy = deployed.metadata["focal"]
-    dataset = open_set(config.data.sets[0], config.model.classes)
+    dataset = build_dataset(config.data.sets[0], config.model.classes)
     measured = predict_dataset(both, dataset, torch.device("cpu"), (fx, fy), teacher=True, threshold=0.01)
     students = predict_dataset(both, dataset, torch.device("cpu"), (fx, fy), threshold=0.01)
     assert sum(map(len, measured)) > 0

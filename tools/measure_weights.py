@@ -25,19 +25,23 @@ from skd_core.inference.detector import Detector
 from skd_core.models.decode import half_extent
 
 FRAMES = 160
-LEAST_IOU = 0.6
-LEAST_HEIGHT, MOST_OCCLUDED, MOST_TRUNCATED = MIN_HEIGHT[1], MAX_OCCLUSION[1], MAX_TRUNCATION[1]  # "moderate"
+MIN_IOU = 0.6
+MODERATE_HEIGHT, MODERATE_OCCLUSION, MODERATE_TRUNCATION = (
+    MIN_HEIGHT[1],
+    MAX_OCCLUSION[1],
+    MAX_TRUNCATION[1],
+)  # "moderate"
 THRESHOLDS = np.arange(0.2, 0.75, 0.05)
 LIDAR_SCORE, LIDAR_POINTS, LIDAR_FAR = 0.5, 15, 12.0
 K = 0.9  # share of half_extent from the median of the visible surface to the centre
 
 
 def match(found: Boxes3D, truth: Boxes3D) -> dict[int, int]:
-    """Detection -> label: in order of score the free label of greatest 2D IoU, from LEAST_IOU on."""
+    """Detection -> label: in order of score the free label of greatest 2D IoU, from MIN_IOU on."""
     pairs: dict[int, int] = {}
     for i, overlaps in enumerate(box_iou(found.xyxy.double(), truth.xyxy.double())):
         free = [j for j in overlaps.argsort(descending=True).tolist() if j not in pairs.values()]
-        if free and overlaps[free[0]] >= LEAST_IOU:
+        if free and overlaps[free[0]] >= MIN_IOU:
             pairs[i] = free[0]
     return pairs
 
@@ -57,13 +61,13 @@ def held_out(detector: Detector, root: Path) -> None:
             own = lines[lines.is_class([name])]
             truth, boxes = own.boxes3d(), found[[label == name for label in found.labels]]
             heights = own.xyxy[:, 3] - own.xyxy[:, 1]
-            moderate = heights >= LEAST_HEIGHT
-            moderate &= (own.occluded <= MOST_OCCLUDED) & (own.truncated <= MOST_TRUNCATED)
+            moderate = heights >= MODERATE_HEIGHT
+            moderate &= (own.occluded <= MODERATE_OCCLUSION) & (own.truncated <= MODERATE_TRUNCATION)
             wanted[name] += int(moderate.sum())
             pairs = match(boxes, truth)
             for i, score in enumerate(boxes.scores.tolist()):
                 if i not in pairs:
-                    if boxes.xyxy[i, 3] - boxes.xyxy[i, 1] >= LEAST_HEIGHT:
+                    if boxes.xyxy[i, 3] - boxes.xyxy[i, 1] >= MODERATE_HEIGHT:
                         hits[name].append((score, False))
                     continue
                 if moderate[pairs[i]]:

@@ -43,9 +43,9 @@ MCAP_MAGIC = b"\x89MCAP0\r\n"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 """Begins what zstd has compressed; a CDR message begins with 0."""
 ZSTD_SUFFIXES = (".zstd", ".zst")
-LARGEST_MESSAGE = 1 << 30
+MAX_MESSAGE_BYTES = 1 << 30
 """Bytes that a compressed message may have unpacked."""
-PIECE = 1 << 20
+CHUNK_BYTES = 1 << 20
 MCAP_SCHEMA, MCAP_CHANNEL, MCAP_MESSAGE, MCAP_CHUNK = 0x03, 0x04, 0x05, 0x06
 
 
@@ -304,7 +304,7 @@ def _unpack(file: Path, _changed: int) -> tuple[Path, str | None]:
     with file.open("rb") as packed, plain.open("wb") as out:
         try:
             with zstd.open(packed, "rb") as content:
-                while piece := content.read(PIECE):
+                while piece := content.read(CHUNK_BYTES):
                     out.write(piece)
         except (zstd.ZstdError, EOFError) as error:
             damage = first_line(error)
@@ -323,7 +323,7 @@ def _plain(data: bytes) -> bytes:
         return data
     unpacker = zstd.ZstdDecompressor()
     try:
-        content = unpacker.decompress(data, LARGEST_MESSAGE)
+        content = unpacker.decompress(data, MAX_MESSAGE_BYTES)
     except zstd.ZstdError:
         return b""
     return content if unpacker.eof else b""

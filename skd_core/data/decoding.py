@@ -26,7 +26,7 @@ RGB = NDArray[np.uint8]
 
 PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000")
 """What Pillow may open: no format that starts a program or reads other files, such as EPS."""
-MOST_PIXELS = 150_000_000
+MAX_IMAGE_PIXELS = 150_000_000
 """Of one picture: what a forged header asks for beyond would only fill the memory."""
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits of which cameras fill a 16-bit picture, counted from below."""
@@ -89,7 +89,7 @@ def decode_pixels(
     channels = 2 if layout in _YUV422 else _CHANNELS.get(layout, 1)
     row = width * channels * dtype.itemsize
     if width <= 0 or height <= 0 or step < row or len(rows) < height * step:
-        raise _misfit(name, len(rows), size, encoding, step)
+        raise _size_error(name, len(rows), size, encoding, step)
     tight = np.ascontiguousarray(rows[: height * step].reshape(height, step)[:, :row])
     pixels = tight.view(dtype).reshape((height, width) if channels == 1 else (height, width, channels))
     return _to_rgb(pixels.astype(dtype.newbyteorder("="), copy=False), layout, name)
@@ -124,7 +124,7 @@ def decode_picture(data: Any, picture_format: str = "", name: str = "image") -> 
     except (OSError, SyntaxError, ValueError, TypeError, OverflowError, EOFError, KeyError, MemoryError, cv2.error):
         raise nothing from None
     except Image.DecompressionBombError:
-        raise UserError(f"{name}: more than {MOST_PIXELS} pixels, which no camera here has") from None
+        raise UserError(f"{name}: more than {MAX_IMAGE_PIXELS} pixels, which no camera here has") from None
     if pixels is None:
         raise nothing
     if pixels.ndim == 3 and "bayer" in picture_format and (pixels == pixels[..., :1]).all():
@@ -162,10 +162,12 @@ def check_size(picture: Image.Image, name: object) -> None:
     """Refuse a picture by the size in its header, before its pixels take memory.
 
     Raises:
-        UserError: more than :data:`MOST_PIXELS`.
+        UserError: more than :data:`MAX_IMAGE_PIXELS`.
     """
-    if picture.width * picture.height > MOST_PIXELS:
-        raise UserError(f"{name}: {picture.width}x{picture.height} pixels, more than the {MOST_PIXELS} that are read")
+    if picture.width * picture.height > MAX_IMAGE_PIXELS:
+        raise UserError(
+            f"{name}: {picture.width}x{picture.height} pixels, more than the {MAX_IMAGE_PIXELS} that are read"
+        )
 
 
 def orientation(picture: Image.Image) -> int:
@@ -261,12 +263,12 @@ def _from_yuv420(data: NDArray[np.uint8], encoding: str, size: tuple[int, int], 
     if len(data) == width * height * 3 // 2:
         step = width
     if step < width or len(data) < step * height * 3 // 2:
-        raise _misfit(name, len(data), size, encoding, step)
+        raise _size_error(name, len(data), size, encoding, step)
     rows = data[: step * height * 3 // 2].reshape(height * 3 // 2, step)[:, :width]
     return cv2.cvtColor(np.ascontiguousarray(rows), _YUV420[encoding]).astype(np.uint8, copy=False)
 
 
-def _misfit(name: str, length: int, size: tuple[int, int], encoding: str, step: int) -> UserError:
+def _size_error(name: str, length: int, size: tuple[int, int], encoding: str, step: int) -> UserError:
     return UserError(f"{name}: {length} bytes are no {size[0]}x{size[1]} {encoding} image with a step of {step}")
 
 

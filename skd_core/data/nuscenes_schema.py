@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from skd_core.errors import UserError
 
-FARTHEST = 1e8  # metres from the map's origin
+MAX_MAP_DISTANCE = 1e8  # metres from the map's origin
 
 
 def _turns(quaternion: list[float]) -> list[float]:
@@ -38,7 +38,7 @@ def _is_file_name(name: str) -> str:
 
 
 Token = Annotated[str, Field(min_length=1)]
-Metres = Annotated[float, Field(ge=-FARTHEST, le=FARTHEST, allow_inf_nan=False)]
+Metres = Annotated[float, Field(ge=-MAX_MAP_DISTANCE, le=MAX_MAP_DISTANCE, allow_inf_nan=False)]
 Place = Annotated[list[Metres], Field(min_length=3, max_length=3)]
 Length = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 Size = Annotated[list[Length], Field(min_length=3, max_length=3)]

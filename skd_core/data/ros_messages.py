@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skd_core.camera import FISHEYE, Camera
-from skd_core.data.decoding import MOST_PIXELS, decode_picture, decode_pixels
+from skd_core.data.decoding import MAX_IMAGE_PIXELS, decode_picture, decode_pixels
 from skd_core.errors import UserError
 
 Maps = tuple[NDArray[Any], NDArray[Any]]
@@ -88,8 +88,10 @@ def undistortion_maps(info: Any, camera: Camera, name: str = "camera_info") -> M
         lengths = " or ".join(map(str, DISTORTION_MODELS[model]))
         raise UserError(f"{name}: distortion_model '{model}' needs {lengths} coefficients in D, got {len(D)}")
     K, size = camera.K.numpy(), (camera.width, camera.height)
-    if camera.width * camera.height > MOST_PIXELS:
-        raise UserError(f"{name}: {camera.width}x{camera.height} pixels, more than the {MOST_PIXELS} that are read")
+    if camera.width * camera.height > MAX_IMAGE_PIXELS:
+        raise UserError(
+            f"{name}: {camera.width}x{camera.height} pixels, more than the {MAX_IMAGE_PIXELS} that are read"
+        )
     make_maps = cv2.fisheye.initUndistortRectifyMap if model in FISHEYE else cv2.initUndistortRectifyMap
     try:
         return make_maps(K, D, np.eye(3), K, size, cv2.CV_16SC2)

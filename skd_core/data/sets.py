@@ -13,7 +13,7 @@ from skd_core.data.nuscenes import NuScenesDataset
 from skd_core.data.sample import read_image
 
 
-def open_set(
+def build_dataset(
     config: SetConfig, classes: tuple[str, ...], depth_dir: str | None = None, with_3d: bool = False
 ) -> KittiDataset | NuScenesDataset:
     """The data set that a config names.

@@ -21,7 +21,7 @@ from skd_core.supervision.box_classes import BoxClasses
 
 WHOLE = Fit()
 """Pixels are the image's own."""
-MOST_NAMED = 5
+MAX_NAMES = 5
 """Classes that one line of a report names."""
 
 
@@ -133,7 +133,7 @@ class TopicBoxes:
             self.problems.append(f"{topic}: {missing} of {len(images)} images have no 2D boxes and are dropped")
         names = {name for rows in self._rows.values() for row in rows for name in row.names}
         if names and not any(map(self._classes.knows, names)):
-            some = ", ".join(f"'{name}'" for name in sorted(names)[:MOST_NAMED])
+            some = ", ".join(f"'{name}'" for name in sorted(names)[:MAX_NAMES])
             raise UserError(
                 f"{bag}: the class map knows no class of the 2D boxes on {topic}: {some}; name them with "
                 "--boxes-class-map, such as 2:car"

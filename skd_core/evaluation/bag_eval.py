@@ -120,7 +120,7 @@ def evaluate_bag(
             why = f"{evaluation.dropped} frames were dropped" if evaluation.dropped else "no frame that can be used"
             raise UserError(f"{bag}: {why}" + "".join(f"; {problem}" for problem in evaluation.problems[before:][:1]))
         if truth is not None:
-            truth.tell_unseen(evaluation.problems)
+            truth.note_absent_classes(evaluation.problems)
         if source.asked and not evaluation.labelled:
             raise UserError(f"{bag}: none of the {len(evaluation.stamps)} frames that were used has labels")
     about = {"bag": str(bag), "image_topic": camera.image, "truth": truth.source if truth else None}
@@ -268,7 +268,7 @@ def _add(
         return
     evaluation.labelled.append(number)
     evaluation.labels.append(labels)
-    badness = _badness(labels, results, classes, evaluation.sure)
+    badness = _error_score(labels, results, classes, evaluation.sure)
     if len(evaluation.worst) < WORST_FRAMES or badness > evaluation.worst[0][0]:
         shown = labels[labels.is_class(classes)].boxes3d()
         sure = boxes[boxes.scores >= evaluation.sure]  # AP wants faint ones too, a picture does not
@@ -283,7 +283,7 @@ def picture(frame: Frame, boxes: Boxes3D, truth: Boxes3D | None) -> RGB:
     return stack(image, draw_bev(boxes, truth, frame.camera, size=view_size(len(image))))
 
 
-def _badness(labels: KittiObjects, results: KittiObjects, classes: Sequence[str], sure: float) -> float:
+def _error_score(labels: KittiObjects, results: KittiObjects, classes: Sequence[str], sure: float) -> float:
     """Missed labels, sure detections without a label, and depth errors (5 m count as a miss). [ours]"""
     label_table, result_table = Table.of([labels]), Table.of([results])
     label, detection = match(label_table, result_table, classes)

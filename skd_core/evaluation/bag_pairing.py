@@ -11,7 +11,7 @@ from pathlib import Path
 from skd_core.data.bag import read_headers
 from skd_core.errors import UserError
 
-LEAST_STAMP = 10**15
+MIN_STAMP = 10**15
 """A file's name that is this number or more is a stamp in nanoseconds, not the number of a frame."""
 
 
@@ -92,7 +92,7 @@ def files_of_images(images: Images, folder: Path, names: Sequence[str], notes: l
     by_stamp = images.by_stamp()
     stamps = {int(name): name for name in names if name.isascii() and name.isdecimal()}
     matched = {by_stamp[stamp]: name for stamp, name in stamps.items() if stamp in by_stamp}
-    named_by_stamp = len(stamps) == len(names) > 0 and (len(matched) == len(names) or min(stamps) >= LEAST_STAMP)
+    named_by_stamp = len(stamps) == len(names) > 0 and (len(matched) == len(names) or min(stamps) >= MIN_STAMP)
     if named_by_stamp and images.doubt() is None:
         lost = [stamp for stamp in stamps if stamp not in by_stamp]
         if lost:

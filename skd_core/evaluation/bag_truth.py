@@ -121,7 +121,7 @@ class Truth:
         self.hollow += int((~is_placed(real)).sum())
         self._objects.append(objects)
 
-    def tell_unseen(self, notes: list[str]) -> None:
+    def note_absent_classes(self, notes: list[str]) -> None:
         """Name the classes of which no object was in any picture: scores of these are empty."""
         absent = [f"'{name}' ({n})" for name, n in self.classes.items() if not self.seen[name] and name != "DontCare"]
         if absent:

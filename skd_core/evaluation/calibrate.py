@@ -9,7 +9,7 @@ Of all labels that are found (the rules of :mod:`skd_core.evaluation.real`) and 
 
 A spread is what .6827 of the absolute errors do not exceed: that of a normal distribution's standard deviation, bias
 included, and one far outlier does not move it. Errors have longer tails than a normal distribution's: see the shares
-within two. A class with fewer than :data:`LEAST_COUNT` objects takes the position of all classes together, and no yaw:
+within two. A class with fewer than :data:`MIN_OBJECTS` objects takes the position of all classes together, and no yaw:
 that of cars says nothing of pedestrians. Where all together are fewer, nothing is stored and
 :mod:`skd_core.covariance`'s constants hold.
 
@@ -34,7 +34,7 @@ from skd_core.evaluation.real import Tally, join
 from skd_core.evaluation.report import plain_table
 from skd_core.inference.metadata import ClassCalibration
 
-LEAST_COUNT = 20
+MIN_OBJECTS = 20
 """Objects below which a class has no spread of its own; half of them in one half of the frames."""
 SHARE = 0.6827
 ERRORS = ("depth", "sideways", "upwards", "yaw")
@@ -42,21 +42,21 @@ HEADS = ("objects", "depth", "sideways", "upwards", "yaw", "flip")
 
 
 def calibrate(
-    tallies: Mapping[str, Tally], heading_known: bool, least: int = LEAST_COUNT
+    tallies: Mapping[str, Tally], heading_known: bool, min_objects: int = MIN_OBJECTS
 ) -> dict[str, ClassCalibration]:
     """Class -> its spreads; without the classes of which nothing can be said.
 
     Args:
         tallies: of detections whose depth_std is the network's own, by class.
         heading_known: whether the weights tell front from rear; else they flip with .5.
-        least: objects that a spread of a class's own takes.
+        min_objects: minimum number of objects for a spread of a class's own.
     """
     pooled = _errors(join(list(tallies.values())))
     found = {}
     for kind, tally in tallies.items():
         errors = _errors(tally)
-        own = len(errors) >= least
-        if not own and len(pooled) < least:
+        own = len(errors) >= min_objects
+        if not own and len(pooled) < min_objects:
             continue
         depth, sideways, upwards = (_spread(column) for column in (errors if own else pooled).T[:3])
         flip = 0.5
@@ -87,7 +87,7 @@ def held_out(
     """
     inside: dict[str, list[Floats]] = {kind: [] for kind in halves[0]}
     for fitted, tested in (halves, halves[::-1]):
-        measured = calibrate(fitted, heading_known, LEAST_COUNT // 2)
+        measured = calibrate(fitted, heading_known, MIN_OBJECTS // 2)
         for kind, tally in tested.items():
             if (row := measured.get(kind)) is not None:
                 yaw_std = YAW_STD if row.yaw_std is None else row.yaw_std
@@ -125,7 +125,7 @@ def calibration_tables(
     return [spreads, within]
 
 
-def remarks(tallies: Mapping[str, Tally], measured: Mapping[str, ClassCalibration]) -> list[str]:
+def calibration_notes(tallies: Mapping[str, Tally], measured: Mapping[str, ClassCalibration]) -> list[str]:
     """What is said of classes with too few objects.
 
     Raises:
@@ -134,9 +134,9 @@ def remarks(tallies: Mapping[str, Tally], measured: Mapping[str, ClassCalibratio
     counts = {kind: len(_errors(tally)) for kind, tally in tallies.items()}
     if not measured:
         total = sum(counts.values())
-        raise UserError(f"eval real --calibrate: {total} objects with a place are found, {LEAST_COUNT} are needed")
+        raise UserError(f"eval real --calibrate: {total} objects with a place are found, {MIN_OBJECTS} are needed")
     return [
-        f"{kind}: {counts[kind]} objects, fewer than {LEAST_COUNT}: position as of all together, yaw not measured"
+        f"{kind}: {counts[kind]} objects, fewer than {MIN_OBJECTS}: position as of all together, yaw not measured"
         for kind, row in measured.items()
         if row.pooled
     ]
@@ -166,5 +166,5 @@ def _errors(tally: Tally) -> Floats:
 
 
 def _spread(errors: Floats) -> float:
-    """The least error that a share of SHARE does not exceed."""
+    """The smallest error that a share of SHARE does not exceed."""
     return float(np.quantile(errors, SHARE, method="inverted_cdf")) if len(errors) else math.nan

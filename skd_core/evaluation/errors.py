@@ -152,8 +152,8 @@ def match(labels: Table, results: Table, classes: Sequence[str] = CLASSES) -> tu
     same = labels.kind[label] == results.kind[detection]
     label, detection = label[same], detection[same]
 
-    no_stuff = np.zeros(len(labels.kind), dtype=bool)
-    close = image_overlaps(labels.objects, results.objects, (label, detection), no_stuff)
+    no_dont_care = np.zeros(len(labels.kind), dtype=bool)
+    close = image_overlaps(labels.objects, results.objects, (label, detection), no_dont_care)
     close = close[close.overlap >= MIN_IOU_2D]
     by_score = np.lexsort((-close.overlap, close.detection, -results.objects.score[close.detection]))
 

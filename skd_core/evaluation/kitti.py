@@ -141,11 +141,15 @@ class _Scene:
         used_label = np.flatnonzero(labels.is_any_of([*CLASSES, *NEIGHBOURS.values(), "DontCare"]))
         used_result = np.flatnonzero(results.is_any_of(CLASSES) | (height < max(MIN_HEIGHT)))
         i, j = pairs_within_frames(labels.frame[used_label], results.frame[used_result])
-        pairs, stuff = (used_label[i], used_result[j]), labels.is_any_of(["DontCare"])
-        ground, volume = ground_and_volume_overlaps(labels.objects, results.objects, pairs, stuff)
-        overlaps = {"2d": image_overlaps(labels.objects, results.objects, pairs, stuff), "bev": ground, "3d": volume}
-        least = min(min(MIN_OVERLAPS.values()))
-        overlaps = {metric: found[found.overlap > least] for metric, found in overlaps.items()}
+        pairs, dont_care = (used_label[i], used_result[j]), labels.is_any_of(["DontCare"])
+        ground, volume = ground_and_volume_overlaps(labels.objects, results.objects, pairs, dont_care)
+        overlaps = {
+            "2d": image_overlaps(labels.objects, results.objects, pairs, dont_care),
+            "bev": ground,
+            "3d": volume,
+        }
+        min_overlap = min(min(MIN_OVERLAPS.values()))
+        overlaps = {metric: found[found.overlap > min_overlap] for metric, found in overlaps.items()}
         return _Scene(labels, results, height, overlaps, not bool((results.objects.alpha == -10).any()))
 
     def has_values(self, metric: str, of_class: Flags) -> bool:
@@ -224,9 +228,9 @@ def _curves(scene: _Scene, task: _Task, overlaps: Pairs, min_overlap: float) -> 
     pairs = pairs[score[pairs.detection] >= thresholds[-1]]
     valid = task.valid_result[pairs.detection]
     pairs = pairs[np.lexsort((pairs.detection, np.where(valid, -pairs.overlap, 0), ~valid, pairs.label))]
-    in_stuff = overlaps.detection[scene.labels.kind[overlaps.label] == "dontcare"]
-    in_stuff = np.unique(in_stuff[task.valid_result[in_stuff] & (score[in_stuff] >= thresholds[-1])])
-    involved = np.union1d(pairs.detection, in_stuff)
+    in_dont_care = overlaps.detection[scene.labels.kind[overlaps.label] == "dontcare"]
+    in_dont_care = np.unique(in_dont_care[task.valid_result[in_dont_care] & (score[in_dont_care] >= thresholds[-1])])
+    involved = np.union1d(pairs.detection, in_dont_care)
     unreached = np.searchsorted(-thresholds, -score[involved], "left")  # thresholds above the score
     free = {d: everywhere >> k << k for d, k in zip(involved.tolist(), unreached.tolist(), strict=True)}
     taken = _assign(pairs, free, everywhere)
@@ -240,7 +244,7 @@ def _curves(scene: _Scene, task: _Task, overlaps: Pairs, min_overlap: float) -> 
 
     valid_scores = np.sort(score[task.valid_result])
     reached = len(valid_scores) - np.searchsorted(valid_scores, thresholds, "left")
-    forgiven = np.array([free[d] for d in in_stuff.tolist()], dtype=np.uint64)
+    forgiven = np.array([free[d] for d in in_dont_care.tolist()], dtype=np.uint64)
     fp = reached - _bits(taken[valid], len(thresholds)).sum(0) - _bits(forgiven, len(thresholds)).sum(0)
     return _monotone(tp, tp + fp), _monotone(similarity, tp + fp)
 

@@ -134,9 +134,9 @@ def merge_cameras(parts: Sequence[tuple[Frame, Sequence[Record]]]) -> list[Recor
         center = record["translation"][:2]
         reach = max(0.5 * math.hypot(*record["size"][:2]), DEPTH_SPREAD * math.dist(center, places[camera]))
         nearest: dict[int, tuple[float, int]] = {}  # by camera: distance, entry
-        for j, (other, rival) in enumerate(entries[i + 1 :], i + 1):
-            if other != camera and rival["detection_name"] == record["detection_name"] and j not in gone:
-                distance = math.dist(center, rival["translation"][:2])
+        for j, (other, candidate) in enumerate(entries[i + 1 :], i + 1):
+            if other != camera and candidate["detection_name"] == record["detection_name"] and j not in gone:
+                distance = math.dist(center, candidate["translation"][:2])
                 if distance < reach and distance < nearest.get(other, (math.inf, 0))[0]:
                     nearest[other] = distance, j
         gone.update(j for _, j in nearest.values())

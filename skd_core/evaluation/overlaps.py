@@ -79,8 +79,10 @@ def pairs_within_frames(label_frame: Indices, detection_frame: Indices) -> tuple
     return label, np.repeat(first, count) + within
 
 
-def image_overlaps(labels: KittiObjects, results: KittiObjects, pairs: tuple[Indices, Indices], stuff: Flags) -> Pairs:
-    """IoU of 2D boxes; for labels marked as stuff the share of the detection's area that lies inside.
+def image_overlaps(
+    labels: KittiObjects, results: KittiObjects, pairs: tuple[Indices, Indices], dont_care: Flags
+) -> Pairs:
+    """IoU of 2D boxes; for DontCare labels the share of the detection's area that lies inside.
 
     Pairs without overlap are left out.
 
@@ -88,7 +90,7 @@ def image_overlaps(labels: KittiObjects, results: KittiObjects, pairs: tuple[Ind
         labels: N labels of all frames.
         results: M detections of all frames.
         pairs: indices of labels and detections, shape (K,) each.
-        stuff: shape (N,), the "DontCare" labels.
+        dont_care: shape (N,), the "DontCare" labels.
     """
     label, detection = pairs
     a, b = results.xyxy[detection], labels.xyxy[label]
@@ -97,11 +99,11 @@ def image_overlaps(labels: KittiObjects, results: KittiObjects, pairs: tuple[Ind
     label, detection, a, b, extent = label[hit], detection[hit], a[hit], b[hit], extent[hit]
     inter = extent[:, 0] * extent[:, 1]
     area_a, area_b = ((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) for box in (a, b))
-    return Pairs(label, detection, inter / np.where(stuff[label], area_a, area_a + area_b - inter))
+    return Pairs(label, detection, inter / np.where(dont_care[label], area_a, area_a + area_b - inter))
 
 
 def ground_and_volume_overlaps(
-    labels: KittiObjects, results: KittiObjects, pairs: tuple[Indices, Indices], stuff: Flags
+    labels: KittiObjects, results: KittiObjects, pairs: tuple[Indices, Indices], dont_care: Flags
 ) -> tuple[Pairs, Pairs]:
     """As :func:`image_overlaps` for footprints and for volumes (footprint x vertical extent).
 
@@ -121,7 +123,7 @@ def ground_and_volume_overlaps(
     hit = inter > 0
     label, detection, inter = label[hit], detection[hit], inter[hit]
     area_a, area_b = a[detection, 2] * a[detection, 3], b[label, 2] * b[label, 3]
-    ground = Pairs(label, detection, inter / np.where(stuff[label], area_a, area_a + area_b - inter))
+    ground = Pairs(label, detection, inter / np.where(dont_care[label], area_a, area_a + area_b - inter))
 
     bottom_a, bottom_b = results.location[detection, 1], labels.location[label, 1]
     top_a, top_b = bottom_a - results.dimensions[detection, 0], bottom_b - labels.dimensions[label, 0]
@@ -130,7 +132,7 @@ def ground_and_volume_overlaps(
     hit = common > 0
     label, detection, common = label[hit], detection[hit], common[hit]
     volume_a, volume_b = results.dimensions[detection].prod(1), labels.dimensions[label].prod(1)
-    return ground, Pairs(label, detection, common / np.where(stuff[label], volume_a, volume_a + volume_b - common))
+    return ground, Pairs(label, detection, common / np.where(dont_care[label], volume_a, volume_a + volume_b - common))
 
 
 def _footprints(objects: KittiObjects) -> Floats:

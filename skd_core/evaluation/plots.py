@@ -20,8 +20,8 @@ from skd_core.evaluation.range_metrics import DISTANCES, RANGES, distance_curve,
 from skd_core.files import lock_folder, write_atomic
 
 Recalls = Mapping[str, Mapping[str, Mapping[str, float | None]]]
-MOST_PANELS = 48
-LARGEST = 1e30
+MAX_PANELS = 48
+MAX_VALUE = 1e30
 METRIC_TITLES = {"2d": "2D boxes", "bev": "bird's-eye view", "3d": "3D boxes"}
 
 
@@ -142,7 +142,7 @@ def plot_kitti(labels: Sequence[KittiObjects], results: Sequence[KittiObjects], 
 def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Training runs over each other: AP of the validation set, the loss and rho first, then losses and GTM factors.
 
-    At most :data:`MOST_PANELS` are drawn, and no value beyond :data:`LARGEST`; what is left out is said in the title.
+    At most :data:`MAX_PANELS` are drawn, and no value beyond :data:`MAX_VALUE`; what is left out is said in the title.
 
     Args:
         runs: name -> records of its metrics.jsonl.
@@ -158,10 +158,10 @@ def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     keys.sort(key=lambda key: (not key.startswith("AP"), key != "loss", key != "gtm/rho", not key.startswith("gtm")))
     if not keys:
         raise UserError("plot: the runs hold no losses and no scores")
-    left_out = [f"{len(keys) - MOST_PANELS} more curves"] if len(keys) > MOST_PANELS else []
+    left_out = [f"{len(keys) - MAX_PANELS} more curves"] if len(keys) > MAX_PANELS else []
     beyond = sum(_beyond(record) for records in runs.values() for record in records)
-    left_out += [f"{beyond} values that are not finite or beyond {LARGEST:g}"] if beyond else []
-    keys = keys[:MOST_PANELS]
+    left_out += [f"{beyond} values that are not finite or beyond {MAX_VALUE:g}"] if beyond else []
+    keys = keys[:MAX_PANELS]
     figure, panels = _panels(len(keys), 4, (3.4, 2.5))
     for axes, key in zip(panels, keys, strict=True):
         for k, (name, records) in enumerate(series.items()):
@@ -210,7 +210,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _is_drawn(value: float) -> bool:
-    return abs(value) <= LARGEST  # false for NaN; of integers of any length
+    return abs(value) <= MAX_VALUE  # false for NaN; of integers of any length
 
 
 def _plain(name: str) -> str:

@@ -27,7 +27,7 @@ from skd_core.data.kitti import Floats, KittiObjects
 from skd_core.evaluation.overlaps import Flags
 from skd_core.iou import bev_iou, covered, iou_3d, take_best
 
-LEAST_HEIGHT, MOST_OCCLUDED, MOST_TRUNCATED = 25.0, 1, 0.5
+MIN_HEIGHT, MAX_OCCLUDED, MAX_TRUNCATED = 25.0, 1, 0.5
 FOUND, NOTHING = 0.5, 0.3
 """2D IoU above which a detection has found a label, and below which it has to do with none."""
 NEAR, LARGE = 15.0, 1 / 3
@@ -118,7 +118,7 @@ class Tally:
         return len(self.ill) / max(self.frames, 1)
 
 
-NOTHING_YET = Tally(np.zeros((0, len(COLUMNS))), np.zeros(0), np.zeros(0), 0)
+EMPTY_TALLY = Tally(np.zeros((0, len(COLUMNS))), np.zeros(0), np.zeros(0), 0)
 """Of no frames."""
 
 
@@ -161,8 +161,8 @@ def tally_frame(found: Boxes3D, objects: KittiObjects, kind: str, width: int, he
 def countable(objects: KittiObjects) -> Flags:
     """shape (N,), which labels count, if their kind does."""
     height = objects.xyxy[:, 3] - objects.xyxy[:, 1]
-    visible = (objects.occluded >= 0) & (objects.occluded <= MOST_OCCLUDED) & (objects.truncated < MOST_TRUNCATED)
-    flags: Flags = visible & (height >= LEAST_HEIGHT)
+    visible = (objects.occluded >= 0) & (objects.occluded <= MAX_OCCLUDED) & (objects.truncated < MAX_TRUNCATED)
+    flags: Flags = visible & (height >= MIN_HEIGHT)
     return flags
 
 

@@ -21,8 +21,8 @@ from skd_core.data.box_files import BoxFolder
 from skd_core.data.kitti import KittiDataset, KittiObjects, read_objects
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
-from skd_core.evaluation.calibrate import calibrate, calibration_tables, held_out, remarks, stored
-from skd_core.evaluation.real import NOTHING_YET, PARTS, Tally, join, tally_frame
+from skd_core.evaluation.calibrate import calibrate, calibration_notes, calibration_tables, held_out, stored
+from skd_core.evaluation.real import EMPTY_TALLY, PARTS, Tally, join, tally_frame
 from skd_core.evaluation.report import plain_table
 from skd_core.files import check_outputs, files_of, finite, write_atomic
 from skd_core.inference.detector import Detector
@@ -33,9 +33,9 @@ from skd_core.supervision.lift import lift
 from skd_core.visualize import RGB
 
 KINDS = ("Car", "Pedestrian", "Cyclist")
-MOST_ON_NOTHING = 0.3
+MAX_ON_NOTHING = 0.3
 """Detections on nothing a frame that a stored threshold may allow."""
-LEAST = 0.05
+MIN_THRESHOLD = 0.05
 """Lowest threshold that is considered."""
 HEADS = ("labels", "recall\n.5", "recall\n.7", "BEV\n> .5", "3D\n> .5", "depth\nerror", "depth\nbias", "yaw\nmod pi")
 
@@ -134,7 +134,7 @@ def report_real(
         )
     if wanted.calibration:
         detector = detector.uncalibrated()
-    threshold = LEAST if wanted.threshold else _threshold(question, detector)
+    threshold = MIN_THRESHOLD if wanted.threshold else _threshold(question, detector)
     find = _finder(question, detector, kinds, threshold)
     frames: dict[str, Frames] = {}
     for tree in trees:
@@ -158,7 +158,7 @@ def report_real(
         changes["threshold"] = threshold
     if wanted.calibration:
         known, measured = detector.calibration.heading_known, calibrate(together, detector.calibration.heading_known)
-        notes = remarks(together, measured)
+        notes = calibration_notes(together, measured)
         halves = [_at(_joined([_half(by_kind, part) for by_kind in frames.values()]), threshold) for part in (0, 1)]
         shares = held_out(halves, known)
         for table in calibration_tables(measured, shares, known):
@@ -217,18 +217,18 @@ def measure(frames: Iterator[Frame], find: Find, kinds: Sequence[str]) -> Frames
     return tallies
 
 
-def choose_threshold(tallies: Mapping[str, Tally], most: float = MOST_ON_NOTHING) -> float:
-    """The lowest score threshold, in steps of .001, with at most ``most`` detections on nothing a frame (all kinds).
+def choose_threshold(tallies: Mapping[str, Tally], max_on_nothing: float = MAX_ON_NOTHING) -> float:
+    """The lowest score threshold, in steps of .001, with at most ``max_on_nothing`` detections on nothing a frame.
 
     Args:
-        tallies: kind -> all frames, measured at LEAST, below which it does not go.
+        tallies: kind -> all frames, measured at MIN_THRESHOLD, below which it does not go.
     """
     frames = max(tally.frames for tally in tallies.values())
     scores = np.sort(np.concatenate([tally.nothing for tally in tallies.values()]))[::-1]
-    allowed = math.floor(most * frames + 1e-9)
+    allowed = math.floor(max_on_nothing * frames + 1e-9)
     if len(scores) <= allowed:
-        return LEAST
-    return max(LEAST, (math.floor(1000 * float(scores[allowed])) + 1) / 1000)
+        return MIN_THRESHOLD
+    return max(MIN_THRESHOLD, (math.floor(1000 * float(scores[allowed])) + 1) / 1000)
 
 
 def real_table(tally: Tally, title: str) -> Table:
@@ -250,7 +250,7 @@ def real_table(tally: Tally, title: str) -> Table:
 
 def _joined(sets: Sequence[Frames]) -> Tallies:
     """All frames of all sets in one."""
-    return {kind: join([NOTHING_YET, *(tally for by_kind in sets for tally in by_kind[kind])]) for kind in sets[0]}
+    return {kind: join([EMPTY_TALLY, *(tally for by_kind in sets for tally in by_kind[kind])]) for kind in sets[0]}
 
 
 def _half(frames: Frames, part: int) -> Frames:

@@ -72,8 +72,8 @@ def report_kitti(
         elif not moderate:
             notes.print(f"{name}: no label counts at moderate difficulty; its AP says nothing")
     for doubt in (
-        *label_doubts(str(labels), folders.labels),
-        *flat_doubts(f"{results}: results", folders.results, True),
+        *label_warnings(str(labels), folders.labels),
+        *missing_2d_boxes(f"{results}: results", folders.results, True),
     ):
         notes.print(doubt, markup=False)
     data: dict[str, object] = {}
@@ -113,17 +113,17 @@ def headline_table(scores: Scores, counts: dict[str, list[int]]) -> Table:
     return table
 
 
-def label_doubts(source: str, labels: Sequence[KittiObjects]) -> list[str]:
+def label_warnings(source: str, labels: Sequence[KittiObjects]) -> list[str]:
     """What makes all scores empty that KITTI's AP gives with these labels, a line each."""
     kinds = Counter(name for frame in labels for name in frame.type if name != "DontCare")
     known = {name.lower() for name in CLASSES}
     if kinds and not any(name.lower() in known for name in kinds):
         there = ", ".join(f"'{name}' ({count})" for name, count in kinds.most_common(6))
         return [f"{source}: no labels of {', '.join(CLASSES)}; the classes there are {there}"]
-    return [*flat_doubts(f"{source}: labels", labels), *_hollow_doubts(source, labels)]
+    return [*missing_2d_boxes(f"{source}: labels", labels), *_missing_3d_boxes(source, labels)]
 
 
-def _hollow_doubts(source: str, labels: Sequence[KittiObjects]) -> list[str]:
+def _missing_3d_boxes(source: str, labels: Sequence[KittiObjects]) -> list[str]:
     """Whether objects have no 3D box: nothing can be found of these, so that 3D and BEV AP would only be low."""
     known = {name.lower() for name in CLASSES}
     boxes = [frame[np.array([name.lower() in known for name in frame.type], dtype=bool)] for frame in labels]
@@ -134,7 +134,7 @@ def _hollow_doubts(source: str, labels: Sequence[KittiObjects]) -> list[str]:
     return [f"{source}: labels: {which} a 3D box (sides of -1, place of -1000); 3D and BEV AP miss these"]
 
 
-def flat_doubts(source: str, frames: Sequence[KittiObjects], only_all: bool = False) -> list[str]:
+def missing_2d_boxes(source: str, frames: Sequence[KittiObjects], only_all: bool = False) -> list[str]:
     """Whether objects have no 2D box: KITTI's AP judges by the height of it, and nothing else would tell.
 
     Args:

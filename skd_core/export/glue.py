@@ -11,7 +11,7 @@ from onnx import parser
 
 from skd_core.export.parts import LIMIT, OPSET
 from skd_core.models.backbone import STRIDE
-from skd_core.models.student import LEAST_SIDE, MEAN, NMS_IOU, STD
+from skd_core.models.student import MEAN, MIN_SIDE, NMS_IOU, STD
 
 HEADER = f'<ir_version: 9, opset_import: ["" : {OPSET}]>'
 
@@ -52,8 +52,8 @@ def front(focal: tuple[float, float], snap: tuple[int, int] | None, multiple: in
         product = Mul(whole_d, focal)
         quotient = Div(product, f)
         rounded = Round(quotient)
-        least = Constant <value = double[1] {{32}}> ()
-        wanted = Max(rounded, least)
+        minimum = Constant <value = double[1] {{32}}> ()
+        wanted = Max(rounded, minimum)
         {snapped}
         size_i = Cast <to: int = 7> (size)
         extent = Cast <to: int = 1> (size)
@@ -124,10 +124,10 @@ def choose(classes: int) -> onnx.ModelProto:
         sides = Sub(right_bottom, left_top)
         axis = Constant <value = int64[1] {{1}}> ()
         side = ReduceMin <keepdims: int = 0> (sides, axis)
-        least_side = Constant <value = float {{{LEAST_SIDE!r}}}> ()
-        large = Greater(side, least_side)
-        least_heat = Mul(score_threshold, score_threshold)
-        hot = Greater(heat, least_heat)
+        min_side = Constant <value = float {{{MIN_SIDE!r}}}> ()
+        large = Greater(side, min_side)
+        min_heat = Mul(score_threshold, score_threshold)
+        hot = Greater(heat, min_heat)
         good = And(large, hot)
         good_f = Cast <to: int = 1> (good)
         weight = Mul(heat, good_f)

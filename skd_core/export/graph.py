@@ -20,7 +20,7 @@ from skd_core.models.student import Student
 IR_VERSION = 9
 
 # part -> its inputs and outputs, each with the name of the tensor that it is in the whole graph
-WIRES: dict[str, dict[str, str]] = {
+CONNECTIONS: dict[str, dict[str, str]] = {
     "front": {name: name for name in ("image", "P", "pixels", "network_P", "extent", "scale", "cells")},
     "body": {"pixels": "pixels", "features": "padded_features"},
     "cut": {"padded": "padded_features", "cells": "cells", "features": "features"},
@@ -73,7 +73,7 @@ def build(
     }
     nodes, constants, functions = [], [], []
     imports = {"": OPSET}
-    for name, wires in WIRES.items():
+    for name, wires in CONNECTIONS.items():
         part = _renamed(parts[name], name, wires)
         nodes += part.graph.node
         constants += part.graph.initializer

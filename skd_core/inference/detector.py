@@ -21,10 +21,10 @@ from skd_core.errors import UserError
 from skd_core.inference.calibration import Calibration
 from skd_core.inference.onnx_file import OnnxNetwork, has_provider
 from skd_core.inference.weights import describe, flush_tiny, load_weights, resolve, save_weights
-from skd_core.models.student import LEAST_SIDE, Detections, Student, to_boxes3d
+from skd_core.models.student import MIN_SIDE, Detections, Student, to_boxes3d
 
 BACKENDS = ("auto", "torch", "onnx")
-NOTHING = 2.0
+NO_BOXES_THRESHOLD = 2.0
 """A threshold that no score reaches: the network then finds no boxes of its own."""
 
 DEFAULT_THRESHOLD = 0.4
@@ -130,20 +130,20 @@ class Detector:
         Raises:
             UserError: the image is not (H, W, 3) uint8 or not of the camera's size; boxes2d as in :meth:`place`.
         """
-        least = self.threshold if score_threshold is None else score_threshold
+        min_score = self.threshold if score_threshold is None else score_threshold
         if boxes2d is not None:
             boxes = self.place(image, camera, boxes2d)[0]
             boxes = boxes[boxes.scores.argsort(descending=True, stable=True)]
-            return boxes[boxes.scores >= least]
-        boxes = self._find(image, camera, least)
-        return boxes[boxes.scores >= least]
+            return boxes[boxes.scores >= min_score]
+        boxes = self._find(image, camera, min_score)
+        return boxes[boxes.scores >= min_score]
 
-    def _find(self, image: NDArray[np.uint8], camera: Camera, least: float) -> Boxes3D:
-        """The network's own boxes, best first; some may score below ``least``."""
+    def _find(self, image: NDArray[np.uint8], camera: Camera, min_score: float) -> Boxes3D:
+        """The network's own boxes, best first; some may score below ``min_score``."""
         pixels, target, P = self._input(image, camera)
         with self._computing():
-            heat = least**2  # a score is at most the root of the heat
-            found = self.student.detect(pixels, P, least_heat=heat)[0]
+            heat = min_score**2  # a score is at most the root of the heat
+            found = self.student.detect(pixels, P, min_heat=heat)[0]
         return self._boxes(found, camera.width / target.width, camera.height / target.height)
 
     def place(self, image: NDArray[np.uint8], camera: Camera, boxes2d: Boxes2D) -> tuple[Boxes3D, Tensor]:
@@ -170,7 +170,7 @@ class Detector:
         sx, sy = camera.width / target.width, camera.height / target.height
         given = boxes2d.to(self.device, torch.float32).scale(1 / sx, 1 / sy).clip(target.width, target.height)
         sides = given.xyxy[:, 2:] - given.xyxy[:, :2]
-        kept = (sides > LEAST_SIDE).all(-1).nonzero()[:, 0]
+        kept = (sides > MIN_SIDE).all(-1).nonzero()[:, 0]
         with self._computing():
             found = self.student.place(
                 pixels, P, torch.zeros_like(kept), given.xyxy[kept], classes.to(self.device)[kept], given.scores[kept]
@@ -300,10 +300,10 @@ class OnnxDetector(Detector):
         """See :meth:`Detector.uncalibrated`."""
         return OnnxDetector(self.network, {key: value for key, value in self.metadata.items() if key != "calibration"})
 
-    def _find(self, image: NDArray[np.uint8], camera: Camera, least: float) -> Boxes3D:
+    def _find(self, image: NDArray[np.uint8], camera: Camera, min_score: float) -> Boxes3D:
         check_image(image, camera)
         self.network_camera(camera)  # refuses absurd focal lengths
-        boxes = self._to_boxes(self.network(image, camera.P.double().numpy(), least))
+        boxes = self._to_boxes(self.network(image, camera.P.double().numpy(), min_score))
         return boxes[boxes.scores.argsort(descending=True, stable=True)]
 
     def place(self, image: NDArray[np.uint8], camera: Camera, boxes2d: Boxes2D) -> tuple[Boxes3D, Tensor]:
@@ -313,13 +313,13 @@ class OnnxDetector(Detector):
         target = self.network_camera(camera)
         small = boxes2d.scale(target.width / camera.width, target.height / camera.height)
         sides = small.clip(target.width, target.height).xyxy
-        kept = (sides[:, 2:] - sides[:, :2] > LEAST_SIDE).all(-1).nonzero()[:, 0]
+        kept = (sides[:, 2:] - sides[:, :2] > MIN_SIDE).all(-1).nonzero()[:, 0]
         given = (
             boxes2d.xyxy[kept].float().numpy(),
             classes[kept].numpy(),
             boxes2d.scores[kept].float().numpy(),
         )
-        return self._to_boxes(self.network(image, camera.P.double().numpy(), NOTHING, given)), kept
+        return self._to_boxes(self.network(image, camera.P.double().numpy(), NO_BOXES_THRESHOLD, given)), kept
 
     def save(self, path: str | Path) -> None:
         """There are no weights to write.

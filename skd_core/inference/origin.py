@@ -11,7 +11,7 @@ RENDERED_WEIGHTS = ("7d4658c9dd3795a2525ab93a9f58b2d6c92f171ef8ab59409f7d6060bfc
 """sha256 of weights that were written before their data sets were kept: those called default."""
 
 
-def caution(metadata: Mapping[str, Any]) -> str:
+def domain_warning(metadata: Mapping[str, Any]) -> str:
     """One sentence where the weights have seen rendered scenes alone, "" elsewhere.
 
     Args:

@@ -19,7 +19,7 @@ from skd_core.data.sample import Sample
 from skd_core.errors import UserError
 from skd_core.files import keep_inputs, lock_folder, make_folder
 from skd_core.inference.detector import Detector
-from skd_core.inference.origin import caution
+from skd_core.inference.origin import domain_warning
 from skd_core.inference.outside import Source
 from skd_core.supervision.lift import lift
 from skd_core.visualize import add_caption, draw_bev, draw_boxes3d, stack, view_size, write_image
@@ -82,7 +82,7 @@ def predict_images(
         given = None if source is None else source.find(sample.name, pixels)
         return detector.predict(pixels, sample.camera, threshold, boxes2d=given)
 
-    return _write(ImageFolder(images, camera, rectified), find, out, draw, source, caution(detector.metadata))
+    return _write(ImageFolder(images, camera, rectified), find, out, draw, source, domain_warning(detector.metadata))
 
 
 def lift_images(

@@ -20,7 +20,7 @@ from skd_core.inference.metadata import FORMAT, read_metadata
 from skd_core.models.student import MEAN, STD, Student
 from skd_core.models.teacher import DepthGuidedNetwork
 
-MOST_PARAMETER, MOST_STATISTIC = 1e4, 1e12
+MAX_PARAMETER, MAX_STATISTIC = 1e4, 1e12
 """Greatest magnitude of a trained network's parameters and of its batch norms' statistics; more is damage [ours]."""
 TINY = 1e-12
 """Weights of a smaller magnitude may become zero: far below what float32 resolves of what they are added to [ours]."""
@@ -127,7 +127,7 @@ def check_tensors(state: dict[str, Tensor], module: nn.Module, name: str) -> Non
 
     Raises:
         UserError: names the first tensor that is missing or unknown, of another shape or kind (a bool or a whole number
-            where the network computes), that holds NaN, infinity, a number beyond MOST_PARAMETER or MOST_STATISTIC, or
+            where the network computes), that holds NaN, infinity, a number beyond MAX_PARAMETER or MAX_STATISTIC, or
             a negative variance.
     """
     own, parameters = module.state_dict(), {key for key, _ in module.named_parameters()}
@@ -136,7 +136,7 @@ def check_tensors(state: dict[str, Tensor], module: nn.Module, name: str) -> Non
             reason = "no tensor" if key not in state else "a tensor that the network does not have,"
             raise UserError(f"{name}: {reason} '{key}': weights of another network")
     for key, mine in own.items():
-        reason = _fault(state[key], mine, MOST_PARAMETER if key in parameters else MOST_STATISTIC)
+        reason = _fault(state[key], mine, MAX_PARAMETER if key in parameters else MAX_STATISTIC)
         if not reason and key.endswith("running_var") and bool((state[key] < 0).any()):
             reason = "holds a negative variance"
         if reason:

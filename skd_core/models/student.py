@@ -26,7 +26,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NMS_IOU = 0.6
 """2D boxes of a class that overlap by more are one object [peer]: a large object may have several peaks."""
 
-LEAST_SIDE = 1.0
+MIN_SIDE = 1.0
 """Pixels of the network's input: a 2D box with a side of no more is no object."""
 
 SCORE_SCALE = 0.1
@@ -166,7 +166,7 @@ class Student(nn.Module):
         images: Tensor,
         P: Tensor,
         limit: int = 50,
-        least_heat: float = 0.0,
+        min_heat: float = 0.0,
     ) -> list[Detections]:
         """Inference.
 
@@ -174,7 +174,7 @@ class Student(nn.Module):
             images: shape (B, 3, H, W), 0..255.
             P: shape (B, 3, 4), cameras at this size.
             limit: most boxes per image.
-            least_heat: the 3D head runs only on peaks above it. A threshold is a score everywhere else, and a score is
+            min_heat: the 3D head runs only on peaks above it. A threshold is a score everywhere else, and a score is
                 at most the root of the heat: ask for its square, and for the score afterwards.
         """
         features = self.features(images)
@@ -182,7 +182,7 @@ class Student(nn.Module):
         height, width = images.shape[-2:]
         boxes = clip_boxes_to_image(boxes, (height, width))
         size = boxes[..., 2:] - boxes[..., :2]
-        keep = (heat > least_heat) & (size.amin(-1) > LEAST_SIDE)  # (B, K)
+        keep = (heat > min_heat) & (size.amin(-1) > MIN_SIDE)  # (B, K)
         image = torch.arange(len(images), device=boxes.device)[:, None].expand_as(keep)
         group = image[keep] * len(self.config.classes) + classes[keep]
         single = batched_nms(boxes[keep].float(), heat[keep], group, NMS_IOU)  # by heat, best first
@@ -205,7 +205,7 @@ class Student(nn.Module):
             images: shape (B, 3, H, W), 0..255.
             P: shape (B, 3, 4), cameras at this size.
             index: shape (N,), long, the image of each box.
-            boxes: shape (N, 4), pixels of these images, inside of them, with sides above ``LEAST_SIDE``.
+            boxes: shape (N, 4), pixels of these images, inside of them, with sides above ``MIN_SIDE``.
             classes: shape (N,), long.
             scores: shape (N,), of the 2D boxes, in [0, 1]; they stand where ``detect`` has the heat.
         """

@@ -43,7 +43,7 @@ from skd_core.supervision.tiles import join
 from skd_core.visualize import write_image
 
 NOTE, LOG = "autolabel.json", "autolabel.jsonl"
-DOUBTFUL = 0.2
+MIN_DONT_CARE_SCORE = 0.2
 """Minimum score of a DontCare box: what a detector is loaded with for autolabelling. [ours]"""
 
 
@@ -80,7 +80,7 @@ def autolabel(
     Args:
         frames: the images, each name once, see :mod:`skd_core.supervision.autolabel_input`.
         out: the tree's root; see the module's text, and :func:`check_out`.
-        detector: loaded with a low minimum score (:data:`DOUBTFUL`), so that it gives the doubtful boxes too.
+        detector: loaded with a low minimum score (:data:`MIN_DONT_CARE_SCORE`), so that doubtful boxes are kept.
         recipe: what decides the detector's boxes, as JSON: labels made by another recipe are made anew.
         rules: which boxes are labels and which DontCare.
         given: folder of label files, NAME.txt, whose lines stay as they are, see :func:`beside_given`.

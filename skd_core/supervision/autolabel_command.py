@@ -14,7 +14,7 @@ from skd_core.boxes import Boxes2D
 from skd_core.data.kitti import read_boxes2d, read_objects
 from skd_core.errors import UserError
 from skd_core.files import check_outputs, files_of, finite, lock_folder, write_atomic
-from skd_core.supervision.autolabel import DOUBTFUL, LOG, LabelLog, Tally, autolabel, check_out, file_hash
+from skd_core.supervision.autolabel import LOG, MIN_DONT_CARE_SCORE, LabelLog, Tally, autolabel, check_out, file_hash
 from skd_core.supervision.autolabel_input import open_source
 from skd_core.supervision.class_map import COCO_MAP
 from skd_core.supervision.detector_2d import TORCHVISION, load_detector_2d
@@ -46,7 +46,7 @@ class Options:
     tiles: int = 4
     threads: int = 0
     device: str = "cpu"
-    doubtful: float = DOUBTFUL
+    doubtful: float = MIN_DONT_CARE_SCORE
     keep: str | None = None
     given: Path | None = None
     labels: Path | None = None

@@ -37,7 +37,7 @@ Kind = Literal["metric", "relative"]
 Estimate = Callable[[Tensor], Tensor]
 """(3, H, W) uint8 RGB -> (H, W) float32: metres (metric) or inverse depth (relative)."""
 
-FARTHEST = 200.0
+MAX_ALIGNED_DEPTH = 200.0
 """Metres beyond which aligned relative depth means nothing."""
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -267,8 +267,8 @@ def encode_depth(depth: NDArray[np.float32], kind: Kind) -> bytes:
         known = np.where(finite & (depth > 0), depth, 0)
         Image.fromarray((known * 256).round().clip(0, 65535).astype(np.uint16)).save(buffer, "PNG", compress_level=1)
     else:
-        least = float(depth[finite].min()) if finite.any() else 0.0
-        shift = 0.01 * float(np.ptp(depth[finite])) - least if least < 0 else 0.0
+        minimum = float(depth[finite].min()) if finite.any() else 0.0
+        shift = 0.01 * float(np.ptp(depth[finite])) - minimum if minimum < 0 else 0.0
         np.save(buffer, np.where(finite, depth + shift, 0).astype(np.float32))
     return buffer.getvalue()
 
@@ -294,7 +294,7 @@ def align_relative(sample: Sample, camera_height: float = 1.65) -> Sample:
     if line is None:
         return replace(sample, depth=None)
     inverse = line[0] * d + line[1]
-    depth = np.where((d > 0) & (inverse > 1 / FARTHEST), 1 / np.maximum(inverse, 1e-6), 0.0)
+    depth = np.where((d > 0) & (inverse > 1 / MAX_ALIGNED_DEPTH), 1 / np.maximum(inverse, 1e-6), 0.0)
     return replace(sample, depth=torch.from_numpy(depth).float())
 
 

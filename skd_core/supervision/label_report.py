@@ -20,7 +20,7 @@ from skd_core.data.kitti import KittiObjects
 from skd_core.iou import covered, take_best
 from skd_core.supervision.class_map import DONT_CARE
 
-LEAST_HEIGHT = 25.0
+MIN_HEIGHT = 25.0
 
 
 @dataclass
@@ -73,20 +73,20 @@ def _count(count: Agreement, name: str, found: Boxes2D, truth: KittiObjects) -> 
     iou = box_iou(boxes, xyxy)
     objects = np.flatnonzero(truth.is_class([name])).tolist()
     real = np.flatnonzero(~truth.is_class([DONT_CARE])).tolist()
-    stuff = covered(boxes, xyxy[np.flatnonzero(truth.is_class([DONT_CARE]))])
+    dont_care = covered(boxes, xyxy[np.flatnonzero(truth.is_class([DONT_CARE]))])
     own = [d for d in found.scores.argsort(descending=True, stable=True).tolist() if found.labels[d] == name]
     taken = {label: own[d] for label, d in take_best(iou[own], objects, 0.5).items()}
     right = set(taken.values())
     for d in own:
-        if float(boxes[d, 3] - boxes[d, 1]) < LEAST_HEIGHT:
+        if float(boxes[d, 3] - boxes[d, 1]) < MIN_HEIGHT:
             continue
-        explained = bool((iou[d, real] > 0.5).any()) or bool((stuff[d] > 0.5).any())
+        explained = bool((iou[d, real] > 0.5).any()) or bool((dont_care[d] > 0.5).any())
         count.right += d in right
         count.wrong += d not in right and not explained
     doubtful = boxes[[label == DONT_CARE for label in found.labels]]
     hidden = covered(xyxy, doubtful)
     for i in objects:
-        tall = truth.xyxy[i, 3] - truth.xyxy[i, 1] >= LEAST_HEIGHT
+        tall = truth.xyxy[i, 3] - truth.xyxy[i, 1] >= MIN_HEIGHT
         if not tall or truth.occluded[i] > 1 or truth.truncated[i] >= 0.5:
             continue
         count.objects += 1

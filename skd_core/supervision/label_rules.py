@@ -27,17 +27,17 @@ class LabelRules:
 
     Attributes:
         keep: minimum score of a label by class; other classes have the largest of them.
-        rival_iou: boxes of two classes that overlap more are one object.
-        rival_share: of two such boxes, the lower one still casts doubt where its score is this share of the higher's.
+        cross_class_iou: boxes of two classes that overlap more are one object.
+        cross_class_share: of two such boxes, both are doubtful if the lower score is at least this share of the higher.
         nested: a box of which this share lies in a better one of its class is doubtful: rather a part than an object.
     """
 
     keep: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_KEEP))
-    rival_iou: float = 0.6
-    rival_share: float = 0.9
+    cross_class_iou: float = 0.6
+    cross_class_share: float = 0.9
     nested: float = 0.8
 
-    def least(self, label: str) -> float:
+    def min_score(self, label: str) -> float:
         """Minimum score of a label of this class."""
         return self.keep.get(label, max(self.keep.values(), default=1.0))
 
@@ -57,13 +57,13 @@ class LabelRules:
         labels: list[str] = []
         gone: set[int] = set()
         for i, label in enumerate(found.labels):
-            doubt = label == DONT_CARE or scores[i] < self.least(label)
+            doubt = label == DONT_CARE or scores[i] < self.min_score(label)
             for j in range(i):  # the better ones
                 same = found.labels[j] == label
                 if same and j not in gone:
                     doubt |= float(part[i, j]) >= self.nested
-                elif not same and j not in gone and float(iou[i, j]) > self.rival_iou:
-                    if scores[i] >= self.rival_share * scores[j]:
+                elif not same and j not in gone and float(iou[i, j]) > self.cross_class_iou:
+                    if scores[i] >= self.cross_class_share * scores[j]:
                         labels[j] = DONT_CARE
                     gone.add(i)
             labels.append(DONT_CARE if doubt else label)

@@ -27,11 +27,11 @@ from skd_core.priors import prior_of, prior_sizes
 
 YAWS = torch.arange(0, 180, dtype=torch.float64).deg2rad()
 """What is tried, radians; modulo pi, since a 2D box does not tell front from back."""
-ALONG = 0.5 * math.pi
+YAW_ALONG_AXIS = 0.5 * math.pi
 """Yaw of an object along the optical axis."""
 WIDTH_TOLERANCE = 0.02
 """Relative deviation of a projected box's width that says nothing."""
-LEAST_SIDE = 1.0
+MIN_SIDE = 1.0
 """Pixels: a 2D box with a side of no more is left out."""
 MIN_DEPTH = 0.5
 STEPS = 8
@@ -56,7 +56,7 @@ def lift(boxes2d: Boxes2D, camera: Camera) -> Boxes3D:
     boxes2d.check()
     priors = {label: prior_of(label) for label in boxes2d.labels}
     inside = boxes2d.to("cpu", torch.float64).clip(camera.width, camera.height)
-    given = inside[((inside.xyxy[:, 2:] - inside.xyxy[:, :2]) > LEAST_SIDE).all(-1)]
+    given = inside[((inside.xyxy[:, 2:] - inside.xyxy[:, :2]) > MIN_SIDE).all(-1)]
     if not len(given):
         return Boxes3D.empty()
     size = prior_sizes(given.labels).double()  # (N, 3)
@@ -119,4 +119,4 @@ def _cost(xyxy: Tensor, projected: Tensor, yaw: Tensor, cut: Tensor) -> Tensor:
     ratio = torch.where(sideways, ratio.clamp(max=0), ratio)  # the border may hide any width
     miss = torch.where(upright, 0.0, ratio).abs()  # depth has been chosen for the width
     excess = (miss - miss.amin(1, keepdim=True) - WIDTH_TOLERANCE).clamp(min=0)
-    return 1e3 * excess + (yaw - ALONG).abs()
+    return 1e3 * excess + (yaw - YAW_ALONG_AXIS).abs()

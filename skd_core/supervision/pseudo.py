@@ -27,11 +27,11 @@ VERSION = 3
 POINTS = 128
 """Points kept per object for L_points."""
 
-LEAST = 15
+MIN_POINTS = 15
 """Pixels that an object's surface must have."""
 
 SURFACE_TO_CENTER = ((0.95, 0.97), (0.80, 0.86), (0.50, 0.68), (0.0, 0.75))
-"""k(a): (least |sin a|, share of e between the surface's median and the centre) (method: Pseudo-targets, Depth)."""
+"""k(a): (minimum |sin a|, share of e between the surface's median and the centre) (method: Pseudo-targets, Depth)."""
 
 THIN = 1.0
 """Metres of width below which k is 0: estimators blur thin things into what is behind them, by about as much as their
@@ -108,7 +108,7 @@ class _Object:
         if self.side:  # the median of what the border leaves says little; the nearest part is the nearest part
             return float(np.percentile(self.surface[:, 2], 5)) * factor + self.e
         table = ((0.0, 0.0),) if self.prior.size[1] < THIN else SURFACE_TO_CENTER
-        k = next(k for least, k in table if abs(math.sin(self.alpha)) >= least)
+        k = next(k for min_sine, k in table if abs(math.sin(self.alpha)) >= min_sine)
         return float(np.median(self.surface[:, 2])) * factor + k * self.e
 
 
@@ -201,9 +201,16 @@ def fit_ground(depth: Floats, xyxy: Floats, P: Floats) -> Floats | None:
 
 
 def surface_points(
-    depth: Floats, xyxy: Floats, index: int, prior: ClassPrior, P: Floats, ground: Floats | None, *, least: int = LEAST
+    depth: Floats,
+    xyxy: Floats,
+    index: int,
+    prior: ClassPrior,
+    P: Floats,
+    ground: Floats | None,
+    *,
+    min_points: int = MIN_POINTS,
 ) -> Floats | None:
-    """(n, 3) points of the visible surface (method: Pseudo-targets, Surface), ``least`` <= n <= 500, or None.
+    """(n, 3) points of the visible surface (method: Pseudo-targets, Surface), ``min_points`` <= n <= 500, or None.
 
     Pixels in the box shrunk by 10 %, minus those in nearer boxes, minus the ground; of these the nearest mode of log z.
     """
@@ -224,24 +231,24 @@ def surface_points(
     if ground is not None:
         height = ground[0] * p[:, 0] + ground[1] * p[:, 2] + ground[2] - p[:, 1]
         p = p[height > 0.2]
-    if len(p) < least:
+    if len(p) < min_points:
         return None
     p = nearest_mode(p, max(1.0, prior.size[2]))
     chosen: Floats = p[np.linspace(0, len(p) - 1, min(500, len(p))).astype(int)]
-    return chosen if len(p) >= least else None
+    return chosen if len(p) >= min_points else None
 
 
-def nearest_mode(points: Floats, reach: float, bandwidth: float = 0.04, least: float = 0.25) -> Floats:
+def nearest_mode(points: Floats, reach: float, bandwidth: float = 0.04, min_share: float = 0.25) -> Floats:
     """The nearest mode of log z that holds at least a quarter of the points, with what lies within reach of it.
 
     Args:
-        points: shape (n, 3); reach: metres along z; bandwidth: of log z; least: share of the points.
+        points: shape (n, 3); reach: metres along z; bandwidth: of log z; min_share: of the points.
     """
     log_z = np.log(points[:, 2])
     order = np.sort(log_z)
     window = 4 * bandwidth
     count = np.searchsorted(order, order + window, side="right") - np.arange(len(order))
-    enough = count >= least * len(order)
+    enough = count >= min_share * len(order)
     start = int(np.argmax(enough)) if enough.any() else int(np.argmax(count))
     # the densest window that begins inside the first one that holds enough
     inside = slice(start, start + int(count[start]))
@@ -332,7 +339,7 @@ def surface_cost(points: Floats, prior: ClassPrior) -> Floats:
     axes = np.stack([[np.cos(YAWS), -np.sin(YAWS)], [np.sin(YAWS), np.cos(YAWS)]])  # (2 axes, 2, YAWS)
     along = points @ axes  # (2, n, YAWS)
     low, high = np.sort(along, 1)[:, [int(0.07 * len(points)), int(0.93 * (len(points) - 1))]].transpose(1, 0, 2)
-    away = np.median(points, 0) @ axes > 0  # the face turned to the camera is the one with the least coordinate
+    away = np.median(points, 0) @ axes > 0  # the face turned to the camera is the one with the smallest coordinate
     distance = np.abs(along - np.where(away, low, high)[:, None]).min(0)  # (n, YAWS)
     beyond = np.maximum((high - low) / np.array([[l], [w]]) - 1, 0).sum(0)
     cost: Floats = 40 * (distance / (distance + 0.1)).mean(0) + 5 * beyond

@@ -32,7 +32,7 @@ FOLDERS = (
 )
 
 
-MOST_FRAMES = 1_000_000
+MAX_FRAMES = 1_000_000
 """The most that names of six digits tell apart."""
 
 
@@ -122,7 +122,7 @@ def write_dataset(
     """
     out = Path(out).absolute()
     for option, value, least, most in (
-        ("--frames", frames, 1, MOST_FRAMES),
+        ("--frames", frames, 1, MAX_FRAMES),
         ("--seed", seed, 0, (1 << 63) - 1),
         ("--workers", workers, 1, 256),
     ):

@@ -111,7 +111,7 @@ class TrainingSet(Dataset[Item]):
         return fx, fy
 
     @property
-    def wants_targets(self) -> bool:
+    def uses_pseudo_targets(self) -> bool:
         """Whether the run learns from pseudo-targets."""
         method = self.config.method
         return (method.teacher or method.direct_targets) and not method.supervised
@@ -125,8 +125,8 @@ class TrainingSet(Dataset[Item]):
         lines = []
         for source in self.sources:
             name = "" if len(self.sources) == 1 else f"{source.config.root}: "
-            if not self.wants_targets or source.config.depth_dir is None:
-                why = "it has no depth maps" if self.wants_targets and name else "this run does not use any"
+            if not self.uses_pseudo_targets or source.config.depth_dir is None:
+                why = "it has no depth maps" if self.uses_pseudo_targets and name else "this run does not use any"
                 lines.append(f"{name}pseudo-targets: none, {why}")
                 continue
             source.targets = source.maker.all(source.data)
@@ -146,7 +146,7 @@ class TrainingSet(Dataset[Item]):
             self._check_truth(sample, source.config.root)
         if source.targets is not None:
             pseudo = source.targets[at]
-        elif self.wants_targets and source.config.depth_dir is not None:
+        elif self.uses_pseudo_targets and source.config.depth_dir is not None:
             pseudo = pseudo_targets(sample, self.config.model.center_offset)
         else:
             pseudo = PseudoTargets.none(len(sample.boxes2d))

@@ -41,7 +41,7 @@ def predict_dataset(
         images = torch.stack([pixels for _, _, pixels in waiting]).to(device)
         P = torch.stack([camera.P for _, camera, _ in waiting]).to(device, torch.float32)
         heat = threshold**2  # a score is at most the root of the heat
-        for (whole, small, _), found in zip(waiting, network.detect(images, P, least_heat=heat), strict=True):
+        for (whole, small, _), found in zip(waiting, network.detect(images, P, min_heat=heat), strict=True):
             boxes = to_boxes3d(found, classes, whole.width / small.width, whole.height / small.height)
             results.append(boxes[boxes.scores >= threshold])
         waiting.clear()

@@ -9,7 +9,7 @@ import torch
 from skd_core.errors import UserError
 
 SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
-PLACES = ("RANK", "LOCAL_RANK", "MASTER_PORT")
+PROCESS_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_PORT")
 
 
 def world_sizes() -> tuple[int, int]:
@@ -18,7 +18,7 @@ def world_sizes() -> tuple[int, int]:
     Raises:
         UserError: a variable of torchrun's is no number, missing, or does not fit the others; it is named.
     """
-    numbers = {name: _number(name) for name in (*SIZES, *PLACES)}
+    numbers = {name: _number(name) for name in (*SIZES, *PROCESS_VARIABLES)}
     world = numbers["WORLD_SIZE"] if numbers["WORLD_SIZE"] is not None else 1
     local = numbers["LOCAL_WORLD_SIZE"] if numbers["LOCAL_WORLD_SIZE"] is not None else 1
     if world < 1 or local < 1 or world % local:
@@ -26,7 +26,7 @@ def world_sizes() -> tuple[int, int]:
             f"environment: WORLD_SIZE {world} must be a multiple of LOCAL_WORLD_SIZE {local}, both at least 1; start "
             "several processes with torchrun, or unset them"
         )
-    missing = [name for name in PLACES if numbers[name] is None]
+    missing = [name for name in PROCESS_VARIABLES if numbers[name] is None]
     if world > 1 and missing:
         raise UserError(
             f"environment: WORLD_SIZE is {world}, but {missing[0]} is not set; start several processes with torchrun, "

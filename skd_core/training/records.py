@@ -10,7 +10,7 @@ from typing import Any
 
 from skd_core.errors import UserError
 
-LOOSE = {"Car": "0.50", "Pedestrian": "0.25", "Cyclist": "0.25"}
+AP_IOU = {"Car": "0.50", "Pedestrian": "0.25", "Cyclist": "0.25"}
 """The IoU at which the progress line reports AP."""
 
 
@@ -70,9 +70,9 @@ def show_record(report: Mapping[str, Any], classes: Sequence[str], writer: Any) 
             line += f"\n  {who}: mAP {scores['nuscenes']['mAP']:.4f}, NDS {scores['nuscenes']['NDS']:.4f}"
         for name in classes:
             if name in scores["ap"]:
-                value, errors = scores["ap"][name]["3d"]["R40"][LOOSE[name]][1], scores["errors"][name]
-                writer.add_scalar(f"{who}/{name}_ap3d_{LOOSE[name]}_moderate", value or 0.0, report["step"])
-                line += f"\n  {who} {name}: AP3D@{LOOSE[name]} {value or 0:.2f}"
+                value, errors = scores["ap"][name]["3d"]["R40"][AP_IOU[name]][1], scores["errors"][name]
+                writer.add_scalar(f"{who}/{name}_ap3d_{AP_IOU[name]}_moderate", value or 0.0, report["step"])
+                line += f"\n  {who} {name}: AP3D@{AP_IOU[name]} {value or 0:.2f}"
                 if not errors["count"]:
                     continue  # no detection on any label: no error to speak of
                 for axis in ("depth", "lateral", "length", "width", "height", "yaw_mod_pi", "yaw_folded"):

@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skd_core.config import TrainConfig, load_config, parse_config
-from skd_core.data.sets import check_frames, open_set
+from skd_core.data.sets import build_dataset, check_frames
 from skd_core.devices import pick_device
 from skd_core.errors import UserError
 from skd_core.evaluation.dataset_scores import score_dataset
@@ -60,7 +60,7 @@ from skd_core.training.records import Means, append_record, read_records, show_r
 from skd_core.training.sampler import EpochSampler
 from skd_core.training.schedule import learning_rate, ramp
 
-PATIENCE = timedelta(hours=12)  # of the other processes while the first one evaluates
+BARRIER_TIMEOUT = timedelta(hours=12)  # of the other processes while the first one evaluates
 
 WRITTEN = ("config.yaml", "checkpoint.pt", "metrics.jsonl", "student.safetensors", "teacher.safetensors")
 """Files of a run's folder."""
@@ -87,7 +87,7 @@ class Trainer:
             accelerator=picked.type,
             devices=local if world_size > 1 or picked.index is None else [picked.index],
             num_nodes=world_size // local,
-            strategy=DDPStrategy(find_unused_parameters=True, timeout=PATIENCE) if world_size > 1 else "auto",
+            strategy=DDPStrategy(find_unused_parameters=True, timeout=BARRIER_TIMEOUT) if world_size > 1 else "auto",
             precision=config.precision,
         )
         self.fabric.launch()
@@ -100,7 +100,8 @@ class Trainer:
         data, classes = config.data, config.model.classes
         truth = [config.method.supervised and part.teaches_3d(True) for part in data.sets]
         sources = [
-            open_set(part, classes, part.depth_dir, with_3d) for part, with_3d in zip(data.sets, truth, strict=True)
+            build_dataset(part, classes, part.depth_dir, with_3d)
+            for part, with_3d in zip(data.sets, truth, strict=True)
         ]
         self.dataset = TrainingSet(sources, config)
         if len(self.dataset) < config.schedule.batch_size:
@@ -117,7 +118,7 @@ class Trainer:
             [part.share for part in data.sets],
             steps=config.schedule.epoch_steps,
         )
-        self.val = open_set(data.val, classes) if data.val else None
+        self.val = build_dataset(data.val, classes) if data.val else None
         for source, with_3d in zip(sources, truth, strict=True):
             check_frames(source, with_3d)
         if self.val is not None:

@@ -41,7 +41,7 @@ from skd_core.data.ros_detections import boxes_from_detections
 from skd_core.data.ros_messages import stamp_nanoseconds
 from skd_core.errors import UserError
 from skd_core.files import make_folder
-from skd_core.inference.origin import caution
+from skd_core.inference.origin import domain_warning
 from skd_core.inference.weights import load_weights
 from skd_core.visualize import add_caption, draw_bev, draw_boxes3d, stack, strip, write_image
 from skd_wm3d_ros.resources import share_file
@@ -194,7 +194,7 @@ def run(
             if player.returncode != 0:
                 raise UserError(_last_error(out / "player.log"))
             slowest = max(_latencies(collector.answers), default=2.0)
-            _spin_dry(collector, 0.5 if rate is None else 1.0 + 2 * slowest)
+            _drain(collector, 0.5 if rate is None else 1.0 + 2 * slowest)
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
@@ -224,7 +224,7 @@ def report(bag: Path, answers: list[Answer], out: Path, note: str = "") -> None:
     """Print the table, of many frames the first, and a summary; write ``frames.png``, ``bev.png`` and ``bag``.
 
     Args:
-        note: on the weights, see :func:`skd_core.inference.origin.caution`; printed, and written on the pictures.
+        note: :func:`skd_core.inference.origin.domain_warning` of the weights; printed and drawn on the pictures.
     """
     print("camera frame: x right, y down, z forward; metres, radians; latency from the image to its detections")
     print("frame  class             x       y       z  |    l     w     h  |   yaw  score  latency")
@@ -300,7 +300,7 @@ def main(args: Sequence[str] | None = None) -> int:
             answers = run(bag, parsed.out, NodeOptions(parsed.weights, parsed.device, parsed.threshold))
             if not answers:
                 raise UserError(f"{bag}: holds no image")
-            report(bag, answers, parsed.out, caution(load_weights(parsed.weights)[1]))
+            report(bag, answers, parsed.out, domain_warning(load_weights(parsed.weights)[1]))
     except UserError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2
@@ -331,7 +331,7 @@ def _check_alive(detector: subprocess.Popen[bytes], deadline: float, log: Path) 
         raise UserError(f"the detector node did not start in {START_TIMEOUT:.0f} s; see {log}")
 
 
-def _spin_dry(collector: Collector, quiet: float) -> None:
+def _drain(collector: Collector, quiet: float) -> None:
     """Take what has arrived and is not handled yet, until no answer has come for so many seconds.
 
     The player may see the last answer before this process does, and a node that is not waited for is still at work.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from skd_wm3d_ros.environment import cure
+from skd_wm3d_ros.environment import import_advice
 
 PROGRAMS = ("bag_evaluation", "bag_player", "demo", "rviz_frame", "soak")
 
@@ -35,6 +35,6 @@ def run_tool(name: str, args: Sequence[str] | None = None) -> int:
             print(f"no program '{name}' in skd_wm3d_ros.tools; there are {', '.join(PROGRAMS)}", file=sys.stderr)
             return 2
     except ImportError as error:
-        print(f"{name}: error: {cure(error)}", file=sys.stderr)
+        print(f"{name}: error: {import_advice(error)}", file=sys.stderr)
         return 2
     return int(main(args) or 0)

@@ -36,8 +36,8 @@ ANSWER_TIMEOUT = 2.0  # seconds
 BURST_EVERY, BURST = 50, 3  # frames sent at once, so that some must be dropped for newer ones
 MALFORMED_TIME = 0.02  # seconds before the next frame
 MEMORY_EVERY = 100  # frames
-MOST_GROWTH = 0.02
-ACCOUNTS = ("frames answered", "frames rejected", "frames dropped for newer ones", "frames in work")
+MAX_MEMORY_GROWTH = 0.02
+FRAME_COUNTERS = ("frames answered", "frames rejected", "frames dropped for newer ones", "frames in work")
 
 
 # -- frames -----------------------------------------------------------------------------------------------------------
@@ -82,9 +82,9 @@ class Result:
         """Frames after which the memory must not grow: the first tenth, at most 1000."""
         return min(1000, self.sent // 10)
 
-    def accounted(self) -> int:
+    def frames_accounted_for(self) -> int:
         """Frames that the node says it has answered, rejected, dropped, or has in work."""
-        return sum(int(self.status.get(name, 0)) for name in ACCOUNTS)
+        return sum(int(self.status.get(name, 0)) for name in FRAME_COUNTERS)
 
     def growth(self) -> float:
         """Growth of the node's memory once it has settled: median of the last tenth over that of the first."""
@@ -100,12 +100,14 @@ class Result:
             found.append(f"{len(self.answers) - len(set(self.answers))} frames were answered twice")
         if self.answers != sorted(self.answers):
             found.append("answers came in the wrong order")
-        if int(self.status.get("pairs", -1)) != self.accounted():
-            found.append(f"{self.status.get('pairs')} frames arrived, but {self.accounted()} are accounted for")
+        if int(self.status.get("pairs", -1)) != self.frames_accounted_for():
+            found.append(
+                f"{self.status.get('pairs')} frames arrived, but {self.frames_accounted_for()} are accounted for"
+            )
         if int(self.status.get("frames answered", -1)) != len(self.answers):
             found.append(f"the node counts {self.status.get('frames answered')} answers, {len(self.answers)} came")
-        if self.growth() > MOST_GROWTH:
-            found.append(f"memory grew by {self.growth():.1%}, more than {MOST_GROWTH:.0%}")
+        if self.growth() > MAX_MEMORY_GROWTH:
+            found.append(f"memory grew by {self.growth():.1%}, more than {MAX_MEMORY_GROWTH:.0%}")
         return found
 
     def table(self) -> str:
@@ -119,7 +121,7 @@ class Result:
             "rejected": self.status.get("frames rejected", "?"),
             **{f"- {k.partition(': ')[2]}": v for k, v in self.status.items() if k.startswith("frames rejected: ")},
             "dropped for newer ones": self.status.get("frames dropped for newer ones", "?"),
-            "answered, rejected, dropped or in work": str(self.accounted()),
+            "answered, rejected, dropped or in work": str(self.frames_accounted_for()),
             "answered twice": str(len(self.answers) - len(set(self.answers))),
             "answers in the order of their stamps": "yes" if self.answers == sorted(self.answers) else "no",
             "memory": f"{self.memory[0][1]:.1f} MiB at first, {self.memory[-1][1]:.1f} MiB at last, "

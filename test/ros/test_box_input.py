@@ -13,8 +13,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
-from skd_wm3d_ros.box_input import MEMORY, MOST_WAITING, BoxInput
-from skd_wm3d_ros.inputs import SILENCE
+from skd_wm3d_ros.box_input import MAX_WAITING, MEMORY, BoxInput
+from skd_wm3d_ros.inputs import CAMERA_TIMEOUT
 
 pytestmark = pytest.mark.usefixtures("ros")
 TIMEOUT = 0.5
@@ -55,7 +55,7 @@ class Pairing:
         self.input._source.signalMessage(Detection2DArray(header=header(second)))
 
     def tick(self):
-        self.input._look_at_the_time()
+        self.input._drop_expired()
 
     def _paired(self, frame):
         assert frame.header.stamp == frame.boxes.header.stamp == frame.info.header.stamp
@@ -110,7 +110,7 @@ def test_without_boxes_it_is_said_that_there_are_none(pairing, clock):
     assert "no 2D boxes on /detections_2d yet" in pairing.input.problem()
     pairing.boxes(6)
     assert pairing.input.problem() is None
-    clock[0] += SILENCE + 1
+    clock[0] += CAMERA_TIMEOUT + 1
     assert pairing.input.problem() == "no 2D boxes on /detections_2d for 4 s: is the 2D detector alive?"
     pairing.image(9)
     clock[0] += 1
@@ -141,22 +141,22 @@ def test_a_frame_sent_again_gets_its_boxes(pairing, clock):
 
 def test_time_that_goes_back(pairing):
     """Stamps from before the jump are greater: they must not push out what comes after it."""
-    for stamp in range(1000, 1000 + 2 * MOST_WAITING):
+    for stamp in range(1000, 1000 + 2 * MAX_WAITING):
         pairing.boxes(stamp)  # whose images are lost
-    for stamp in range(2 * MOST_WAITING):
+    for stamp in range(2 * MAX_WAITING):
         pairing.boxes(stamp)
         pairing.image(stamp)
-    assert pairing.pairs == list(range(2 * MOST_WAITING))
+    assert pairing.pairs == list(range(2 * MAX_WAITING))
 
 
 def test_what_waits_is_bounded(pairing):
-    for stamp in range(MOST_WAITING + 3):
+    for stamp in range(MAX_WAITING + 3):
         pairing.image(stamp)
-    assert pairing.input.waiting() == MOST_WAITING
+    assert pairing.input.waiting() == MAX_WAITING
     assert len(pairing.missing) == 3
-    for stamp in range(MOST_WAITING + 3):
+    for stamp in range(MAX_WAITING + 3):
         pairing.boxes(stamp)
-    assert pairing.pairs == list(range(3, MOST_WAITING + 3))
+    assert pairing.pairs == list(range(3, MAX_WAITING + 3))
 
 
 def test_negative_stamps_are_survived_and_counted(pairing, clock):

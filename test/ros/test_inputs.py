@@ -30,8 +30,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from skd_wm3d_ros.decoding import Decoder
-from skd_wm3d_ros.inputs import GRACE, LATCHED_AFTER, SILENCE, CameraInput
-from skd_wm3d_ros.loss import LossMeter
+from skd_wm3d_ros.inputs import CAMERA_INFO_WAIT, CAMERA_TIMEOUT, LATCHED_AFTER, CameraInput
+from skd_wm3d_ros.message_loss import LossMeter
 from skd_wm3d_ros.qos import latched_qos
 from skd_wm3d_ros.rejection import Rejection
 
@@ -314,8 +314,8 @@ class Pairing:
 
     def wait_out(self, clock):
         """Let the images that wait have waited long enough, by a clock that the test moves on."""
-        clock[0] += GRACE
-        self.input._settle_late()
+        clock[0] += CAMERA_INFO_WAIT
+        self.input._dispatch_expired()
 
     def wait(self, condition=None):
         until = time.monotonic() + TIMEOUT
@@ -380,8 +380,8 @@ def test_after_any_pause_an_image_waits_for_its_own_camera_info(pairing, clock, 
     for second in (5, 6, 7, 8):
         for kind in (first, "info" if first == "image" else "image"):
             getattr(p, kind)(second)
-            clock[0] += 0.9 * GRACE
-            p.input._settle_late()
+            clock[0] += 0.9 * CAMERA_INFO_WAIT
+            p.input._dispatch_expired()
         clock[0] += pause
     assert p.pairs == [(5, 5), (6, 6), (7, 7), (8, 8)]
     assert p.input.counts.pairs_with_latest_info == 0
@@ -405,8 +405,8 @@ def test_a_fast_camera_whose_camera_info_lags(pairing, clock):
     p.info(1)
     for second in range(5, 12):
         p.image(second)
-        clock[0] += 0.3 * GRACE
-        p.input._settle_late()
+        clock[0] += 0.3 * CAMERA_INFO_WAIT
+        p.input._dispatch_expired()
         if second > 6:
             p.info(second - 2)
     p.info(10)
@@ -432,7 +432,7 @@ def test_images_keep_their_order_and_get_their_own_if_it_comes_in_time(pairing, 
         for _ in range(len(p.input._waiting)):  # the timer, each time it is due before
             if p.input._waiting and p.input._waiting[0].due < begin + when:
                 clock[0] = p.input._waiting[0].due
-                p.input._settle_late()
+                p.input._dispatch_expired()
         clock[0] = begin + when
         getattr(p, kind)(second)
     for _ in events:
@@ -469,7 +469,7 @@ def test_an_executor_that_was_held_up_looks_for_the_camera_info_first(pairing, n
     until = time.monotonic() + TIMEOUT
     while not there() and time.monotonic() < until:
         pass
-    time.sleep(2 * GRACE)
+    time.sleep(2 * CAMERA_INFO_WAIT)
     p.wait()
     assert p.pairs[0] == (50, 50)
     for publisher in (images, infos):
@@ -503,7 +503,7 @@ def test_an_image_that_waits_for_the_first_camera_info_of_all(pairing, clock):
     p.wait_out(clock)
     assert p.pairs == []
     p.info(1)
-    p.input._settle_late()
+    p.input._dispatch_expired()
     assert p.pairs == [(51, 1)]
 
 
@@ -531,7 +531,7 @@ def test_a_stream_of_other_stamps_does_not_put_an_image_off(pairing, node):
     deadline = time.monotonic() + 30
     for second in range(100, 10_000):
         p.info(second)
-        rclpy.spin_once(node, timeout_sec=GRACE / 10)
+        rclpy.spin_once(node, timeout_sec=CAMERA_INFO_WAIT / 10)
         if p.pairs or time.monotonic() > deadline:
             break
     assert [image for image, _ in p.pairs] == [50]
@@ -648,7 +648,7 @@ def test_it_is_said_which_of_the_two_does_not_come(pairing, clock):
     p.image(5)
     p.info(5)
     assert p.input.problem() is None
-    clock[0] += SILENCE + 1
+    clock[0] += CAMERA_TIMEOUT + 1
     assert p.input.problem() == "no frame on /image for 4 s: is the camera's driver alive?"
     p.image(6)
     assert "images arrive on /image but no camera_info on /camera_info for 4 s" in p.input.problem()
@@ -664,7 +664,7 @@ def test_a_dead_camera_has_no_rate(pairing, clock):
     for second in range(10):
         p.image(second)
     assert p.input.values()["image rate (Hz)"] == "1.0"
-    clock[0] += SILENCE + 1
+    clock[0] += CAMERA_TIMEOUT + 1
     assert p.input.values()["image rate (Hz)"] == "0.0"
     p.image(10)
     assert p.input.values()["image rate (Hz)"] == "1.0"

@@ -76,7 +76,11 @@ def test_arguments_are_the_parameters():
     for name in set(own) & set(declared):
         default = declared[name].default
         readers = {bool: launching.boolean, str: str, int: launching.whole}
-        wanted = {str: launching.listed, int: launching.wholes}[type(default[0])] if isinstance(default, list) else None
+        wanted = (
+            {str: launching.listed, int: launching.parse_integers}[type(default[0])]
+            if isinstance(default, list)
+            else None
+        )
         assert own[name].read is (wanted or readers[type(default)]), name
         assert own[name].choices == (("", *declared[name].choices) if declared[name].choices else ()), name
 

@@ -483,7 +483,7 @@ def test_lazy_infers_only_while_someone_listens(rig, start):
     assert ask(rig).detections  # the rig subscribes to the detections
     rig.node.destroy_subscription(rig.detections)
     rig.spin_until(lambda: not node.count_subscribers("/detector/detections"), "the end of the subscription")
-    rig.spin_until(lambda: not node._outputs.listeners(), "the node to know")
+    rig.spin_until(lambda: not node._outputs.subscriber_count(), "the node to know")
     rig.spin_until(lambda: node._worker.waiting() == 0, "the end of the work")
     before = len(inferences)
     told = values(until_told(rig, "frames without subscribers"))

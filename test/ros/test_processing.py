@@ -13,7 +13,7 @@ from skd_core.boxes import Boxes3D
 from skd_core.camera import Camera
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.camera_check import unlike_training
+from skd_wm3d_ros.camera_check import differences_from_training
 from skd_wm3d_ros.diagnostics import ERROR, RECENT, WARN, Statistics
 from skd_wm3d_ros.fallback import RobustDetector, is_device_failure
 from skd_wm3d_ros.order import FrameOrder
@@ -285,4 +285,6 @@ def camera(fx=720.0, width=1280, height=384, cy=None, fy=None):
     ],
 )
 def test_cameras_unlike_the_training_camera(unlike, said):
-    assert [finding.partition(" ")[0].rstrip(":") for finding in unlike_training(METADATA, INPUT, unlike)] == said
+    assert [
+        finding.partition(" ")[0].rstrip(":") for finding in differences_from_training(METADATA, INPUT, unlike)
+    ] == said

@@ -38,9 +38,9 @@ def test_what_does_not_fit(offered, asked, policies):
 
 
 def test_the_cure_names_only_parameters_that_there_are():
-    assert "qos_overrides./i.subscription.reliability" in qos._cure("/i", "subscription", "RELIABILITY, DEADLINE")
-    assert "deadline" not in qos._cure("/i", "subscription", "RELIABILITY, DEADLINE")
-    assert qos._cure("/i", "subscription", "DEADLINE") == ""
+    assert "qos_overrides./i.subscription.reliability" in qos._qos_advice("/i", "subscription", "RELIABILITY, DEADLINE")
+    assert "deadline" not in qos._qos_advice("/i", "subscription", "RELIABILITY, DEADLINE")
+    assert qos._qos_advice("/i", "subscription", "DEADLINE") == ""
 
 
 @pytest.mark.parametrize("make", [qos.sensor_qos, qos.output_qos, qos.heavy_qos, qos.latched_qos])
@@ -62,6 +62,6 @@ def test_a_profile_that_rclpy_changes_is_nobody_else_s(make):
 def test_what_to_do_about_lost_images_is_of_the_middleware(middleware, said):
     if not middleware and not get_rmw_implementation_identifier().startswith("rmw_fastrtps"):
         pytest.skip("another middleware")
-    cure = qos.cure_of_loss(middleware)
+    cure = qos.loss_advice(middleware)
     assert said in cure
     assert ("FASTRTPS" in cure) == ("fastrtps" in (middleware or "rmw_fastrtps_cpp"))

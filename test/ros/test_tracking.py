@@ -15,7 +15,7 @@ from skd_core.camera import Camera
 from skd_core.covariance import pose_covariance
 from skd_core.data.sample import read_image
 from skd_core.inference.detector import Detector
-from skd_wm3d_ros.tracking import MOST_MISSED, Tracker
+from skd_wm3d_ros.tracking import MAX_MISSED, Tracker
 
 DT = 0.1
 DRIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "kitti_drive0052"
@@ -59,7 +59,7 @@ def test_a_missed_object_keeps_its_id_for_a_while():
     for i in range(10, 15):
         observe(tracker, i * DT, {})
     assert observe(tracker, 1.5, {"a": (15, 20)}, 0.05)["a"] == before  # 10 m/s, five frames later
-    assert observe(tracker, 1.5 + MOST_MISSED + 0.2, {"a": (27, 20)}, 0.05)["a"] == ""  # a new one
+    assert observe(tracker, 1.5 + MAX_MISSED + 0.2, {"a": (27, 20)}, 0.05)["a"] == ""  # a new one
     assert tracker.tracks[0].number > int(before)
 
 

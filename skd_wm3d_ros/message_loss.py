@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 WINDOW = 10_000_000_000  # nanoseconds of the stamps looked back on
-LEAST_IMAGES = 20  # before anything is said
+MIN_IMAGES = 20  # before anything is said
 
 
 @dataclass
@@ -36,7 +36,7 @@ class LossMeter:
     def lost(self) -> float:
         """Share of the images that are missing, 0 to 1; 0 while too few have come to tell."""
         images = list(self._images)
-        if len(images) < LEAST_IMAGES:
+        if len(images) < MIN_IMAGES:
             return 0.0
         infos = set(self._infos)
         together = sum(stamp in infos for stamp in images) > 0.5 * len(images)
