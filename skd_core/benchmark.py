@@ -1,4 +1,4 @@
-"""`skd_core bench`: how fast the parts are on this machine, alternatives side by side in one run.
+"""`skd_core bench`: speed of each part on this machine, with alternatives interleaved in one run.
 
 Alternatives are interleaved, and each round gives one ratio, so that a busy or throttling machine slows both.
 All pictures and labels are made up on the spot: no data set is needed. Times are wall clock.

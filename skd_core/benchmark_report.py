@@ -1,4 +1,4 @@
-"""What the benchmark says: the machine, the middle and spread of each measure, and the printed table."""
+"""The benchmark's report: the machine, median and spread of each measure, and the printed table."""
 
 from __future__ import annotations
 

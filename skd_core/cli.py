@@ -38,9 +38,11 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command(cls=CheckedCommand)
 def synth(
-    out: Annotated[Path, typer.Argument(help="Folder to make; it appears when complete.")],
+    out: Annotated[Path, typer.Argument(help="Output folder; written completely or not at all.")],
     frames: Annotated[int, typer.Option(help="Number of frames.")] = 100,
-    seed: Annotated[int, typer.Option(help="Names the set: the same seed gives the same frames, however many.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed: the same seed gives the same frames, whatever their number.")
+    ] = 0,
     layouts: Annotated[Path | None, typer.Option(help="Folder of KITTI label files to place objects by.")] = None,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT, pixels.")] = "640x192",
     depth_noise: Annotated[float, typer.Option(help="Relative error of the simulated depth estimator, 0..0.5.")] = 0.06,
@@ -65,7 +67,7 @@ def depth(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
     model: Annotated[str, typer.Option(help="FILE.onnx, a folder saved by transformers, or a hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.png (metres x 256) or NAME.npy (inverse depth).")],
-    kind: Annotated[str | None, typer.Option(help="metric or relative. Default: what the model says.")] = None,
+    kind: Annotated[str | None, typer.Option(help="metric or relative. Default: as the model declares.")] = None,
     camera: Annotated[Path | None, typer.Option(help="For --model-focal: calibration or folder of NAME.txt.")] = None,
     model_focal: Annotated[float | None, typer.Option(help="Focal length a metric model is right for, pixels.")] = None,
     download: Annotated[bool, typer.Option(help="Allow fetching a hub name.")] = False,
@@ -94,11 +96,13 @@ def autolabel(
         bool, typer.Option("--raw-images", help="Of a bag: images are not rectified, undistort them with K and D.")
     ] = False,
     class_map: Annotated[
-        str | None, typer.Option(help="Detector's class to ours, names or ids: 2:car,person:pedestrian.")
+        str | None, typer.Option(help="The detector's classes to KITTI's, names or ids: 2:car,person:pedestrian.")
     ] = None,
-    tiles: Annotated[int, typer.Option(min=0, help="Crops the detector sees besides the whole image.")] = 4,
+    tiles: Annotated[int, typer.Option(min=0, help="Crops that the detector processes besides the whole image.")] = 4,
     keep: Annotated[str | None, typer.Option(help="Minimum score of a label: 0.4, or Car=0.4,Pedestrian=0.5.")] = None,
-    doubtful: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of DontCare (not learnt).")] = 0.2,
+    doubtful: Annotated[
+        float, typer.Option(min=0, max=1, help="Minimum score of a DontCare box (ignored in training).")
+    ] = 0.2,
     given: Annotated[
         Path | None, typer.Option(help="Folder of incomplete labels: lines are kept, missing objects added.")
     ] = None,
@@ -114,7 +118,7 @@ def autolabel(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
-    """Draw 2D boxes with a detector: writes a KITTI tree to train on; hand corrections are kept."""
+    """Label images with a 2D detector: writes a KITTI tree for training; manual corrections are kept."""
     from skd_core.devices import pick_device
     from skd_core.supervision.autolabel_command import Options, run_autolabel
 
@@ -169,14 +173,14 @@ def train(
 
 @app.command(cls=CheckedCommand)
 def ablate(
-    config: Annotated[Path, typer.Argument(help="Training config that the rows differ from.")],
+    config: Annotated[Path, typer.Argument(help="Training config of the full method; each row changes a part of it.")],
     out: Annotated[Path, typer.Option(help="Folder for ROW/SEED/, ablation.json and .md; an interrupted run resumes.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, overrides the config; may be repeated.")
     ] = None,
     rows: Annotated[str, typer.Option(help="Comma-separated, or 'all'.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per row.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out among them.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs in parallel; they share the CPU cores.")] = 1,
     stop_after: Annotated[
         float | None, typer.Option(help="Minutes after which to stop; runs keep checkpoints.")
     ] = None,
@@ -213,7 +217,9 @@ def predict(
     detector: Annotated[
         str | None, typer.Option(help="Or a 2D detector for them: FILE.onnx in YOLOX's format.")
     ] = None,
-    tiles: Annotated[int, typer.Option(min=0, help="Crops the 2D detector sees besides the whole image.")] = 4,
+    tiles: Annotated[
+        int, typer.Option(min=0, help="Crops that the 2D detector processes besides the whole image.")
+    ] = 4,
     raw_images: Annotated[
         bool, typer.Option("--raw-images", help="Images are not rectified: undistort them with K and D.")
     ] = False,
@@ -270,7 +276,9 @@ def lift(
     detector: Annotated[
         str | None, typer.Option(help="Or a 2D detector for them: FILE.onnx in YOLOX's format.")
     ] = None,
-    tiles: Annotated[int, typer.Option(min=0, help="Crops the 2D detector sees besides the whole image.")] = 4,
+    tiles: Annotated[
+        int, typer.Option(min=0, help="Crops that the 2D detector processes besides the whole image.")
+    ] = 4,
     draw: Annotated[bool, typer.Option(help="Write pictures/NAME.png too.")] = False,
 ) -> None:
     """Place 2D boxes in 3D without a network, by average class sizes: the baseline for trained weights."""
@@ -289,7 +297,7 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of predict: auto, fp32, fp16 or bf16.")] = "fp32",
     repeat: Annotated[int | None, typer.Option(min=1, help="Rounds of each measurement.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Less of everything, under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer frames and rounds, under a minute.")] = False,
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
     """Measure speed on this machine, side by side with alternatives: network, evaluation, IoU, rendering, training."""
@@ -331,7 +339,7 @@ def predict_nuscenes(
         str | None, typer.Option(help="Cameras to use, such as CAM_FRONT,CAM_FRONT_LEFT. Default: all six.")
     ] = None,
     weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score; AP wants a low one.")] = 0.05,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score; AP needs a low one.")] = 0.05,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Detect in the cameras of every nuScenes key frame; one submission in the global frame."""
@@ -353,10 +361,10 @@ def predict_nuscenes(
 def bag_make(
     kind: Annotated[str, typer.Argument(help="kitti, folder or nuscenes.")],
     source: Annotated[Path, typer.Argument(help="Root of the data set, or folder of images.")],
-    out: Annotated[Path, typer.Argument(help="Bag folder to make; it appears when complete.")],
-    split: Annotated[str | None, typer.Option(help="Split of KITTI or nuScenes; all frames without.")] = None,
+    out: Annotated[Path, typer.Argument(help="Bag folder to create; written completely or not at all.")],
+    split: Annotated[str | None, typer.Option(help="Split of KITTI or nuScenes. Default: all frames.")] = None,
     camera: Annotated[Path | None, typer.Option(help="Calibration of a folder's images.")] = None,
-    rate: Annotated[float, typer.Option(help="Frames per second, where the set has no times.")] = 10.0,
+    rate: Annotated[float, typer.Option(help="Frames per second, if the set has no times.")] = 10.0,
     storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
     version: Annotated[str | None, typer.Option(help="Of nuScenes, if there is more than one.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a bag.")] = False,
@@ -375,7 +383,9 @@ def bag_eval(
         Path, typer.Option(help="Folder for report.html, scores.json, results/NAME.txt, detections (a bag).")
     ],
     weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
-    truth: Annotated[str | None, typer.Option(help="Topic of true boxes; what bag-make writes is found.")] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="Topic of true boxes. Default: the one that bag-make writes.")
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of KITTI label files, one per frame.")] = None,
     class_map: Annotated[
         str | None, typer.Option(help="Class ids of the true boxes: ID:CLASS,..., such as 0:car,1:pedestrian.")
@@ -386,14 +396,16 @@ def bag_eval(
     raw_images: Annotated[
         bool, typer.Option("--raw-images", help="Images are not rectified: undistort them with K and D.")
     ] = False,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score; AP wants a low one.")] = 0.2,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score; AP needs a low one.")] = 0.2,
     boxes: Annotated[
         Path | None, typer.Option(help="2D boxes to place: folder of KITTI files, one for each image.")
     ] = None,
     detector: Annotated[
         str | None, typer.Option(help="Or a 2D detector for them: FILE.onnx in YOLOX's format.")
     ] = None,
-    tiles: Annotated[int, typer.Option(min=0, help="Crops the 2D detector sees besides the whole image.")] = 0,
+    tiles: Annotated[
+        int, typer.Option(min=0, help="Crops that the 2D detector processes besides the whole image.")
+    ] = 0,
     boxes_topic: Annotated[
         str | None, typer.Option(help="Or a recorded Detection2DArray topic with the images' stamps.")
     ] = None,
@@ -536,7 +548,9 @@ def eval_real(
     store: Annotated[
         bool, typer.Option("--store", help="Write the threshold or calibration into the weights file.")
     ] = False,
-    tiles: Annotated[int, typer.Option(min=0, help="Crops the 2D detector sees besides the whole image.")] = 4,
+    tiles: Annotated[
+        int, typer.Option(min=0, help="Crops that the 2D detector processes besides the whole image.")
+    ] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
@@ -553,7 +567,9 @@ def eval_nuscenes(
     results: Annotated[Path, typer.Option(help="A submission, as predict-nuscenes writes it.")],
     split: Annotated[str, typer.Option(help="val, mini_val, ..., or one of a splits.json.")] = "val",
     version: Annotated[str | None, typer.Option(help="v1.0-trainval, ...; if there is more than one.")] = None,
-    cameras: Annotated[str | None, typer.Option(help="Only what these cameras see counts, such as CAM_FRONT.")] = None,
+    cameras: Annotated[
+        str | None, typer.Option(help="Score only objects that these cameras see, such as CAM_FRONT.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
     plots: Annotated[
         Path | None, typer.Option(help="Folder that gets nuscenes_summary.png, the devkit's curves.")

@@ -52,7 +52,7 @@ class ModelConfig(Strict):
     # of the network's input, pixels; None: what input_size makes of the images
     focal: float | None = Field(None, ge=FOCAL_LIMITS[0], le=FOCAL_LIMITS[1])
     center_range: float = Field(1.0, ge=1, le=100)  # the projected centre lies in the 2D box grown by this factor
-    border_flags: bool = False  # the 3D heads are told which edges of a box the image border cuts
+    border_flags: bool = False  # input channels of the 3D heads: which edges of a box the image border cuts
     direction: bool = False  # front and rear are told apart; only 3D labels can teach it
     center_offset: bool = True  # False: no way from the surface to the centre (ablation)
 
@@ -167,13 +167,15 @@ class DataConfig(Strict):
 
 
 class AugmentConfig(Strict):
-    """What is done to a training image; camera, boxes and depth follow."""
+    """Augmentation of a training image; camera, boxes and depth change with it."""
 
     flip: float = Field(0.5, ge=0, le=1)  # probability
     zoom: tuple[float, float] = (1.0, 1.0)  # range of a random factor on the focal length; needs model.focal
     crop_to_objects: float = Field(0.7, ge=0, le=1)  # probability that a window is laid on an object, large ones first
     crop_cuts: float = Field(0.0, ge=0, le=1)  # probability that it cuts this object, as the image border does
-    max_covered: float = Field(1.0, ge=0, le=1)  # objects of which a nearer box covers a larger share are not learnt
+    max_covered: float = Field(
+        1.0, ge=0, le=1
+    )  # maximum share of an object that a nearer box covers; others are ignored
     photometric: float = Field(0.3, ge=0, lt=1)  # largest relative change of brightness, contrast, saturation
     blur: float = Field(0.0, ge=0, le=1)  # probabilities of Gaussian blur, noise and JPEG compression
     noise: float = Field(0.0, ge=0, le=1)

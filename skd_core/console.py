@@ -1,4 +1,4 @@
-"""Where tables and notes are printed: words as they are, since a path such as ``p[/x]`` is no markup."""
+"""The console for tables and notes, without markup: a path such as ``p[/x]`` is printed as it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure a box's pose is, as ROS says it: a 6x6 covariance; and what is assumed where nothing was measured [ours].
+"""The 6x6 covariance of a box's pose, in ROS's order, with defaults for what was not measured [ours].
 
 A yaw that is known modulo pi is a line, not a heading: with s its standard deviation modulo pi and p the probability
 that front and rear are taken for each other, its variance is ``s^2 + p pi^2`` (the mean square of an error that is

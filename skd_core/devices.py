@@ -1,4 +1,4 @@
-"""Where networks run, and in which precision."""
+"""Choice of the device and precision of networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``skd_core doctor``: whether this machine can run the detector, and the cure where it cannot.
+"""``skd_core doctor``: checks whether this machine can run the detector, and says how to fix what fails.
 
 Each check gives one or more findings: OK; WARN, where something is missing that only some commands need; FAIL, where
 the detector or the node cannot work. Nothing is written, downloaded or changed. ROS is asked in a process of its own.

@@ -1,4 +1,4 @@
-"""How far an object is by the height of its 2D box: the one formula that decoding, targets and lifting share."""
+"""Depth from the height of a 2D box: the formula shared by decoding, targets and lifting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks of files and folders that are being written, and what killed commands have left.
+"""Locks of files and folders that are being written, and the removal of what killed commands have left.
 
 What is under way has a name of the form ``.skd_core.*.tmp`` beside its place and is locked by its writer. A lock ends
 with its process, so what a killed one has left is known by its being unlocked, and removed by the next command that
@@ -63,7 +63,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed commands have left in a folder: our temporary files that nobody has locked."""
+    """Remove what killed commands have left in a folder: our temporary files that no process has locked."""
     for path in folder.glob(TEMPORARY.format("*")):
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's
             lock = acquire(path)
@@ -79,7 +79,7 @@ def begin_file(folder: Path) -> tuple[Path, int]:
         lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks: it is not swept either
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists():  # nobody has swept it before it was locked
+        if path.exists():  # not removed by another process before it was locked
             _held.add(lock)
             return path, lock
         os.close(lock)

@@ -1,4 +1,4 @@
-"""What is worth a line although nothing has failed: said once, not for each of a thousand files."""
+"""Notes to the user that are not errors, each printed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of the 2D boxes of a topic."""
+"""Counts of the used and discarded 2D boxes of a topic."""
 
 from __future__ import annotations
 

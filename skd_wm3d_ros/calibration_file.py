@@ -1,4 +1,4 @@
-"""A calibration file in the place of camera_info, for cameras that publish none."""
+"""A calibration file used instead of camera_info, for cameras that publish none."""
 
 from __future__ import annotations
 

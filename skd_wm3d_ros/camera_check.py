@@ -1,4 +1,4 @@
-"""Whether a camera is like the one that the weights were trained with."""
+"""Comparison of a camera with the training data of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_HORIZON, MAX_HORIZON = 0.25, 0.75
 
 
 def differences_from_training(metadata: dict[str, Any], input_size: tuple[int, int], camera: Camera) -> list[str]:
-    """In what the camera is outside what the weights have seen; [] where it is like the training camera.
+    """Properties of the camera that are outside the range of the training data; [] if there are none.
 
     Args:
         metadata: of the weights, with "focal" (fx, fy) of the network's input.

@@ -1,4 +1,4 @@
-"""What the node says about itself on /diagnostics.
+"""The node's status on /diagnostics.
 
 Without ``diagnostic_updater``: it would save one timer and :func:`to_diagnostics`, and add a package that is not on
 PyPI, where the tests get ROS from; what takes the lines here, the statistics, it does not do.

@@ -1,4 +1,4 @@
-"""A detector that outlives its GPU."""
+"""A detector that falls back to the CPU when its GPU fails."""
 
 from __future__ import annotations
 

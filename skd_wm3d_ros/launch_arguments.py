@@ -31,11 +31,11 @@ def _switch(name: str, option: str, description: str) -> Argument:
     return Argument(name, f"{description} (true or false).", "false", read=boolean, option=option)
 
 
-LOG_LEVEL = Argument("log_level", "Least severity that is logged.", "info", _LEVELS)
+LOG_LEVEL = Argument("log_level", "Minimum severity that is logged.", "info", _LEVELS)
 RESPAWN = Argument(
     "respawn",
-    "Start a node that died again, after 2 s (true or false); not one that was told to end, nor one that would end in "
-    "the same way again: a wrong parameter, a package that is missing.",
+    "Restart a node that died, after 2 s (true or false); not one that was stopped on request, nor one that would fail "
+    "in the same way again: a wrong parameter, a missing package.",
     "true",
     read=boolean,
 )
@@ -51,8 +51,8 @@ DETECTOR = (
     _flag("autostart", "Configure and activate at the start"),
     LOG_LEVEL,
     _parameter("model", "Weights file, a file of `skd_core export`, or bundled: default, street"),
-    _parameter("device", "Where the network runs: auto, cpu, cuda or cuda:N"),
-    _parameter("precision", "What the network computes in", ("auto", "fp32", "fp16", "bf16")),
+    _parameter("device", "Device of the network: auto, cpu, cuda or cuda:N"),
+    _parameter("precision", "Numeric precision of the network", ("auto", "fp32", "fp16", "bf16")),
     Argument("image_topic", "Image of the camera.", "image"),
     Argument("camera_info_topic", "Its calibration.", "camera_info"),
     _parameter(
@@ -63,7 +63,7 @@ DETECTOR = (
     _parameter("detector_2d", "ONNX file of a 2D network, for boxes_from:=onnx"),
     Argument(
         "detector_2d_tiles",
-        f"Crops that the 2D network sees besides the whole image; {_AS_IN_FILE}.",
+        f"Crops that the 2D network processes besides the whole image; {_AS_IN_FILE}.",
         read=whole,
         parameter=True,
     ),
@@ -87,7 +87,7 @@ DETECTOR = (
     _parameter("calibration", "Calibration file, for a camera that publishes no camera_info"),
     _parameter("target_frame", "Frame of the detections, by TF"),
     _flag("tracking", "Fill the detections' id with a track's number"),
-    _flag("lazy", "Infer only while someone subscribes to what comes of it"),
+    _flag("lazy", "Run inference only while an output has subscribers"),
     RESPAWN,
     RVIZ,
     FIXED_FRAME,
@@ -98,7 +98,7 @@ MULTI_CAMERA = (
     Argument("cameras", "YAML list of the cameras; config/cameras.yaml of this package shows how.", None),
     Argument(
         "process",
-        "several: one process for each camera; one: all in one, with one GPU context.",
+        "several: one process per camera; one: all cameras in one process, with one GPU context.",
         "several",
         ("several", "one"),
     ),
@@ -119,7 +119,7 @@ EVALUATION = (
     _option("model", "--weights", "Weights file, or bundled: default, street.", "default"),
     _option("out", "--out", "Folder for report.html, scores.json, results and detections.", "out/bag_evaluation"),
     _option("rate", "--rate", "Playing speed, times real time.", "1.0"),
-    _option("device", "--device", "Where the network runs: auto, cpu, cuda or cuda:N.", "auto"),
+    _option("device", "--device", "Device of the network: auto, cpu, cuda or cuda:N.", "auto"),
     _option("threshold", "--threshold", "Minimum score, 0 to 1.", "0.2"),
     _option("params_file", "--params-file", "Parameter file of the node; empty = none."),
     _option("truth", "--truth", "Topic of true boxes; empty = what bag-make writes, if it is there."),

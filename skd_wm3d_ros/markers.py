@@ -1,4 +1,4 @@
-"""Which markers RViz still shows, so that exactly those are deleted which are gone.
+"""Keeps track of the markers that RViz shows, to delete those that are no longer published.
 
 A DELETEALL would empty the whole display, other cameras' boxes included.
 """

@@ -1,4 +1,4 @@
-"""How many of a camera's images never arrived, judged by the camera's own rate."""
+"""The share of a camera's images that were lost in transport, estimated from their stamps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections import deque
 from dataclasses import dataclass, field
 
 WINDOW = 10_000_000_000  # nanoseconds of the stamps looked back on
-MIN_IMAGES = 20  # before anything is said
+MIN_IMAGES = 20  # before a share is given
 
 
 @dataclass
 class LossMeter:
-    """Feed it the stamps of what arrives. camera_info is small and seldom lost, so where both carry the same stamps it
-    tells of images that were sent; without it, gaps that are multiples of the usual distance do.
+    """Estimates message loss from the stamps of the messages that arrive.
+
+    camera_info messages are small and seldom lost: if they carry the images' stamps, one without an image marks a lost
+    image. Otherwise gaps between images that are multiples of the frame period do.
     """
 
     _images: deque[int] = field(default_factory=deque)
@@ -34,7 +36,7 @@ class LossMeter:
         return (len(self._images) - 1) / (self._images[-1] - self._images[0]) * 1e9
 
     def lost(self) -> float:
-        """Share of the images that are missing, 0 to 1; 0 while too few have come to tell."""
+        """Share of the images that are missing, 0 to 1; 0 until enough have arrived."""
         images = list(self._images)
         if len(images) < MIN_IMAGES:
             return 0.0

@@ -1,7 +1,7 @@
 """The detector as a managed (lifecycle) node.
 
-Subscribes ``image``, ``camera_info`` and, if told to, ``detections_2d``; publishes ``~/detections``, ``~/label_info``
-and, where someone listens, ``~/markers``, ``~/debug_image`` (raw and compressed), ``~/bev_image``,
+Subscribes ``image``, ``camera_info`` and, with boxes_from: topic, ``detections_2d``; publishes ``~/detections``,
+``~/label_info`` and, if they have subscribers, ``~/markers``, ``~/debug_image`` (raw and compressed), ``~/bev_image``,
 ``~/latency/...`` and what parameters switch on. The executor's thread only receives; a worker decodes, infers and
 publishes.
 """
@@ -253,8 +253,8 @@ class DetectorNode(LifecycleNode):
         return True
 
     def _abandon(self) -> None:
-        """Unsubscribe and let go of the worker. A thread that hangs in a frame keeps what it needs, the model included,
-        until it comes back, and then finds nobody to tell."""
+        """Unsubscribe and detach the worker. A thread that hangs in a frame keeps its objects, the model too, until it
+        returns; its result is discarded."""
         worker, self._worker = self._worker, None
         pipeline, self._pipeline = self._pipeline, None
         if worker is not None and pipeline is not None:

@@ -1,4 +1,4 @@
-"""Detections in other messages, for who wants them: Autoware's DetectedObjects and Foxglove's SceneUpdate.
+"""Detections in optional message types: Autoware's DetectedObjects and Foxglove's SceneUpdate.
 
 Their packages are no dependencies: each is imported where its parameter is set.
 """

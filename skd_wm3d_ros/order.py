@@ -1,4 +1,4 @@
-"""Which frames are new: none is processed twice, and answers keep the order of the stamps."""
+"""Order of frames: none is processed twice, and outputs keep the order of the stamps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the node publishes about frames; heavy messages are built only where someone listens."""
+"""What the node publishes per frame; large messages are built only if their topic has subscribers."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class Outputs:
         self._publishers = {name: self._create(name, *what) for name, what in (TOPICS | extra).items()}
 
     def publish(self, name: str, message: Any) -> None:
-        """Publish, whoever listens."""
+        """Publish, with or without subscribers."""
         self._publishers[name].publish(message)
 
     def offer(self, name: str, make: Callable[[], Any]) -> None:
-        """Make the message and publish it, if anyone listens."""
+        """Make the message and publish it, if the topic has subscribers."""
         if self._publishers[name].get_subscription_count():
             self._publishers[name].publish(make())
 
     def subscriber_count(self) -> int:
-        """How many subscribe to what comes of frames; label_info is the same for all."""
+        """Number of subscriptions to the outputs per frame; label_info, which never changes, does not count."""
         return sum(p.get_subscription_count() for name, p in self._publishers.items() if name != "label_info")
 
     def destroy(self) -> None:

@@ -29,7 +29,7 @@ class Spec:
         name: of the parameter.
         default: its value and its type.
         description: what it does, with the unit.
-        limits: least and greatest value, both allowed.
+        limits: minimum and maximum, inclusive.
         choices: the values allowed.
         pattern: regular expression of the values allowed, and how to say it.
         demand: value -> what is allowed instead; "" = the value is.
@@ -65,7 +65,7 @@ PARAMETERS = (
     Spec(
         "diagnostics_period",
         1.0,
-        "Seconds between two messages on /diagnostics, by a steady clock.",
+        "Period of /diagnostics in seconds, by a steady clock.",
         limits=(0.05, 60.0),
         when="start",
     ),
@@ -77,13 +77,13 @@ PARAMETERS = (
     Spec(
         "device",
         "auto",
-        "Where the network runs: auto, cpu, cuda or cuda:N.",
+        "Device of the network: auto, cpu, cuda or cuda:N.",
         pattern=(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N"),
     ),
     Spec(
         "precision",
         "auto",
-        "What the network computes in: auto (fp16 on a GPU, fp32 on a CPU), fp32, fp16 or bf16.",
+        "Numeric precision of the network: auto (fp16 on a GPU, fp32 on a CPU), fp32, fp16 or bf16.",
         choices=("auto", "fp32", "fp16", "bf16"),
     ),
     Spec("cpu_fallback", False, "Fall back to the CPU when the GPU runs out of memory or is lost."),
@@ -98,7 +98,7 @@ PARAMETERS = (
     Spec(
         "detector_2d_tiles",
         0,
-        "With boxes_from onnx: crops that the 2D network sees besides the whole image, for small objects.",
+        "With boxes_from onnx: crops that the 2D network processes besides the whole image, for small objects.",
         limits=(0, 16),
     ),
     Spec(
@@ -125,15 +125,15 @@ PARAMETERS = (
     Spec(
         "detections_2d_fit",
         "stretch",
-        "How that picture holds the image: stretch (each side scaled to fill it) or letterbox (scaled as a whole to "
-        "fit, in the middle, borders around).",
+        "How that picture holds the image: stretch (each side scaled to fill it) or letterbox (scaled uniformly to "
+        "fit, centred, with borders).",
         choices=("stretch", "letterbox"),
         when="activate",
     ),
     Spec(
         "detections_2d_timeout",
         0.5,
-        "Most seconds that an image waits for its boxes on 'detections_2d'; then nothing is published for it.",
+        "Maximum time in seconds that an image waits for its boxes on 'detections_2d'; then it is skipped.",
         limits=(0.01, 10.0),
         when="activate",
     ),
@@ -153,7 +153,7 @@ PARAMETERS = (
     Spec(
         "calibration",
         "",
-        "Calibration file in the place of camera_info, for a camera that publishes none; empty = camera_info is used.",
+        "Calibration file used instead of camera_info, for a camera that publishes none; empty = camera_info is used.",
         when="activate",
     ),
     Spec(
@@ -173,7 +173,7 @@ PARAMETERS = (
     Spec(
         "sync_slop",
         0.0,
-        "Greatest difference in seconds between the stamps of an image and its camera_info; 0 = equal stamps.",
+        "Maximum difference in seconds between the stamps of an image and its camera_info; 0 = equal stamps.",
         limits=(0.0, 1.0),
         when="activate",
     ),
@@ -200,35 +200,35 @@ PARAMETERS = (
     Spec(
         "max_range",
         0.0,
-        "Greatest distance in metres, along the ground, of a detection that is published; 0 = any.",
+        "Maximum distance in metres, along the ground, of a published detection; 0 = no limit.",
         limits=(0.0, 1000.0),
         when="dynamic",
     ),
     Spec(
         "nms_iou",
         1.0,
-        "Of two boxes of one class that overlap by more (IoU seen from above, 0 to 1) the worse is dropped; 1 = none.",
+        "Maximum bird's-eye-view IoU of two boxes of one class; above it the lower score is dropped; 1 = off.",
         limits=(0.0, 1.0),
         when="dynamic",
     ),
     Spec(
         "max_rate_hz",
         0.0,
-        "Most frames per second that are processed; the newest is taken; 0 = as many as come.",
+        "Maximum number of frames processed per second, the newest ones; 0 = no limit.",
         limits=(0.0, 1000.0),
         when="dynamic",
     ),
     Spec(
         "max_age_ms",
         0.0,
-        "Age in milliseconds, by the image's stamp, beyond which a frame is dropped; 0 = any.",
+        "Maximum age of a frame in milliseconds, by the image's stamp; older ones are dropped; 0 = no limit.",
         limits=(0.0, 60000.0),
         when="dynamic",
     ),
     Spec(
         "transform_timeout",
         0.1,
-        "Most seconds to wait for the transform to target_frame.",
+        "Maximum time in seconds to wait for the transform to target_frame.",
         limits=(0.0, 5.0),
         when="dynamic",
     ),
@@ -242,7 +242,7 @@ PARAMETERS = (
     Spec(
         "lazy",
         False,
-        "Infer only while someone subscribes to what comes of it: detections, markers, pictures.",
+        "Run inference only while an output has subscribers: detections, markers, pictures.",
         when="dynamic",
     ),
     Spec("autoware_objects", False, "Publish ~/autoware_objects (autoware_perception_msgs/DetectedObjects) too."),

@@ -1,4 +1,4 @@
-"""From the messages of a frame to what is published about it: the work of one activation, in the worker's thread."""
+"""The processing of a frame, from its messages to the published outputs, in the worker's thread."""
 
 from __future__ import annotations
 

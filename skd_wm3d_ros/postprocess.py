@@ -1,4 +1,4 @@
-"""Which boxes are published."""
+"""Selection of the boxes to publish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qualities of service of the node's topics, and who on the other side does not fit.
+"""QoS profiles of the node's topics, and the detection of incompatible publishers and subscribers.
 
 Misfits are looked for once in a while rather than told by event handlers: the executor looks at every handler whenever
 it wakes, a quarter of its time, and an event does not say whose fault it is, nor when it is fixed.

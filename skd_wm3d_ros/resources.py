@@ -1,4 +1,4 @@
-"""Where the package's launch, config and rviz files are: in a workspace, a virtual environment or the source tree."""
+"""Location of the package's launch, config and rviz files: in a workspace, a virtual environment or the source tree."""
 
 from __future__ import annotations
 

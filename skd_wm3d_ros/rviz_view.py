@@ -1,4 +1,4 @@
-"""What RViz shows: the displays of rviz/detector.rviz, for each camera with its own topics."""
+"""The RViz configuration: the displays of rviz/detector.rviz, for each camera with its own topics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Track ids: constant-velocity Kalman filters in the ground plane, matched to detections by least total distance.
+"""Track ids: constant-velocity Kalman filters in the ground plane, matched to detections by minimum total distance.
 
 Nothing here knows of ROS. The ground plane is whatever plane the caller gives positions in: (x, z) of a camera frame,
 (x, y) of a frame whose z is up. In a camera frame the motion of the vehicle adds to that of the objects; a fixed
@@ -20,8 +20,8 @@ Array = NDArray[np.float64]
 ACCELERATION = 3.0  # m/s^2, standard deviation of what the constant velocity leaves out
 INITIAL_SPEED = 10.0  # m/s, standard deviation of a new track's velocity
 GATE = 9.21  # squared Mahalanobis distance that 99 % of true matches stay below (2 degrees of freedom)
-MIN_STD = 0.3  # metres: no detection is believed to be better than this
-MIN_HITS = 2  # detections before a track has an id that is told
+MIN_STD = 0.3  # metres, minimum standard deviation of a detection
+MIN_HITS = 2  # detections before a track's id is published
 MAX_MISSED = 1.0  # seconds without a detection after which a track ends
 NO_MATCH = 1e6
 

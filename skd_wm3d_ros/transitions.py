@@ -1,4 +1,4 @@
-"""Lifecycle transitions that say what went wrong."""
+"""Lifecycle transitions with error reporting."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ LABELS = [cars(seed) for seed in range(FRAMES)]
         (loose_2d, "box2d", "2d"),
     ],
 )
-def test_each_substitute_mends_its_own_error_and_no_other(spoil, cure: str, metric: str) -> None:  # type: ignore[no-untyped-def]
+def test_each_substitute_fixes_its_own_error_and_no_other(spoil, cure: str, metric: str) -> None:  # type: ignore[no-untyped-def]
     budget = error_budget(LABELS, [spoil(frame) for frame in LABELS], classes=("Car",))
     assert list(budget) == ["baseline", *SUBSTITUTES]
     ap = {what: scores["Car"][metric]["R40"]["0.70"][1] for what, scores in budget.items()}

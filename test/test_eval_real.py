@@ -1,4 +1,4 @@
-"""The ruler for real streets: its rules by hand, and against the independent check that the real data come with."""
+"""The evaluation per object: its rules by hand, and against the independent check that the real data come with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is looked at before a bag is opened: a pipe would be waited for, a view in a database may never end."""
+"""Checks before a bag is opened: reading a pipe would block, a view in a database may never end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open rosbag2 recordings as they come: whole ones through rosbags, damaged ones as far as they can be read.
+"""Open rosbag2 recordings: intact ones through rosbags, damaged ones as far as they can be read.
 
 A recorder that was killed leaves no ``metadata.yaml`` and a file without its end. Then the storage files are opened one
 by one: MCAP record by record, sqlite3 row by row, each up to where it breaks. So is the rest of a whole bag in which

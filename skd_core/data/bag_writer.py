@@ -48,7 +48,7 @@ class BagWriter:
     def __enter__(self) -> BagWriter:
         with contextlib.ExitStack() as stack:
             fresh = stack.enter_context(fresh_folder(self.path))
-            self._check_path()  # again, now that nobody else can make it
+            self._check_path()  # again, now that no other process can create it
             stack.enter_context(_naming_faults(self.path))
             self._writer = Writer(fresh, version=9, storage_plugin=self._plugin)
             if self._plugin is StoragePlugin.MCAP:

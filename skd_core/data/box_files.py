@@ -1,4 +1,4 @@
-"""2D boxes that another detector, a tracker or a person has put into files, one a frame."""
+"""2D boxes of another detector, a tracker or a person, in one file per frame."""
 
 from __future__ import annotations
 

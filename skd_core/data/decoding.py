@@ -204,7 +204,7 @@ def to_8_bits(pixels: NDArray[np.uint16], name: object) -> RGB:
     """16-bit pixels as 8-bit ones over their full range, rounded, as cv_bridge has it (x 255 / 65535).
 
     Cameras of 10, 12 or 14 bits often fill the lower bits only, which would come out black; so where the brightest
-    pixel stays below 2^14, the least of :data:`DEPTHS` that holds it counts as the full range, with a warning [ours].
+    pixel stays below 2^14, the smallest of :data:`DEPTHS` above it is taken as the full range, with a warning [ours].
     """
     brightest = int(pixels.max(initial=0))
     bits = next(bits for bits in DEPTHS if brightest < 1 << bits) if brightest else 16

@@ -1,4 +1,4 @@
-"""Image sizes as commands take them."""
+"""Parsing of image sizes on the command line."""
 
 from __future__ import annotations
 

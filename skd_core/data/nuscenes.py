@@ -116,7 +116,7 @@ class NuScenesDataset(Dataset[Sample]):
         depth_dir: folder of depth maps, relative to ``root`` or absolute.
         with_3d: also give the 3D boxes, for evaluation.
         version: "v1.0-trainval"; may be left out where there is only one.
-        min_visibility: 1 to 4, the least :attr:`Annotations.visibility` of an object to learn. 2 leaves out what is
+        min_visibility: 1 to 4, the minimum :attr:`Annotations.visibility` of an object to learn. 2 leaves out what is
             mostly hidden, as somebody drawing boxes would.
         cameras: those of :data:`CAMERAS` to take; the others need not be there.
         needs_images: False: the images are not looked for, and only :meth:`frame` can be asked.

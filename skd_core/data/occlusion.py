@@ -1,4 +1,4 @@
-"""Which 2D boxes hide which, by their lower edges: the only order in depth that 2D boxes give [ours]."""
+"""Occlusion between 2D boxes, with their depth order from the lower edges [ours]."""
 
 from __future__ import annotations
 

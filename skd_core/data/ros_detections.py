@@ -28,7 +28,7 @@ def boxes_from_detections(
     faults: list[str] | None = None,
     to_camera: Callable[[str], Pose] | None = None,
 ) -> Boxes3D:
-    """A vision_msgs/Detection3DArray as boxes in a camera's optical frame, float64; the surest result of each counts.
+    """A vision_msgs/Detection3DArray as boxes in a camera's optical frame, float64, by the best result of each.
 
     Args:
         array: the message.

@@ -1,4 +1,4 @@
-"""Which label, or which file, belongs to which image of a recording: by stamp where stamps say so, or in order."""
+"""Pairing of labels or files with the images of a recording: by stamp where possible, else in order."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Images:
         return f"{sum(shared.values())} of {len(self)} images on {self.topic} share a stamp (first {first})"
 
     def nearest(self, stamps: Sequence[int]) -> int | None:
-        """The least difference between any of these stamps and that of an image, nanoseconds; None without either."""
+        """Smallest difference between any of these stamps and that of an image, nanoseconds; None without either."""
         own = sorted(stamp for stamp in self.stamps if stamp is not None)
         return min((abs(_nearest(own, stamp) - stamp) for stamp in stamps), default=None) if own else None
 

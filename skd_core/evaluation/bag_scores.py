@@ -1,4 +1,4 @@
-"""What is kept of a recording's evaluation, and its scores.
+"""The state of a recording's evaluation, and its scores.
 
 Packed numbers, 170 bytes a detection and 122 a label (10 minutes at 10 Hz with 10 of each in a frame: 18 MB), and the
 pictures of the few worst frames.

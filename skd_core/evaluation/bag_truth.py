@@ -1,4 +1,4 @@
-"""What is truly in the frames of a bag: from a topic of the bag or from a folder of KITTI label files."""
+"""Ground truth of a bag's frames: from a topic of the bag or from a folder of KITTI label files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from skd_core.files import natural_order, write_atomic
 
 
 class MalformedLabelsError(UserError):
-    """Truth that is broken, and not merely of no use here: an error even where nobody has asked for it."""
+    """Malformed truth, as opposed to truth of another camera or time: an error even if --truth was not given."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``skd_core eval real --calibrate``: how far off boxes are, class by class, for covariances [ours].
+"""``skd_core eval real --calibrate``: box errors per class, for the covariances [ours].
 
 Of all labels that are found (the rules of :mod:`skd_core.evaluation.real`) and have a place:
 

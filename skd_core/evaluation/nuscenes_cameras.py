@@ -1,4 +1,4 @@
-"""What some of nuScenes' cameras see: a detector of the front camera is not to be judged by what stands behind."""
+"""Visibility in some of nuScenes' cameras: a detector of the front camera is scored on objects in front only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objects of many frames in few bytes."""
+"""Compact storage of the objects of many frames."""
 
 from __future__ import annotations
 

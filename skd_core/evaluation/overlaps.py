@@ -1,4 +1,4 @@
-"""All frames at once: their objects in one table, and who overlaps whom as sparse lists of pairs."""
+"""Overlaps in all frames at once: their objects in one table, the overlaps as sparse lists of pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How detection depends on distance: nuScenes-style AP by centre distance, recall and depth error by range.
+"""Metrics by distance: nuScenes-style AP by centre distance, recall and depth error by range.
 
 Distances are on the ground: (x, z) of the camera frame. The AP follows the definition of the nuScenes detection task
 [peer: nuScenes] for one camera; nuScenes itself is scored by its devkit (:mod:`skd_core.evaluation.nuscenes`).

@@ -1,4 +1,4 @@
-"""How a detector does on frames with 3D labels, object by object: the ruler for real streets [ours].
+"""Evaluation of a detector per object, on real frames with 3D labels [ours].
 
 AP mixes what is found with where it is put, and its moderate set leaves out what the border cuts. Here every label that
 a driver would call visible counts once: found or not, how well the 2D box fits, where the 3D box stands.

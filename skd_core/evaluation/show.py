@@ -1,4 +1,4 @@
-"""``skd_core show``: truth and detections one above the other, and both from above; as PNGs or in a window."""
+"""``skd_core show``: truth and detections drawn on the image and in bird's-eye view; as PNGs or in a window."""
 
 from __future__ import annotations
 

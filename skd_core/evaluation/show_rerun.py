@@ -1,4 +1,4 @@
-"""Frames, truth and detections as a recording for the rerun viewer (https://rerun.io), an extra of its own."""
+"""Frames, truth and detections as a recording for the rerun viewer (https://rerun.io); needs the extra [rerun]."""
 
 from __future__ import annotations
 

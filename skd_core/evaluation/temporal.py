@@ -1,4 +1,4 @@
-"""How much boxes tremble from frame to frame, without labels. [ours]
+"""Jitter of boxes from frame to frame, without labels. [ours]
 
 The links are not the node's tracks (:mod:`skd_wm3d_ros.tracking`), on purpose: those follow the detector's own estimate
 of its depth error, and a measure must not depend on what it measures.

@@ -1,1 +1,1 @@
-"""The detector as users run it, its weights file and its speed."""
+"""The detector, its weights files and backends."""

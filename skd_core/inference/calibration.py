@@ -1,4 +1,4 @@
-"""What was measured of weights on frames with 3D labels, laid on the boxes that they find [ours]."""
+"""Applies the measured errors of weights to their boxes, as standard deviations [ours]."""
 
 from __future__ import annotations
 

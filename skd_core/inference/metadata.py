@@ -1,4 +1,4 @@
-"""What a weights file says about itself, checked as strictly as a config: a file may come from anywhere."""
+"""The metadata of a weights file, checked as strictly as a config: a file may come from anywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user should hear of the weights before judging their boxes."""
+"""A warning about the training data of weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RENDERED_WEIGHTS = ("7d4658c9dd3795a2525ab93a9f58b2d6c92f171ef8ab59409f7d6060bfc
 
 
 def domain_warning(metadata: Mapping[str, Any]) -> str:
-    """One sentence where the weights have seen rendered scenes alone, "" elsewhere.
+    """One sentence if the weights were trained on rendered scenes only, else "".
 
     Args:
         metadata: of the weights, see :func:`skd_core.inference.weights.load_weights`.

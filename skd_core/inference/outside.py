@@ -1,4 +1,4 @@
-"""Where 2D boxes from outside come from: files of a folder, or a 2D detector that runs in this process."""
+"""Sources of external 2D boxes: files of a folder, or a 2D detector that runs in this process."""
 
 from __future__ import annotations
 

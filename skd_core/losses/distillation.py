@@ -1,4 +1,4 @@
-"""L_UAD: what the student learns from the teacher (method: Losses, Distillation) [paper idea; formula ours]."""
+"""L_UAD: distillation from teacher to student (method: Losses, Distillation) [paper idea; formula ours]."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def laplace_divergence(student: Prediction3D, teacher: Prediction3D) -> Tensor:
     """shape (N,): Kullback-Leibler divergence of the student's Laplace distribution of log z from the teacher's [ours].
 
     ``log(b_s / b_t) + (d + b_t exp(-d / b_t)) / b_s - 1`` with ``d = |log z_s - log z_t|`` and scales ``b = sigma /
-    sqrt2``; 0 where they are equal. Margin and weight in one: within b_t, what the teacher itself is unsure of, the
-    pull is weak; beyond, it is 1 / b_s. The student's b_s goes to b_t and what the student is off. No gradient into
+    sqrt2``; 0 where they are equal. Margin and weight in one: within b_t, the teacher's own uncertainty, the
+    gradient is small; beyond, it is 1 / b_s. The student's b_s goes to b_t plus the student's error. No gradient into
     the teacher.
     """
     d = (student.log_z - teacher.log_z.detach()).abs()
@@ -39,7 +39,7 @@ def laplace_divergence(student: Prediction3D, teacher: Prediction3D) -> Tensor:
 
 
 def certainty(log_sigma: Tensor, overlap: Tensor) -> Tensor:
-    """c_i: how far each of the teacher's boxes is to be believed, mean 1, in [.2, 3].
+    """c_i: weight of each of the teacher's boxes by its certainty, mean 1, in [.2, 3].
 
     ``c_i = exp(-r_i / median r)`` with ``r_i = sigma_z + .5 (1 - IoU(projection, 2D box))``, both of the teacher. The
     median makes it scale-free: exp(-r_i) alone is nearly constant.
@@ -57,7 +57,7 @@ def certainty(log_sigma: Tensor, overlap: Tensor) -> Tensor:
 class DistillationLoss(nn.Module):
     """L_UAD, and with the roles swapped L_rev.
 
-    The caller says which box each network looked through; ``center_uv`` of both must refer to the same one.
+    The RoIs of the two networks may differ; ``center_uv`` of both must refer to the same 2D box.
 
     ``(1/N) sum_i c_i [D_z + sum_q lambda_q phi(|q_student - stopgrad(q_teacher)|)]``, a value for each
     object; D_z is :func:`laplace_divergence`, q = u/w, v/h, log size, raw yaw vector t. With kind "l1", phi is the
@@ -72,7 +72,7 @@ class DistillationLoss(nn.Module):
         """shape (N,).
 
         Args:
-            student: who learns; teacher: who is believed, takes no gradient.
+            student: gets the gradient; teacher: the target, without gradient.
             overlap: shape (N,), IoU of the teacher's projection with the 2D box.
             yaw: whether the yaw vector takes part (it does not in L_rev).
         """

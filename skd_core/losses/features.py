@@ -1,4 +1,4 @@
-"""What the student's RoI features learn from the teacher's, before the heads [peer: the idea; ours: the forms]."""
+"""Distillation of the teacher's RoI features into the student's, before the heads [peer: the idea; ours: the forms]."""
 
 from __future__ import annotations
 

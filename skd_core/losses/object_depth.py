@@ -21,9 +21,8 @@ class ObjectDepthLoss(nn.Module):
             log_z: shape (N,).
             log_sigma: shape (N,), log of the relative standard deviation.
             target: shape (N,), metres; NaN: none.
-            margin: shape (N,), error of log z that costs nothing [ours]: a target that is itself no better must not
-                overrule what other targets teach. Where it is not 0 the target says nothing of sigma_z, which then
-                takes no gradient. None: 0.
+            margin: shape (N,), error of log z below which the loss is constant [ours]: tolerance of a target that is
+                itself inaccurate. Where it is not 0, sigma_z takes no gradient. None: 0.
         """
         known = target.isfinite() & (target > 0)
         error = (log_z - torch.where(known, target, 1.0).log()).abs()

@@ -141,7 +141,7 @@ class Student(nn.Module):
         return self.decode(self.head_3d(self.head_input(features, rois)), rois, detach_yaw)
 
     def head_input(self, features: Tensor, rois: Rois) -> Tensor:
-        """shape (N, C_g + conditions, R, R): F_G in the RoIs, and what the 3D head is told besides."""
+        """shape (N, C_g + conditions, R, R): F_G in the RoIs, and the additional inputs of the 3D head."""
         pooled = roi_features(features, rois.batch_index, rois.boxes, self.config.roi_size)
         return torch.cat([pooled, rois.conditions(self.config)], 1)
 

@@ -82,7 +82,7 @@ class Teacher(nn.Module):
         return raw
 
     def head_input(self, features: Tensor, depth: DepthMap, P: Tensor, rois: Rois) -> Tensor:
-        """shape (N, C_g + conditions, R, R): the fused F_A in the RoIs, and what the 3D head is told besides."""
+        """shape (N, C_g + conditions, R, R): the fused F_A in the RoIs, and the additional inputs of the 3D head."""
         size = self.config.roi_size
         z = depth.log_depth.detach().clamp(math.log(MIN_DEPTH), math.log(MAX_DEPTH)).exp()  # (B, H, W)
         pooled = roi_features(torch.cat([features, depth.features], 1), rois.batch_index, rois.boxes, size)

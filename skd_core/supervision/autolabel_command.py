@@ -1,4 +1,4 @@
-"""`skd_core autolabel`: from images or a bag to a tree of labels, the pages to check it on, and how good it is."""
+"""`skd_core autolabel`: from images or a bag to a tree of labels, review pages, and a report of their quality."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What autolabel can label: folders of images, KITTI trees, bags."""
+"""Inputs of autolabel: folders of images, KITTI trees, bags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good 2D labels are where true ones exist: recall, precision, and what would be learnt against [ours].
+"""Quality of 2D labels compared with true ones: recall, precision, and objects labelled as background [ours].
 
 Counted as true objects are those of a class at least 25 px high, occluded at most partly and less than half truncated;
 where a file does not say (-1), as 2D labels do not, every object of that height. Found boxes take the free object of

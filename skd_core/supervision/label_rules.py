@@ -1,4 +1,4 @@
-"""Which found 2D boxes become labels, and which only DontCare [ours].
+"""Rules by which detected 2D boxes become labels or DontCare regions [ours].
 
 A label that is wrong teaches twice: an object that is not there, or background where there is one. So a box is a label
 only where nothing speaks against it; what is doubtful becomes DontCare, where nothing is learnt against either.

@@ -1,4 +1,4 @@
-"""2D boxes into space without a network: the baseline that every trained model must beat [ours].
+"""3D boxes from 2D boxes without a network: the baseline for trained models [ours].
 
 An object is taken for an average one of its class. Its depth follows from the height of the 2D box, ``f H / h2d + e``,
 its yaw from the width: the yaw at which the projected box is as wide. Several yaws are (a car and its mirror image

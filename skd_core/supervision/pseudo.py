@@ -1,4 +1,4 @@
-"""Pseudo-targets: where an estimated depth map and a 2D box put an object (method: Pseudo-targets) [ours].
+"""Pseudo-targets: depth and yaw of an object from a depth map and its 2D box (method: Pseudo-targets) [ours].
 
 After ideas of OVM3D-Det, WeakM3D, GGA and MonoSOWA. Nothing here sees a 3D label. The constants were set on rendered
 scenes; `skd_core pseudo` shows what they give.

@@ -1,4 +1,4 @@
-"""Pages to check 2D labels on, a thousand boxes in a minute: crops by class, least sure first, and whole frames.
+"""HTML pages to review 2D labels: crops by class, lowest score first, and whole frames.
 
 Each page is one HTML file without outside parts, for a phone as for a desk. A touch marks a wrong box; the button gives
 the marked ones as ``rejected.txt``, lines of NAME CLASS x1 y1 x2 y2, which :func:`reject` turns into DontCare.
@@ -31,7 +31,7 @@ CROP = 112
 """Height of a crop, pixels; at most twice as wide."""
 PER_PAGE = 500
 MOST = 2000
-"""Crops of a class: the least sure ones; of DontCare, the surest."""
+"""Crops of a class: those with the lowest scores; of DontCare, the highest."""
 FRAMES = 200
 """Whole frames shown, evenly spaced; 50 a page."""
 

@@ -1,4 +1,4 @@
-"""What pseudo-targets a data set gives, and where it has 3D labels, how wrong they are (`skd_core pseudo`).
+"""Coverage of a data set's pseudo-targets and, given 3D labels, their errors (`skd_core pseudo`).
 
 3D labels are read here to measure the targets, never to make them.
 """

@@ -1,4 +1,4 @@
-"""`skd_core train`: what is checked before a run, and what is said after it."""
+"""`skd_core train`: the checks before a run and the summary after it."""
 
 from __future__ import annotations
 

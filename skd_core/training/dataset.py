@@ -1,4 +1,4 @@
-"""The training frames of one or several sets, seen through windows at one focal length and augmented in every epoch."""
+"""The training frames of one or several sets, cropped to windows at one focal length and augmented."""
 
 from __future__ import annotations
 

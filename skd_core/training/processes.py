@@ -1,4 +1,4 @@
-"""The processes of one run: how many torchrun has started, and what they tell each other."""
+"""The processes of one run under torchrun, and the exchange of numbers between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What weights say about where they come from: what taught them, and under which licences they may be used."""
+"""Provenance in the metadata of weights: the supervision, the data sets and their licences."""
 
 from __future__ import annotations
 

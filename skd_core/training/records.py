@@ -1,4 +1,4 @@
-"""The records of a training run: the means of its terms over an epoch, and its ``metrics.jsonl``."""
+"""The metrics of a training run: mean loss terms over an epoch, and ``metrics.jsonl``."""
 
 from __future__ import annotations
 

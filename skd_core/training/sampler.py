@@ -1,4 +1,4 @@
-"""Which frames a step sees: every random choice follows from (seed, epoch, index), so that a run resumes exactly."""
+"""The frames of each step: every random choice follows from (seed, epoch, index), so that a run resumes exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job, end to end: a bag player process and the detector node process talk DDS; pictures and a bag come out.
+"""End-to-end demonstration: a bag player and the detector node as processes over DDS; writes pictures and a bag.
 
 ``python -m skd_wm3d_ros.tools.demo [--images DIR --camera FILE | --bag DIR] [--weights W] [--out out/demo]``
 

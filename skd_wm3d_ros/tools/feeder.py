@@ -1,4 +1,4 @@
-"""The other side of the node, for measurements: sends frames, hears the answers."""
+"""A test client of the node, for measurements: publishes frames, receives detections."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Feeder:
         return True
 
     def wait_for_subscribers(self, count: int = 1) -> None:
-        """Until that many processes listen to the images, and their detections can be heard.
+        """Wait until that many processes subscribe to the images and publish detections.
 
         Raises:
             UserError: they do not come.

@@ -1,4 +1,4 @@
-"""Node overhead, everything but the network, beside that of receiving the same images in an empty callback."""
+"""Node overhead (all but the network), compared with receiving the same images in an empty callback."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class NullDetector:
 
 
 def overhead(frames: int, width: int, height: int, folder: Path) -> str:
-    """CPU time for each image: of a process with an empty callback, and of the node with a detector that costs nothing;
+    """CPU time for each image: of a process with an empty callback, and of the node with a detector that does nothing;
     both receive the same images at the same time. A table as Markdown.
 
     Raises:

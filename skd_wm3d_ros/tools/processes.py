@@ -1,4 +1,4 @@
-"""Processes of our own around a measurement or a demonstration."""
+"""Starting and stopping the processes of a measurement or a demonstration."""
 
 from __future__ import annotations
 

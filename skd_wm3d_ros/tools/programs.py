@@ -1,4 +1,4 @@
-"""The programs of this folder by name; what they import may be missing, and is then named with the cure."""
+"""The programs of this folder by name; a missing import is reported with its fix."""
 
 from __future__ import annotations
 
