@@ -46,7 +46,7 @@ Values = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class Effort:
+class Workload:
     """How much is measured.
 
     Attributes:
@@ -66,10 +66,10 @@ class Effort:
     batch_size: int = 8
 
 
-QUICK = Effort(rounds=3, predictions=5, evaluated=200, pairs=20_000, shapely_pairs=500, rendered=2, batch_size=2)
+QUICK = Workload(rounds=3, predictions=5, evaluated=200, pairs=20_000, shapely_pairs=500, rendered=2, batch_size=2)
 
 
-def benchmark(detector: Detector, effort: Effort) -> dict[str, Any]:
+def benchmark(detector: Detector, workload: Workload) -> dict[str, Any]:
     """Measure everything.
 
     Returns:
@@ -78,28 +78,28 @@ def benchmark(detector: Detector, effort: Effort) -> dict[str, Any]:
     """
     machine, device = describe_machine(detector.device), detector.device
     size = detector.student.config.input_size
-    frames = [render_frame(SynthConfig(*size), seed=1, frame=i) for i in range(effort.batch_size)]
+    frames = [render_frame(SynthConfig(*size), seed=1, frame=i) for i in range(workload.batch_size)]
     values: Values = {}
     parts: dict[str, Callable[[], Values]] = {
-        "predict": lambda: predictions(detector, effort),
-        "teacher": lambda: teacher_cost(detector, frames[0], effort),
-        "evaluator": lambda: evaluator(effort),
-        "IoU": lambda: footprint_iou(effort, device),
-        "synth": lambda: rendering(effort),
-        "train": lambda: training_step(detector, frames, effort),
+        "predict": lambda: predictions(detector, workload),
+        "teacher": lambda: teacher_cost(detector, frames[0], workload),
+        "evaluator": lambda: evaluator(workload),
+        "IoU": lambda: footprint_iou(workload, device),
+        "synth": lambda: rendering(workload),
+        "train": lambda: training_step(detector, frames, workload),
     }
     for name, part in (bar := tqdm(parts.items(), unit="part", dynamic_ncols=True)):
         bar.set_description(name)
         values |= part()
     picture, camera = _picture(detector)
     noise = np.random.default_rng(0).integers(0, 256, picture.shape, dtype=np.uint8)
-    backends = measure_backends(detector, [(picture, camera), (noise, camera)], effort.rounds)
+    backends = measure_backends(detector, [(picture, camera), (noise, camera)], workload.rounds)
     settings = {
         "input_size": list(size),
         "backbone": detector.student.config.backbone,
         "precision": detector.precision,
         "training": detector.metadata.get("training", detector.metadata.get("learnt_from", "unknown")),
-        **asdict(effort),
+        **asdict(workload),
     }
     about = {"machine": machine, "settings": settings, "device": str(device), "backends": backends}
     return about | {"measures": {k: summary(v) for k, v in values.items()}}
@@ -118,7 +118,7 @@ def seconds(work: Callable[[], object], device: torch.device | None = None) -> f
 
 
 # -- inference ---------------------------------------------------------------------------------------------------------
-def predictions(detector: Detector, effort: Effort) -> Values:
+def predictions(detector: Detector, workload: Workload) -> Values:
     """`Detector.predict` on a rendered picture about as wide as KITTI's, whose camera leads to the weights' size.
 
     Shares of a call: "resize" is all before the backbone (upload, resize, normalisation), "network" the backbone with
@@ -129,9 +129,9 @@ def predictions(detector: Detector, effort: Effort) -> Values:
     for _ in range(2):
         detector.predict(picture, camera)
     found: Values = {"predict/ms": [], **{f"predict/{part}_share": [] for part in ("resize", "network", "decode")}}
-    for _ in range(effort.rounds * effort.predictions):
+    for _ in range(workload.rounds * workload.predictions):
         found["predict/ms"].append(1e3 * seconds(lambda: detector.predict(picture, camera), device))
-    for _ in range(effort.rounds):
+    for _ in range(workload.rounds):
         for part, share in _stages(detector, picture, camera).items():
             found[f"predict/{part}_share"].append(share)
     return found
@@ -178,7 +178,7 @@ def _stages(detector: Detector, picture: Any, camera: Camera) -> dict[str, float
     return {"resize": resize / total, "network": network / total, "decode": (total - resize - network) / total}
 
 
-def teacher_cost(detector: Detector, frame: RenderedFrame, effort: Effort) -> Values:
+def teacher_cost(detector: Detector, frame: RenderedFrame, workload: Workload) -> Values:
     """What inference would cost if it needed the teacher: the same network with DSN's depth head, fusion and 3D head.
 
     In float32. Both get the same RoIs, all that the heatmap gives (at most 50). The teacher's weights are random, which
@@ -191,7 +191,7 @@ def teacher_cost(detector: Detector, frame: RenderedFrame, effort: Effort) -> Va
     P = frame.camera.P[None].to(device, torch.float32)
     found: Values = {"inference/student_ms": [], "inference/with_teacher_ms": [], "inference/with_teacher_ratio": []}
     networks = (model.student, model.depth_guided())
-    for round_ in range(-1, effort.rounds):
+    for round_ in range(-1, workload.rounds):
         alone, both = (seconds(partial(network.detect, images, P, min_heat=0.0), device) for network in networks)
         if round_ >= 0:
             for values, value in zip(found.values(), (1e3 * alone, 1e3 * both, both / alone), strict=True):
@@ -200,13 +200,13 @@ def teacher_cost(detector: Detector, frame: RenderedFrame, effort: Effort) -> Va
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
-def evaluator(effort: Effort) -> Values:
+def evaluator(workload: Workload) -> Values:
     """KITTI's AP of all classes, metrics, difficulties and overlaps; 8 objects and 12 detections a frame."""
     rng = np.random.default_rng(0)
-    frames = [_objects(rng) for _ in range(effort.evaluated)]
+    frames = [_objects(rng) for _ in range(workload.evaluated)]
     labels, results = [label for label, _ in frames], [result for _, result in frames]
     evaluate(labels[:20], results[:20])
-    rates = [effort.evaluated / seconds(lambda: evaluate(labels, results)) for _ in range(effort.rounds)]
+    rates = [workload.evaluated / seconds(lambda: evaluate(labels, results)) for _ in range(workload.rounds)]
     return {"evaluator/frames_per_second": rates}
 
 
@@ -231,17 +231,17 @@ def _objects(rng: np.random.Generator, count: int = 8, false: int = 4) -> tuple[
     return lines(location, size, yaw, np.ones(n))[:count], found
 
 
-def footprint_iou(effort: Effort, device: torch.device) -> Values:
+def footprint_iou(workload: Workload, device: torch.device) -> Values:
     """IoU of oriented footprints from above: :func:`skd_core.iou.bev_iou` against a loop over shapely's polygons."""
     generator = torch.Generator().manual_seed(0)
     low, high = torch.tensor([[-2.0, 8.0, 3.5, 1.5, -3.1], [2.0, 12.0, 4.5, 1.9, 3.1]])
-    a, b = (low + (high - low) * torch.rand(effort.pairs, 5, generator=generator) for _ in range(2))
+    a, b = (low + (high - low) * torch.rand(workload.pairs, 5, generator=generator) for _ in range(2))
     on_a, on_b = a.to(device), b.to(device)
     names = ("iou/pairs_per_second", "iou/shapely_pairs_per_second", "iou/ratio_to_shapely")
     found: Values = {name: [] for name in names}
-    corners = [_footprints(boxes[: effort.shapely_pairs]) for boxes in (a, b)]
-    for round_ in range(-1, effort.rounds):
-        ours = effort.pairs / seconds(lambda: bev_iou(on_a, on_b, aligned=True), device)
+    corners = [_footprints(boxes[: workload.shapely_pairs]) for boxes in (a, b)]
+    for round_ in range(-1, workload.rounds):
+        ours = workload.pairs / seconds(lambda: bev_iou(on_a, on_b, aligned=True), device)
         theirs = _shapely_rate(*corners)
         if round_ < 0:
             continue
@@ -276,18 +276,21 @@ def _shapely_rate(a: Any, b: Any) -> float | None:
 
 
 # -- data and training -------------------------------------------------------------------------------------------------
-def rendering(effort: Effort) -> Values:
+def rendering(workload: Workload) -> Values:
     """Pictures of `skd_core synth` at its own size, labels and depth included, files not; one core."""
     config = SynthConfig()
     render_frame(config, 2, 0)  # compiled before the clock starts
     times = [
-        sum(seconds(partial(render_frame, config, 2, 1 + round_ * effort.rendered + i)) for i in range(effort.rendered))
-        for round_ in range(effort.rounds)
+        sum(
+            seconds(partial(render_frame, config, 2, 1 + round_ * workload.rendered + i))
+            for i in range(workload.rendered)
+        )
+        for round_ in range(workload.rounds)
     ]
-    return {"synth/frames_per_second": [effort.rendered / took for took in times]}
+    return {"synth/frames_per_second": [workload.rendered / took for took in times]}
 
 
-def training_step(detector: Detector, frames: list[RenderedFrame], effort: Effort) -> Values:
+def training_step(detector: Detector, frames: list[RenderedFrame], workload: Workload) -> Values:
     """Forward, backward, clipping and Adam, without loading, of the row mdn_proj and of the full method; GTM's share.
 
     The weights' network on a batch of rendered pictures, all losses switched on, no layer frozen.
@@ -297,7 +300,7 @@ def training_step(detector: Detector, frames: list[RenderedFrame], effort: Effor
     runs = {row: _Run(row_config(base, row, 0), device) for row in ("mdn_proj", "full")}
     full = runs["full"]
     found: Values = {f"train/{name}": [] for name in ("mdn_proj_ms", "full_ms", "full_ratio", "gtm_ms", "gtm_share")}
-    for round_ in range(-1, effort.rounds):
+    for round_ in range(-1, workload.rounds):
         plain, whole = (seconds(partial(run.step, batch), device) for run in runs.values())
         modulation = _gtm_seconds(full.model, batch)
         if round_ >= 0:
@@ -386,14 +389,14 @@ def _batch(frames: list[RenderedFrame], config: TrainConfig) -> Batch:
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
-def report_benchmark(detector: Detector, effort: Effort, json_file: Path | None = None) -> None:
+def report_benchmark(detector: Detector, workload: Workload, json_file: Path | None = None) -> None:
     """Measure, print, and write the JSON file if one is named.
 
     Raises:
         UserError: the file cannot be written.
     """
     check_outputs([json_file])  # now, not after minutes of measuring
-    result = benchmark(detector, effort)
+    result = benchmark(detector, workload)
     if json_file is not None:
         write_atomic(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
     print_result(result)

@@ -253,13 +253,13 @@ def export(
 ) -> None:
     """Write weights as one ONNX graph, from the image to boxes, after comparing it with PyTorch."""
     from skd_core.data.image_size import parse_size
-    from skd_core.export.command import Wish, export_weights, target
+    from skd_core.export.command import ExportOptions, export_weights, target
 
     if format != "onnx":
         raise UserError(f"--format '{format}': only onnx is known")
     path = target(weights, out, precision)
-    wish = Wish(weights, precision, parse_size(size), tuple(check or ()), camera)
-    print(f"{path}: {export_weights(wish, path)}")
+    options = ExportOptions(weights, precision, parse_size(size), tuple(check or ()), camera)
+    print(f"{path}: {export_weights(options, path)}")
 
 
 @app.command(cls=CheckedCommand)
@@ -303,16 +303,16 @@ def bench(
     """Measure speed on this machine, side by side with alternatives: network, evaluation, IoU, rendering, training."""
     from dataclasses import replace
 
-    from skd_core.benchmark import QUICK, Effort, report_benchmark
+    from skd_core.benchmark import QUICK, Workload, report_benchmark
     from skd_core.files import keep_inputs
     from skd_core.inference.detector import Detector
     from skd_core.inference.weights import load_weights, resolve
 
     keep_inputs([] if json is None else [json], [resolve(weights)])
-    effort = QUICK if quick else Effort()
+    workload = QUICK if quick else Workload()
     if repeat is not None:
-        effort = replace(effort, rounds=repeat)
-    report_benchmark(Detector(*load_weights(weights), device, precision), effort, json)
+        workload = replace(workload, rounds=repeat)
+    report_benchmark(Detector(*load_weights(weights), device, precision), workload, json)
 
 
 @app.command(cls=CheckedCommand)
@@ -555,10 +555,10 @@ def eval_real(
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
     """Recall and errors of position, size and yaw, object by object, on frames with 3D labels."""
-    from skd_core.evaluation.real_report import Question, Wanted, report_real
+    from skd_core.evaluation.real_report import CalibrationOptions, EvalOptions, report_real
 
-    question = Question(weights, boxes, threshold, lift, tuple(kind or ()), tiles, device)
-    report_real(trees, split, question, json, Wanted(choose_threshold, calibrate, store))
+    options = EvalOptions(weights, boxes, threshold, lift, tuple(kind or ()), tiles, device)
+    report_real(trees, split, options, json, CalibrationOptions(choose_threshold, calibrate, store))
 
 
 @eval_app.command("nuscenes", cls=CheckedCommand)

@@ -16,7 +16,7 @@ from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
 from skd_core.iou import bev_iou
 
-TINY = bench.Effort(rounds=2, predictions=2, evaluated=3, pairs=50, shapely_pairs=20, rendered=1, batch_size=2)
+TINY = bench.Workload(rounds=2, predictions=2, evaluated=3, pairs=50, shapely_pairs=20, rendered=1, batch_size=2)
 SHARES = {f"predict/{part}_share" for part in ("resize", "network", "decode")}
 MEASURES = SHARES | {
     "predict/ms", "inference/student_ms", "inference/with_teacher_ms", "inference/with_teacher_ratio",

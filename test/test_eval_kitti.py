@@ -441,7 +441,7 @@ def test_command(folders: tuple[Path, Path], tmp_path: Path) -> None:
     assert car == ["Car", "0.70", "72.50", "72.50", "72.50", "72.50", "72.50", "40"]
     assert "R11" not in done.stdout.replace("other overlaps and R11", "")
     assert "Car: 40 labels count at moderate difficulty, too few for an AP to compare by" in done.output
-    assert "Cyclist: no label counts at moderate difficulty; its AP says nothing" in done.output
+    assert "Cyclist: no label counts at moderate difficulty; its AP has no meaning" in done.output
     everything = command("--labels", labels, "--results", results, "--full").stdout
     assert "R11" in everything
     assert "AOS" in everything

@@ -24,7 +24,7 @@ pytest.importorskip("onnxruntime")
 
 from skd_core.data.image_size import parse_size  # noqa: E402
 from skd_core.export import command, lean  # noqa: E402
-from skd_core.export.command import Wish, compare, export_weights, target  # noqa: E402
+from skd_core.export.command import ExportOptions, compare, export_weights, target  # noqa: E402
 from skd_core.inference.detector import OnnxDetector  # noqa: E402
 from skd_core.inference.onnx_file import OnnxNetwork  # noqa: E402
 
@@ -57,7 +57,7 @@ def weights(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def exported(weights: Path) -> Path:
     path = weights.parent / "elsewhere" / "random.onnx"
     path.parent.mkdir()
-    export_weights(Wish(str(weights)), path)
+    export_weights(ExportOptions(str(weights)), path)
     return path
 
 
@@ -115,7 +115,7 @@ def test_channels_that_nobody_hears_are_left_out(tmp_path: Path) -> None:
         block.conv_pw.weight[:50] *= 1e-20
         block.conv_pwl.weight[:, :50] *= 1e-39
     save_weights(path := tmp_path / "decayed.safetensors", student, (186.0, 186.0), threshold=0.2)
-    found = export_weights(Wish(str(path)), tmp_path / "lean.onnx")
+    found = export_weights(ExportOptions(str(path)), tmp_path / "lean.onnx")
     assert found.boxes > 0
     assert found.worst < 1e-4
     weights = [
@@ -155,7 +155,7 @@ def test_teachers_and_networks_of_one_focal_length(tmp_path: Path, options: dict
             network.heads_2d.heatmap[1].weight.mul_(20)
         path = tmp_path / f"{kind.network}.safetensors"
         save_weights(path, network, (186.0, 186.0), threshold=0.2)
-        found = export_weights(Wish(str(path)), tmp_path / f"{kind.network}.onnx")
+        found = export_weights(ExportOptions(str(path)), tmp_path / f"{kind.network}.onnx")
         assert found.boxes > 0
         again = compare(Detector.load(path, "cpu", backend="torch"), Detector.load(path, "cpu"), pictures())
         assert again.missing == 0
@@ -168,7 +168,7 @@ def test_a_file_beside_the_weights_runs_on_the_cpu_by_itself(detector: Detector,
     assert Detector.load(mine, "cpu").backend == "torch"
     with pytest.raises(UserError, match=r"no mine\.onnx beside them"):
         Detector.load(mine, "cpu", backend="onnx")
-    export_weights(Wish(str(mine)), target(str(mine), None, "fp32"))
+    export_weights(ExportOptions(str(mine)), target(str(mine), None, "fp32"))
     assert Detector.load(mine, "cpu").backend == "onnx"
     assert Detector.load(mine, "cpu", backend="torch").backend == "torch"
     assert Detector.load(mine, "cpu", "bf16").backend == "torch"  # which the file cannot do
@@ -186,7 +186,7 @@ def test_a_file_beside_the_weights_runs_on_the_cpu_by_itself(detector: Detector,
 
 def test_a_file_for_one_size_takes_only_that(weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "fixed.onnx"
-    export_weights(Wish(str(weights), size=(320, 96)), path)
+    export_weights(ExportOptions(str(weights), size=(320, 96)), path)
     shape = onnx.load(path).graph.input[0].type.tensor_type.shape
     assert [dimension.dim_value for dimension in shape.dim] == [96, 320, 3]
     fixed = Detector.load(path, "cpu")
@@ -207,14 +207,14 @@ def test_wrong_images_are_refused(exported: Path) -> None:
 
 def test_lower_precisions(detector: Detector, weights: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.onnx"
-    assert export_weights(Wish(str(weights), "fp16"), half).worst < command.TOLERANCE["fp16"]
+    assert export_weights(ExportOptions(str(weights), "fp16"), half).worst < command.TOLERANCE["fp16"]
     assert Detector.load(half, "cpu").precision == "fp16"
     assert half.stat().st_size < 0.75 * _size(weights)
     with pytest.raises(UserError, match="int8 needs typical images"):
-        export_weights(Wish(str(weights), "int8"), tmp_path / "no.onnx")
+        export_weights(ExportOptions(str(weights), "int8"), tmp_path / "no.onnx")
     images, camera = _folder(tmp_path)
     small = tmp_path / "small.onnx"
-    export_weights(Wish(str(weights), "int8", images=(images,), camera=camera), small)
+    export_weights(ExportOptions(str(weights), "int8", images=(images,), camera=camera), small)
     kinds = {node.op_type for node in onnx.load(small).graph.node}
     assert "QuantizeLinear" in kinds
     assert Detector.load(small, "cpu").precision == "int8"
@@ -240,7 +240,7 @@ def _folder(tmp_path: Path) -> tuple[Path, Path]:
 def test_an_export_that_differs_is_not_written(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(command.TOLERANCE, "fp32", 1e-12)
     with pytest.raises(UserError, match=r"differs from PyTorch by .* nothing was written"):
-        export_weights(Wish(str(weights)), tmp_path / "no.onnx")
+        export_weights(ExportOptions(str(weights)), tmp_path / "no.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -116,7 +116,7 @@ class TopicBoxes:
         topic, _ = find_topic(bag, [DETECTIONS_2D], options.topic, "--boxes-topic")
         images = Images.read(bag, camera.image)
         if (doubt := images.doubt()) is not None:
-            raise UserError(f"{bag}: {doubt}, and 2D boxes on {topic} are told to images by stamp")
+            raise UserError(f"{bag}: {doubt}, and 2D boxes on {topic} are matched to images by stamp")
         self._fit, self._classes = options.fit, BoxClasses(options.class_map, classes)
         self.problems = problems
         self._rows: dict[int, list[Row]] = {}

@@ -140,7 +140,7 @@ class Truth:
         known = {name.lower() for name in classes}
         strange = Counter({name: count for name, count in objects.items() if classes and name.lower() not in known})
         if not objects:
-            notes.append(f"{self.source}: there is no object in the truth: nothing can be found, and AP says nothing")
+            notes.append(f"{self.source}: there is no object in the truth: nothing can be found, and AP has no meaning")
         told = ", ".join(f"'{name}' ({count})" for name, count in strange.most_common(6))
         told += ", ..." if len(strange) > 6 else ""
         if objects and strange.total() == objects.total():

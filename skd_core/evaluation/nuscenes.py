@@ -33,7 +33,7 @@ from skd_core.data.nuscenes_schema import read_results
 from skd_core.data.nuscenes_tables import find_version, load_tables, samples_of
 from skd_core.data.sample import read_image
 from skd_core.errors import UserError
-from skd_core.evaluation.nuscenes_cameras import Seen
+from skd_core.evaluation.nuscenes_cameras import CameraFilter
 from skd_core.files import check_outputs, finite, lock_folder, make_folder, write_atomic
 from skd_core.inference.detector import Detector
 
@@ -252,9 +252,10 @@ def evaluate(
             said = f"an entry has no {error}" if isinstance(error, KeyError) else str(error).removeprefix("Error: ")
             raise UserError(f"{results}: cannot be scored on split '{split}' of {tables.version}: {said}") from None
         if cameras is not None:
-            seen = Seen(NuScenesDataset(root, split, version=tables.version, cameras=cameras, needs_images=False))
-            seen.keep(run.gt_boxes.boxes)
-            seen.keep(run.pred_boxes.boxes)
+            visible = NuScenesDataset(root, split, version=tables.version, cameras=cameras, needs_images=False)
+            camera_filter = CameraFilter(visible)
+            camera_filter.keep(run.gt_boxes.boxes)
+            camera_filter.keep(run.pred_boxes.boxes)
             if not run.gt_boxes.all:
                 raise UserError(f"{root}: no label of split '{split}' is in the images of {', '.join(cameras)}")
         metrics, curves = run.evaluate()

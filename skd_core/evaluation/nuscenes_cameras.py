@@ -10,8 +10,8 @@ import torch
 from skd_core.data.nuscenes import Frame, NuScenesDataset, rotation_matrices
 
 
-class Seen:
-    """What some of the cameras see of the world.
+class CameraFilter:
+    """Keeps the boxes that are visible in some of the cameras.
 
     Args:
         dataset: of these cameras.

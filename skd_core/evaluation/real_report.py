@@ -65,7 +65,7 @@ NO_LABELS = (
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalOptions:
     """What to measure.
 
     Attributes:
@@ -75,8 +75,8 @@ class Question:
             the labels count.
         lift: place the 2D boxes without a network, see :mod:`skd_core.supervision.lift`.
         kinds: what to look at; none: those of KINDS that the weights know.
-        tiles: crops that a 2D detector sees besides the whole image.
-        device: where the network runs.
+        tiles: crops that a 2D detector processes besides the whole image.
+        device: of the network.
     """
 
     weights: str = "default"
@@ -89,8 +89,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is chosen and kept beside the tables.
+class CalibrationOptions:
+    """What is measured on these frames and kept in the weights.
 
     Attributes:
         threshold: take the threshold from :func:`choose_threshold` on these frames.
@@ -106,9 +106,9 @@ class Wanted:
 def report_real(
     trees: Sequence[str],
     split: str | None,
-    question: Question,
+    options: EvalOptions,
     json_file: Path | None = None,
-    wanted: Wanted = Wanted(),
+    wanted: CalibrationOptions = CalibrationOptions(),
 ) -> None:
     """Measure, print a table for each set and kind, and for all sets together where there are several.
 
@@ -121,11 +121,11 @@ def report_real(
     Raises:
         UserError: a tree, weights or boxes that cannot be used, or options that do not go together.
     """
-    _check(question, wanted)
-    read = [resolve(question.weights), Path(question.boxes), *(Path(split_of(tree)[0]) for tree in trees)]
+    _check(options, wanted)
+    read = [resolve(options.weights), Path(options.boxes), *(Path(split_of(tree)[0]) for tree in trees)]
     check_outputs([json_file], files_of(*read))
-    detector = Detector.load(question.weights, question.device)
-    kinds = _kinds(question.kinds, detector)
+    detector = Detector.load(options.weights, options.device)
+    kinds = _kinds(options.kinds, detector)
     left = [name for name in detector.classes if name not in kinds]
     if wanted.threshold and wanted.store and left:
         raise UserError(
@@ -134,8 +134,8 @@ def report_real(
         )
     if wanted.calibration:
         detector = detector.uncalibrated()
-    threshold = MIN_THRESHOLD if wanted.threshold else _threshold(question, detector)
-    find = _finder(question, detector, kinds, threshold)
+    threshold = MIN_THRESHOLD if wanted.threshold else _threshold(options, detector)
+    find = _finder(options, detector, kinds, threshold)
     frames: dict[str, Frames] = {}
     for tree in trees:
         root, own = split_of(tree, split)
@@ -151,9 +151,9 @@ def report_real(
             console.print(real_table(tally, f"{Path(tree).name} {kind}"))
     if not any(len(tally.rows) for tally in together.values()):
         console.print(NO_LABELS, soft_wrap=True)
-    placed = "lifted" if question.lift else f"placed by {question.weights}"
-    console.print(f"2D boxes: {question.boxes}, {placed}; minimum score {threshold:g}", soft_wrap=True)
-    about, changes = {**vars(question), "threshold": threshold}, {}
+    placed = "lifted" if options.lift else f"placed by {options.weights}"
+    console.print(f"2D boxes: {options.boxes}, {placed}; minimum score {threshold:g}", soft_wrap=True)
+    about, changes = {**vars(options), "threshold": threshold}, {}
     if wanted.threshold:
         changes["threshold"] = threshold
     if wanted.calibration:
@@ -166,24 +166,24 @@ def report_real(
         for note in notes:
             console.print(note, soft_wrap=True)
         names = [Path(tree).name for tree in sets]
-        changes |= stored(load_weights(question.weights)[1], measured, names, threshold)
+        changes |= stored(load_weights(options.weights)[1], measured, names, threshold)
         about |= {"calibration": {kind: row.model_dump() for kind, row in measured.items()}, "held_out": shares}
     if json_file is not None:
         numbers = {"sets": {tree: _numbers(by_kind) for tree, by_kind in sets.items()}, "together": _numbers(together)}
         write_atomic(json_file, json.dumps(about | finite(numbers), indent=1, allow_nan=False) + "\n")
     if wanted.store:
-        file = store_weights(question.weights, **changes)
+        file = store_weights(options.weights, **changes)
         what = [f"threshold {threshold:g}"] * wanted.threshold + ["calibration"] * wanted.calibration
         console.print(f"wrote {' and '.join(what)} into {file}", soft_wrap=True)
 
 
-def _check(question: Question, wanted: Wanted) -> None:
+def _check(options: EvalOptions, wanted: CalibrationOptions) -> None:
     """Options that go together."""
     if wanted.store and not (wanted.threshold or wanted.calibration):
         raise UserError("eval real: --store goes with --choose-threshold or --calibrate")
-    if wanted.threshold and (question.boxes != "own" or question.lift or question.threshold is not None):
+    if wanted.threshold and (options.boxes != "own" or options.lift or options.threshold is not None):
         raise UserError("eval real: --choose-threshold is for own boxes, without --lift and --threshold")
-    if wanted.calibration and (question.boxes != "own" or question.lift):
+    if wanted.calibration and (options.boxes != "own" or options.lift):
         raise UserError("eval real: --calibrate is for own boxes, without --lift")
 
 
@@ -280,10 +280,10 @@ def _kinds(wanted: Sequence[str], detector: Detector) -> tuple[str, ...]:
     return kinds
 
 
-def _threshold(question: Question, detector: Detector) -> float:
-    """See :class:`Question`."""
-    text = question.threshold
-    if question.boxes == "labels" or (text is None and question.boxes != "own"):
+def _threshold(options: EvalOptions, detector: Detector) -> float:
+    """See :class:`EvalOptions`."""
+    text = options.threshold
+    if options.boxes == "labels" or (text is None and options.boxes != "own"):
         return 0.0
     if text is None or text == "stored":
         return detector.threshold
@@ -296,17 +296,17 @@ def _threshold(question: Question, detector: Detector) -> float:
     return value
 
 
-def _finder(question: Question, detector: Detector, kinds: Sequence[str], threshold: float) -> Find:
+def _finder(options: EvalOptions, detector: Detector, kinds: Sequence[str], threshold: float) -> Find:
     """What detects in a frame."""
-    if question.boxes == "own" and not question.lift:
+    if options.boxes == "own" and not options.lift:
         return lambda frame: detector.predict(frame.image, frame.camera, threshold)
-    given = _given(question, detector, threshold)
+    given = _given(options, detector, threshold)
     wanted = {kind.lower() for kind in kinds}
 
     def find(frame: Frame) -> Boxes3D:
         boxes = given(frame)
         boxes = boxes[[label.lower() in wanted for label in boxes.labels]]
-        if question.lift:
+        if options.lift:
             found = lift(boxes, frame.camera)
             return found[found.scores >= threshold]
         return detector.predict(frame.image, frame.camera, threshold, boxes2d=boxes)
@@ -314,22 +314,22 @@ def _finder(question: Question, detector: Detector, kinds: Sequence[str], thresh
     return find
 
 
-def _given(question: Question, detector: Detector, threshold: float) -> Callable[[Frame], Boxes2D]:
+def _given(options: EvalOptions, detector: Detector, threshold: float) -> Callable[[Frame], Boxes2D]:
     """The 2D boxes of a frame."""
-    if question.boxes == "own":
+    if options.boxes == "own":
 
         def own(frame: Frame) -> Boxes2D:
             found = detector.predict(frame.image, frame.camera, threshold)
             return Boxes2D(found.xyxy, found.labels, found.scores)
 
         return own
-    if question.boxes == "labels":
+    if options.boxes == "labels":
         return lambda frame: frame.objects.boxes2d().to(torch.float32)
-    path = Path(question.boxes)
+    path = Path(options.boxes)
     if path.is_dir():
         folder = BoxFolder(path)
         return lambda frame: folder.read(frame.name)
-    network = detector_source(question.boxes, question.tiles)
+    network = detector_source(options.boxes, options.tiles)
     return lambda frame: network(frame.image)
 
 

@@ -70,7 +70,7 @@ def report_kitti(
         if 0 < moderate < FEW_LABELS:
             notes.print(f"{name}: {moderate} labels count at moderate difficulty, too few for an AP to compare by")
         elif not moderate:
-            notes.print(f"{name}: no label counts at moderate difficulty; its AP says nothing")
+            notes.print(f"{name}: no label counts at moderate difficulty; its AP has no meaning")
     for doubt in (
         *label_warnings(str(labels), folders.labels),
         *missing_2d_boxes(f"{results}: results", folders.results, True),

@@ -51,7 +51,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Wish:
+class ExportOptions:
     """What to export.
 
     Attributes:
@@ -78,29 +78,29 @@ def target(weights: str, out: Path | None, precision: str) -> Path:
     return file.with_suffix(".onnx") if precision == "fp32" else file.with_name(f"{file.stem}.{precision}.onnx")
 
 
-def export_weights(wish: Wish, out: Path) -> Difference:
+def export_weights(options: ExportOptions, out: Path) -> Difference:
     """Write an ONNX file, unless it differs from PyTorch by more than :data:`TOLERANCE`.
 
     Raises:
         UserError: weights or images that cannot be used; an export that differs.
     """
-    check_outputs([out], [resolve(wish.weights), *wish.images, wish.camera])
-    student, metadata = load_weights(wish.weights)
-    if wish.images and wish.camera is None:
+    check_outputs([out], [resolve(options.weights), *options.images, options.camera])
+    student, metadata = load_weights(options.weights)
+    if options.images and options.camera is None:
         raise UserError("export: --check needs the images' --camera")
-    if wish.precision == "int8" and not wish.images:
+    if options.precision == "int8" and not options.images:
         raise UserError("export: int8 needs typical images: --check IMAGES --camera FILE")
-    found_images = ImageFolder(wish.images, wish.camera) if wish.images and wish.camera else None
+    found_images = ImageFolder(options.images, options.camera) if options.images and options.camera else None
     frames = [found_images[index] for index in range(len(found_images))] if found_images else []
     reference = Detector(student, metadata, "cpu")
     pairs = [(sample.image.permute(1, 2, 0).numpy(), sample.camera) for sample in frames]
-    change = body_changer(wish.precision, body_inputs(reference, pairs))
-    model = build(student, metadata | {"precision": wish.precision}, wish.size, change)
+    change = body_changer(options.precision, body_inputs(reference, pairs))
+    model = build(student, metadata | {"precision": options.precision}, options.size, change)
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "trial.onnx"
         write(model, trial)
-        found = compare(reference, OnnxDetector(OnnxNetwork(trial)), [*random_images(reference, wish.size), *pairs])
-    most = TOLERANCE[wish.precision]
+        found = compare(reference, OnnxDetector(OnnxNetwork(trial)), [*random_images(reference, options.size), *pairs])
+    most = TOLERANCE[options.precision]
     if most is not None and (found.worst > most or found.missing):
         raise UserError(
             f"export: the ONNX graph differs from PyTorch by {found.worst:.2g} (at most {most:g}) and in "

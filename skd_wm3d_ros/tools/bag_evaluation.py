@@ -73,7 +73,7 @@ def evaluate_live(bag: Path, out: Path, options: NodeOptions, rate: float | None
     camera = find_camera(bag, more.get("image_topic"), more.get("camera_info_topic"))
     doubt = Images.read(bag, camera.image).doubt()
     if doubt is not None:
-        raise UserError(f"{bag}: {doubt}, and the node's answers are told apart by stamp; evaluate it with bag-eval")
+        raise UserError(f"{bag}: {doubt}, and the node's answers are matched by stamp; evaluate it with bag-eval")
     detector = Detector.load(options.weights, "cpu")  # what the weights say of themselves
     classes = detector.classes
     answers = run(bag, out, options, camera, rate)
