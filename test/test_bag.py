@@ -20,7 +20,6 @@ from skd_core.data.bag import (
     CAMERA_INFO,
     COMPRESSED_IMAGE,
     DETECTIONS,
-    DETECTIONS_2D,
     IMAGE,
     BagWriter,
     Frame,
@@ -36,10 +35,12 @@ from skd_core.data.bag import (
     write_frames,
 )  # fmt: skip
 from skd_core.data.bag_reader import zstd
+from skd_core.data.bag_types import DETECTIONS_2D
 from skd_core.data.ros_messages import camera_from_info, decode_compressed, decode_raw
 from skd_core.errors import UserError
 
 P = torch.tensor([[700.0, 0, 30.5, 40], [0, 710, 20.25, 0.2], [0, 0, 1, 0.003]], dtype=torch.float64)
+
 K = np.array([[650.0, 0, 31], [0, 660, 21], [0, 0, 1]])
 SECOND = 1_000_000_000
 ZSTD = b"\x28\xb5\x2f\xfd"
