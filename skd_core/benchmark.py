@@ -280,14 +280,10 @@ def rendering(workload: Workload) -> Values:
     """Pictures of `skd_core synth` at its own size, labels and depth included, files not; one core."""
     config = SynthConfig()
     render_frame(config, 2, 0)  # compiled before the clock starts
-    times = [
-        sum(
-            seconds(partial(render_frame, config, 2, 1 + round_ * workload.rendered + i))
-            for i in range(workload.rendered)
-        )
-        for round_ in range(workload.rounds)
-    ]
-    return {"synth/frames_per_second": [workload.rendered / took for took in times]}
+    rounds, count = workload.rounds, workload.rendered
+    takes = [seconds(partial(render_frame, config, 2, 1 + frame)) for frame in range(rounds * count)]
+    times = [sum(takes[i : i + count]) for i in range(0, rounds * count, count)]
+    return {"synth/frames_per_second": [count / took for took in times]}
 
 
 def training_step(detector: Detector, frames: list[RenderedFrame], workload: Workload) -> Values:
