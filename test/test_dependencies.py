@@ -85,7 +85,7 @@ def test_a_command_names_only_what_it_may_import():
 
 def test_all_is_everything_but_what_pins_numpy_below_2():
     extras = {name: {canonical(r) for r in them} for name, them in declared()["extras_require"].items()}
-    assert {"train", "synth", "eval", "depth", "onnx", "export", "nuscenes", "rerun"} <= set(extras)
+    assert {"train", "synth", "eval", "depth", "export", "nuscenes", "rerun"} <= set(extras)
     of_developers = {"all", "test", "docs", "dev", "nuscenes"}
     wanted = set().union(*(them for name, them in extras.items() if name not in of_developers))
     assert extras["all"] == wanted
@@ -192,7 +192,7 @@ def test_modules_import_with_the_plain_dependencies_alone():
         queue += [canonical(r) for r in wanted if "extra ==" not in r]
     blocked = [name for name, them in providers().items() if not them & closure and not them & {"skd-wm3d-ros"}]
     blocked = [name for name in blocked if name not in ("skd_core", "pkg_resources", "setuptools", "_distutils_hack")]
-    assert {"numba", "lightning", "transformers", "onnxruntime", "nuscenes"} & set(blocked)
+    assert {"numba", "lightning", "transformers", "onnx", "nuscenes"} & set(blocked)
     modules = [
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for file in sorted((ROOT / "skd_core").rglob("*.py"))

@@ -23,9 +23,10 @@ from skd_core.cli import main
 from skd_core.data.kitti import read_objects
 from skd_core.devices import pick_device
 from skd_core.errors import UserError
+from skd_core.inference.bundled import BUNDLED, resolve
 from skd_core.inference.origin import domain_warning
 from skd_core.inference.predict import predict_images
-from skd_core.inference.weights import BUNDLED, digest, load_weights, resolve, save_weights
+from skd_core.inference.weights import digest, load_weights, save_weights
 from skd_core.models.decode import Prediction3D
 from skd_core.models.student import Detections, Student, to_boxes3d
 from skd_core.priors import PRIORS, ClassPrior
@@ -343,7 +344,7 @@ def test_bundled_weights_load(path: Path) -> None:
     assert resolve(path.stem) == path
     found = Detector.load(path.stem, "cpu")
     assert found.metadata["learnt_from"] == "2D boxes, no 3D labels"
-    width, height = found.student.config.input_size
+    width, height = found.config.input_size
     found.predict(picture(width, height), camera(width, height))
 
 

@@ -190,6 +190,14 @@ def test_bundled_weights_are_sound_and_one_inference_is_made():
     assert [(f.check, f.level) for f in found] == [("weights", OK), ("inference", OK)]
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_runs_the_weights_is_said(monkeypatch, missing):
+    if missing:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    text = doctor.check_weights(["street"])[0].found
+    assert text.endswith("run by PyTorch, as onnxruntime is not installed" if missing else "run by onnxruntime")
+
+
 def test_damaged_and_missing_weights_fail(tmp_path):
     damaged = tmp_path / "damaged.safetensors"
     content = bytearray((BUNDLED / "default.safetensors").read_bytes())

@@ -24,8 +24,9 @@ from skd_core.data.sample import Sample
 from skd_core.data.sets import build_dataset
 from skd_core.data.transforms import degrade, network_camera
 from skd_core.errors import UserError
+from skd_core.inference.bundled import BUNDLED
 from skd_core.inference.detector import Detector
-from skd_core.inference.weights import BUNDLED, load_weights
+from skd_core.inference.weights import load_weights
 from skd_core.losses.object_depth import ObjectDepthLoss
 from skd_core.supervision.pseudo import PseudoTargets
 from skd_core.training.ablation import REAL_ROWS, row_config

@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as photometric
 
 from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
@@ -178,6 +178,13 @@ def flip(sample: Sample) -> Sample:
     )
 
 
+def _photometric() -> Any:
+    """Imported when first used: inference, which needs this file, waits seconds less for it."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
 def jitter_colors(
     sample: Sample,
     generator: torch.Generator,
@@ -194,6 +201,7 @@ def jitter_colors(
     """
     spread = torch.tensor([brightness, contrast, saturation])
     factors = (1 + spread * (2 * torch.rand(3, generator=generator) - 1)).clamp(min=0).tolist()
+    photometric = _photometric()
     image: Tensor = photometric.adjust_brightness(sample.image, factors[0])
     image = photometric.adjust_contrast(image, factors[1])
     image = photometric.adjust_saturation(image, factors[2])
@@ -215,7 +223,7 @@ def degrade(
     chance, strength = torch.rand(3, generator=generator).tolist(), torch.rand(3, generator=generator).tolist()
     image = sample.image
     if chance[0] < blur:
-        image = photometric.gaussian_blur(image, [5, 5], [0.3 + 0.9 * strength[0]])
+        image = _photometric().gaussian_blur(image, [5, 5], [0.3 + 0.9 * strength[0]])
     if chance[1] < noise:
         spread = (2 + 8 * strength[1]) * torch.randn(image.shape, generator=generator)
         image = (image + spread).round_().clamp_(0, 255).to(torch.uint8)

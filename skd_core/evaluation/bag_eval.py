@@ -31,8 +31,8 @@ from skd_core.evaluation.errors import match
 from skd_core.evaluation.kitti import objects_from_boxes
 from skd_core.evaluation.overlaps import Table
 from skd_core.files import check_outputs, files_of, fresh_folder, keep_inputs, lock_folder, make_folder, write_atomic
+from skd_core.inference.bundled import resolve
 from skd_core.inference.detector import DEFAULT_THRESHOLD, Detector
-from skd_core.inference.weights import resolve
 from skd_core.visualize import RGB, TRUTH_COLOR, draw_bev, draw_boxes3d, stack, view_size
 
 DETECTIONS_TOPIC = "/detector/detections"

@@ -25,9 +25,10 @@ from skd_core.evaluation.calibrate import calibrate, calibration_notes, calibrat
 from skd_core.evaluation.real import EMPTY_TALLY, PARTS, Tally, join, tally_frame
 from skd_core.evaluation.report import plain_table
 from skd_core.files import check_outputs, files_of, finite, write_atomic
+from skd_core.inference.bundled import resolve
 from skd_core.inference.detector import Detector
 from skd_core.inference.outside import detector_source
-from skd_core.inference.weights import load_weights, resolve
+from skd_core.inference.weights import load_weights
 from skd_core.inference.weights import store as store_weights
 from skd_core.supervision.lift import lift
 from skd_core.visualize import RGB

@@ -9,9 +9,10 @@ from __future__ import annotations
 import onnx
 from onnx import parser
 
+from skd_core.boxes import MIN_SIDE
 from skd_core.export.parts import LIMIT, OPSET
 from skd_core.models.backbone import STRIDE
-from skd_core.models.student import MEAN, MIN_SIDE, NMS_IOU, STD
+from skd_core.models.student import MEAN, NMS_IOU, STD
 
 HEADER = f'<ir_version: 9, opset_import: ["" : {OPSET}]>'
 

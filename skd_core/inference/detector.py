@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skd_core.boxes import Boxes2D, Boxes3D
+from skd_core.boxes import MIN_SIDE, Boxes2D, Boxes3D
 from skd_core.camera import Camera
 from skd_core.config import ModelConfig, parse_config
 from skd_core.data.transforms import network_camera, scale_pixels
 from skd_core.devices import PRECISIONS, pick_device, pick_precision
 from skd_core.errors import UserError
+from skd_core.inference.bundled import resolve, weights_metadata
 from skd_core.inference.calibration import Calibration
 from skd_core.inference.onnx_file import OnnxNetwork, has_provider
-from skd_core.inference.weights import describe, flush_tiny, load_weights, resolve, save_weights
-from skd_core.models.student import MIN_SIDE, Detections, Student, to_boxes3d
+from skd_core.notes import warn_once
+
+if TYPE_CHECKING:  # imported when used: onnxruntime needs none of it, and timm and torchvision take seconds
+    from skd_core.models.student import Detections, Student
 
 BACKENDS = ("auto", "torch", "onnx")
 NO_BOXES_THRESHOLD = 2.0
@@ -44,9 +47,11 @@ class Detector:
         metadata: what the weights file says about itself; its ``network`` is "mdn", the student, or "dsn", the
             depth-guided teacher.
         calibration: what was measured of it, which its boxes carry: depth_std, across_std, yaw_std, flip_odds.
+        slow_because: why PyTorch runs it on a CPU although onnxruntime is faster there; "" otherwise.
     """
 
     backend = "torch"
+    slow_because = ""
 
     def __init__(
         self, student: Student, metadata: dict[str, Any], device: str = "auto", precision: str = "fp32"
@@ -85,6 +90,8 @@ class Detector:
     @staticmethod
     def random(seed: int = 0, device: str = "cpu") -> Detector:
         """A small untrained detector, for tests and measurements."""
+        from skd_core.models.student import Student
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = ModelConfig(
@@ -94,6 +101,8 @@ class Detector:
 
     def save(self, path: str | Path) -> None:
         """Write the weights file that :meth:`load` reads."""
+        from skd_core.inference.weights import describe, save_weights
+
         fx, fy = self.metadata["focal"]
         derived = describe(self.student, (fx, fy))
         save_weights(path, self.student, (fx, fy), **{k: v for k, v in self.metadata.items() if k not in derived})
@@ -179,6 +188,8 @@ class Detector:
 
     def _boxes(self, found: Detections, sx: float, sy: float) -> Boxes3D:
         """Detections in the image's pixels, with the spreads that were measured of their classes."""
+        from skd_core.models.student import to_boxes3d
+
         return self.calibration(to_boxes3d(found, self.classes, sx, sy), found.classes)
 
     def _class_numbers(self, boxes: Boxes2D) -> Tensor:
@@ -231,8 +242,8 @@ def open_detector(path: str | Path, device: str, precision: str, backend: str) -
     """What :meth:`Detector.load` does.
 
     A file of `skd_core export` runs in onnxruntime. Weights run in PyTorch, unless an exported file of just these
-    weights lies beside them under the same name (``NAME.onnx``), onnxruntime is installed, and the device is a CPU,
-    where it is the faster of the two ("auto"), or it is asked for ("onnx").
+    weights lies beside them under the same name (``NAME.onnx``), as it does beside the bundled ones, onnxruntime is
+    installed, and the device is a CPU, where it is the faster of the two ("auto"), or it is asked for ("onnx").
 
     Args:
         path, device, precision: as of :meth:`Detector.load`; backend: one of BACKENDS.
@@ -250,17 +261,36 @@ def open_detector(path: str | Path, device: str, precision: str, backend: str) -
         if not Path(path).expanduser().is_file():
             raise UserError(f"{path}: no such file; `skd_core export` writes one")
         return OnnxDetector(OnnxNetwork(Path(path).expanduser(), _onnx_device(device)))
-    student, metadata = load_weights(path)
-    beside = resolve(path).with_suffix(".onnx")
+    weights = resolve(path)
+    beside = weights.with_suffix(".onnx")
     if backend == "onnx":
         if not beside.is_file():
             raise UserError(f"weights '{path}': no {beside.name} beside them; `skd_core export {path}` writes it")
-        return OnnxDetector(OnnxNetwork(beside, _onnx_device(device)), metadata)
+        return OnnxDetector(OnnxNetwork(beside, _onnx_device(device)), weights_metadata(weights))
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    if backend == "auto" and on_cpu and precision in ("auto", "fp32") and beside.is_file() and has_provider("cpu"):
-        return OnnxDetector(OnnxNetwork(beside, "cpu"), metadata)
+    why = ""
+    if backend == "auto" and on_cpu and precision in ("auto", "fp32"):
+        why = _obstacle(beside)
+        if not why:
+            network, metadata = OnnxNetwork(beside, "cpu"), weights_metadata(weights)
+            if network.metadata["sha256"] == metadata["sha256"]:
+                return OnnxDetector(network, metadata)
+            why = f"{beside.name} is of other weights; `skd_core export {path}` writes it anew"
+            warn_once(beside, f"{beside}: is of other weights than those beside it and is not used; export them again")
+    from skd_core.inference.weights import flush_tiny, load_weights
+
+    student, metadata = load_weights(path)
     flush_tiny(student)
-    return Detector(student, metadata, device, precision)
+    detector = Detector(student, metadata, device, precision)
+    detector.slow_because = why
+    return detector
+
+
+def _obstacle(exported: Path) -> str:
+    """Why onnxruntime cannot run the file that should lie beside the weights; "" where it can."""
+    if not exported.is_file():
+        return f"there is no {exported.name} beside the weights; `skd_core export` writes it"
+    return "" if has_provider("cpu") else "onnxruntime is not installed"
 
 
 def _onnx_device(device: str) -> str:

@@ -42,7 +42,7 @@ class OnnxNetwork:
         try:
             import onnxruntime
         except ImportError:
-            raise UserError(f"{path}: needs onnxruntime: pip install 'skd_wm3d_ros[onnx]'") from None
+            raise UserError(f"{path}: needs onnxruntime: pip install onnxruntime") from None
         self.path = path
         wanted = PROVIDERS[device]
         if wanted not in onnxruntime.get_available_providers():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from skd_core.config import ModelConfig, parse_config
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
+from skd_core.inference.bundled import resolve
 from skd_core.inference.metadata import FORMAT, read_metadata
 from skd_core.models.student import MEAN, STD, Student
 from skd_core.models.teacher import DepthGuidedNetwork
@@ -30,26 +31,6 @@ WEAK = "2D boxes, no 3D labels"
 """What weights say they have learnt from, unless 3D labels had a part."""
 NETWORKS: dict[str, type[Student]] = {kind.network: kind for kind in (Student, DepthGuidedNetwork)}
 """What weights may be of: MDN, the student, or DSN, the depth-guided teacher."""
-BUNDLED = Path(__file__).resolve().parents[1] / "weights"
-
-
-def bundled_names() -> list[str]:
-    """Names of the weights that come with the package."""
-    return sorted(path.stem for path in BUNDLED.glob("*.safetensors"))
-
-
-def resolve(path: str | Path) -> Path:
-    """A path, or the name of bundled weights ("default").
-
-    Raises:
-        UserError: no such file; the message names it.
-    """
-    bundled = BUNDLED / f"{path}.safetensors"
-    found = bundled if bundled.is_file() else Path(path).expanduser()
-    if not found.is_file():
-        have = ", ".join(bundled_names()) or "none"
-        raise UserError(f"weights '{path}': no such file (bundled ones: {have})")
-    return found
 
 
 def digest(state: dict[str, Tensor]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from skd_core.boxes import Boxes3D, at_border
+from skd_core.boxes import MIN_SIDE, Boxes3D, at_border
 from skd_core.config import ModelConfig
 from skd_core.models.backbone import Backbone, roi_features
 from skd_core.models.decode import Prediction3D, decode_2d, decode_3d
@@ -25,9 +25,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 NMS_IOU = 0.6
 """2D boxes of a class that overlap by more are one object [peer]: a large object may have several peaks."""
-
-MIN_SIDE = 1.0
-"""Pixels of the network's input: a 2D box with a side of no more is no object."""
 
 SCORE_SCALE = 0.1
 """By how much sigma_z, the relative deviation of depth, exceeds its floor where certainty is 1/e [ours]. A plain

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torchvision.ops import batched_nms
 
 from skd_core.boxes import Boxes2D
 from skd_core.errors import UserError
@@ -104,6 +103,8 @@ def join(parts: Sequence[Boxes2D]) -> Boxes2D:
 
 def suppress(boxes: Boxes2D, iou: float = NMS_IOU) -> Boxes2D:
     """Non-maximum suppression among boxes of the same label, best score first."""
+    from torchvision.ops import batched_nms  # here: whoever has boxes already need not wait for it
+
     numbers = {label: number for number, label in enumerate(dict.fromkeys(boxes.labels))}
     groups = torch.tensor([numbers[label] for label in boxes.labels], dtype=torch.long)
     return boxes[batched_nms(boxes.xyxy.float(), boxes.scores.float(), groups, iou)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from skd_core.config import TrainConfig, load_config
 from skd_core.errors import UserError
 from skd_core.files import keep_inputs, lock_folder
-from skd_core.inference.weights import bundled_names
+from skd_core.inference.bundled import bundled_names
 from skd_core.training.processes import is_first
 from skd_core.training.trainer import WRITTEN, Trainer
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from skd_core.errors import UserError
-from skd_core.inference.weights import bundled_names, check_tensors, load_weights
+from skd_core.inference.bundled import bundled_names
+from skd_core.inference.weights import check_tensors, load_weights
 from skd_core.models.backbone import Backbone
 from skd_core.models.student import Student
 from skd_core.training.provenance import Origin
