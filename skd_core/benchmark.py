@@ -7,7 +7,6 @@ All pictures and labels are made up on the spot: no data set is needed. Times ar
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from skd_core.benchmark_backends import lines, measure_backends
+from skd_core.benchmark_machine import machine_lines, measure_machine, seconds, stage_marks
 from skd_core.benchmark_report import describe_machine, print_result, summary
 from skd_core.boxes import box_corners
 from skd_core.camera import Camera
@@ -74,11 +74,14 @@ def benchmark(detector: Detector, workload: Workload) -> dict[str, Any]:
 
     Returns:
         {"machine": what it ran on, "settings": sizes and counts, "measures": {name: :func:`summary`}, "device": name,
-        "backends": see :func:`skd_core.benchmark_backends.measure_backends`}
+        "backends": see :func:`skd_core.benchmark_backends.measure_backends`, "limits": see
+        :func:`skd_core.benchmark_machine.measure_machine`}
     """
     machine, device = describe_machine(detector.device), detector.device
     size = detector.student.config.input_size
     frames = [render_frame(SynthConfig(*size), seed=1, frame=i) for i in range(workload.batch_size)]
+    picture, camera = _picture(detector)
+    limits = measure_machine(detector, picture, camera, workload.rounds)  # first: later parts take more memory
     values: Values = {}
     parts: dict[str, Callable[[], Values]] = {
         "predict": lambda: predictions(detector, workload),
@@ -91,7 +94,6 @@ def benchmark(detector: Detector, workload: Workload) -> dict[str, Any]:
     for name, part in (bar := tqdm(parts.items(), unit="part", dynamic_ncols=True)):
         bar.set_description(name)
         values |= part()
-    picture, camera = _picture(detector)
     noise = np.random.default_rng(0).integers(0, 256, picture.shape, dtype=np.uint8)
     backends = measure_backends(detector, [(picture, camera), (noise, camera)], workload.rounds)
     settings = {
@@ -101,20 +103,8 @@ def benchmark(detector: Detector, workload: Workload) -> dict[str, Any]:
         "training": detector.metadata.get("training", detector.metadata.get("learnt_from", "unknown")),
         **asdict(workload),
     }
-    about = {"machine": machine, "settings": settings, "device": str(device), "backends": backends}
+    about = {"machine": machine, "settings": settings, "device": str(device), "backends": backends, "limits": limits}
     return about | {"measures": {k: summary(v) for k, v in values.items()}}
-
-
-def seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
-    """Wall time of one call; a GPU has finished before and after."""
-    wait = device is not None and device.type == "cuda"
-    if wait:
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if wait:
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 # -- inference ---------------------------------------------------------------------------------------------------------
@@ -155,24 +145,7 @@ def _camera(detector: Detector, width: int, height: int) -> Camera:
 
 def _stages(detector: Detector, picture: Any, camera: Camera) -> dict[str, float]:
     """Shares of one call, by hooks on the network's parts."""
-    device, student = detector.device, detector.student
-    marks: list[float] = []
-
-    def mark(*_: object) -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        marks.append(time.perf_counter())
-
-    hooks = []
-    for part in (student.backbone, student.heads_2d, student.head_3d):
-        hooks += [part.register_forward_pre_hook(mark), part.register_forward_hook(mark)]
-    try:
-        mark()
-        detector.predict(picture, camera)
-        mark()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    marks = stage_marks(detector, picture, camera)
     total, resize = marks[-1] - marks[0], marks[1] - marks[0]
     network = sum(end - begin for begin, end in zip(marks[1:-1:2], marks[2:-1:2], strict=True))
     return {"resize": resize / total, "network": network / total, "decode": (total - resize - network) / total}
@@ -396,4 +369,4 @@ def report_benchmark(detector: Detector, workload: Workload, json_file: Path | N
     if json_file is not None:
         write_atomic(json_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
     print_result(result)
-    print(*lines(result["backends"]), sep="\n")
+    print(*lines(result["backends"]), *machine_lines(result["limits"]), sep="\n")

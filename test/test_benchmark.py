@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from skd_core import benchmark as bench
+from skd_core.benchmark_machine import network_cost
 from skd_core.cli import app
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
@@ -65,6 +67,26 @@ def test_backends_stand_beside_eager_pytorch(result: dict):
         if "fp32" in name:
             assert numbers["max_box_difference"] < 1e-3
             assert numbers["missing_boxes"] == 0
+
+
+def test_the_network_stays_below_what_the_machine_can_do(result: dict):
+    found = result["limits"]
+    assert set(found["stages_ms"]) == {"jpeg", "resize", "network", "decode"}
+    assert all(value > 0 for value in found["stages_ms"].values())
+    assert found["ceilings"].keys() == {"flops_per_second", "bytes_per_second"}
+    assert found["network"]["share_of_flops"] > 0
+    assert found["peak_memory_mib"] > 50
+    assert list(found["scaling_ms"]["pixels"]) == ["160x48", "320x96", "480x144"]
+    assert list(found["scaling_ms"]["objects"]) == ["1", "10", "50"]
+
+
+def test_operations_by_hand():
+    """One convolution 3x3 from 3 to 8 channels, of 4 x 6 pixels: two operations for each weight and pixel."""
+    layer = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    student = SimpleNamespace(features=layer, maps_2d=lambda features: features, modules=lambda: [layer])
+    flops, moved = network_cost(SimpleNamespace(student=student, device=torch.device("cpu")), 6, 4)
+    assert flops == 2 * 8 * 3 * 9 * 4 * 6
+    assert moved == 4 * (3 * 24 + 8 * 24 + 8 * 3 * 9)
 
 
 def test_it_says_on_what_and_how_but_not_where(result: dict):

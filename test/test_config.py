@@ -10,7 +10,8 @@ import yaml
 
 from skd_core.config import MethodConfig, ModelConfig, TrainConfig, load_config, parse_config
 from skd_core.errors import UserError
-from skd_core.inference.weights import bundled_names, load_weights
+from skd_core.inference.bundled import bundled_names
+from skd_core.inference.weights import load_weights
 from skd_core.priors import PRIORS, prior_of, prior_sizes, prior_tolerances
 
 COMMITTED = sorted((Path(__file__).resolve().parents[1] / "config" / "train").glob("*.yaml"))

@@ -46,6 +46,7 @@ ROOMS = (
     "skd_core.synthetic",
     "skd_core.benchmark_report",
     "skd_core.benchmark_backends",
+    "skd_core.benchmark_machine",
     "skd_core.benchmark",
     "skd_core.doctor",
     "skd_core",  # the package's own __init__.py, which offers the detector under a short name
