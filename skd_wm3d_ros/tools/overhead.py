@@ -38,7 +38,7 @@ class NullDetector:
         self.device, self.precision, self.classes = torch.device("cpu"), "fp32", ("Car",)
         self.metadata, self.threshold = {"focal": [720.0, 720.0]}, 0.0
         self.calibration = Calibration.of(self.classes, {}, heading_known=False)
-        self.backend, self.config = "torch", SimpleNamespace(input_size=(1242, 375))
+        self.backend, self.slow_because, self.config = "torch", "", SimpleNamespace(input_size=(1242, 375))
         center = torch.stack([torch.linspace(-9, 9, BOXES), torch.ones(BOXES), torch.linspace(5, 50, BOXES)], 1)
         size = torch.tensor([4.0, 1.7, 1.5]).expand(BOXES, 3)
         self._boxes = Boxes3D(center, size, torch.zeros(BOXES), ("Car",) * BOXES, torch.full((BOXES,), 0.9))

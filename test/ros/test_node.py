@@ -64,7 +64,7 @@ class FakeDetector:
     def __init__(self, found=None, device="cpu", act=lambda: None, classes=CLASSES, measured=None, heading_known=False):
         self.found = found if found is not None else [("Car", 0.9, 2.0, 10.0), ("Pedestrian", 0.5, -3.0, 20.0)]
         self.device, self.precision, self.classes, self.act = torch.device(device), "fp32", classes, act
-        self.backend = "torch"
+        self.backend, self.slow_because = "torch", "onnxruntime is not installed"
         self.metadata, self.threshold = {"focal": [180.0, 181.0]}, 0.4
         self.calibration = Calibration.of(classes, measured or {}, heading_known)
         self.config = SimpleNamespace(input_size=(WIDTH, HEIGHT))
@@ -769,6 +769,7 @@ def test_gpu_out_of_memory_goes_on_on_the_cpu(rig, start):
     status = until_told(rig, "runs on the CPU, the GPU failed", "CUDA out of memory")
     assert status.level == b"\x01"
     assert values(status)["device"] == "cpu"
+    assert values(status)["backend"] == "torch (onnxruntime is not installed)"
 
 
 def test_gpu_out_of_memory_without_fallback(rig, start):
