@@ -299,9 +299,23 @@ def bench(
     repeat: Annotated[int | None, typer.Option(min=1, help="Rounds of each measurement.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer frames and rounds, under a minute.")] = False,
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Only training: images/s, and where a step goes.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="With --training: a run's config and data, not a small one.")
+    ] = None,
 ) -> None:
     """Measure speed on this machine, side by side with alternatives: network, evaluation, IoU, rendering, training."""
     from dataclasses import replace
+
+    if config is not None and not training:
+        raise UserError("--config: goes with --training")
+    if training:
+        from skd_core.benchmark_training import training_report
+
+        training_report(config, repeat or (5 if quick else 20), device, json)
+        return
 
     from skd_core.benchmark import QUICK, Workload, report_benchmark
     from skd_core.files import keep_inputs

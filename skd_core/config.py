@@ -272,6 +272,8 @@ class TrainConfig(Strict):
 
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    tf32: bool = False  # GPUs: products and convolutions of float32 with 10 bits of mantissa, faster
+    compile: bool = False  # the backbone through torch.compile; the first steps then take minutes
     model: ModelConfig = ModelConfig()
     initial: InitialConfig = InitialConfig()
     data: DataConfig

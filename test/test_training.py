@@ -747,7 +747,7 @@ def test_absent_classes_and_border_boxes_train(root: Path) -> None:
     n = len(batch.boxes)
     odd = torch.tensor([[0.0, 0, 160, 64], [0, 30, 1, 31], [159, 0, 160, 64], [80, 20, 80.5, 20.4]]).repeat(n, 1)[:n]
     batch.boxes = batch.rois.boxes = odd
-    batch.depth = torch.zeros_like(batch.depth)
+    batch.depth, batch.has_depth = torch.zeros_like(batch.depth), False
     batch.pseudo.z.fill_(math.nan)
     model = TeacherStudent(config).train()
     terms = model(batch, StepContext())

@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.camera import Camera
 from skd_core.data.folder import IMAGE_SUFFIXES
-from skd_core.data.sample import Sample, read_depth, read_image
+from skd_core.data.sample import Sample, black_image, read_depth, read_image
 from skd_core.errors import UserError
 from skd_core.files import read_text, write_atomic
 
@@ -263,8 +264,14 @@ class KittiDataset(Dataset[Sample]):
         Raises:
             UserError: a file is malformed; the message names it and the line.
         """
+        return self._sample(index, read_image(self._images[self.names[index]]))
+
+    def without_picture(self, index: int) -> Sample:
+        """The same with a black image of the right size, which takes no memory: its pixels are not read."""
+        return self._sample(index, black_image(self._images[self.names[index]]))
+
+    def _sample(self, index: int, image: Tensor) -> Sample:
         name = self.names[index]
-        image = read_image(self._images[name])
         camera = Camera.from_kitti(self._calibs[name], image.shape[2], image.shape[1])
         objects = read_objects(self._labels[name]) if self.with_3d else None
         boxes2d = read_boxes2d(self._labels[name]) if objects is None else objects.boxes2d()

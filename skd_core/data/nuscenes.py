@@ -34,7 +34,7 @@ from torch.utils.data import Dataset
 from skd_core.boxes import CORNER_SIGNS, Boxes2D, Boxes3D
 from skd_core.camera import Camera, project
 from skd_core.data.nuscenes_tables import find_version, load_tables, samples_of, tables_fit
-from skd_core.data.sample import Sample, read_depth, read_image
+from skd_core.data.sample import Sample, black_image, read_depth, read_image
 from skd_core.errors import UserError
 
 CLASSES = (
@@ -218,8 +218,14 @@ class NuScenesDataset(Dataset[Sample]):
         Raises:
             UserError: the image or depth map is malformed or not of the size that the tables say.
         """
+        return self._sample(index, read_image(self.frame(index).image))
+
+    def without_picture(self, index: int) -> Sample:
+        """The same with a black image of the right size, which takes no memory: its pixels are not read."""
+        return self._sample(index, black_image(self.frame(index).image))
+
+    def _sample(self, index: int, image: Tensor) -> Sample:
         frame = self.frame(index)
-        image = read_image(frame.image)
         _check_size(frame.image, image.shape[1:], frame.camera)
         depth = None
         if self._depths is not None:

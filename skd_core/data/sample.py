@@ -113,6 +113,30 @@ def read_image(path: str | Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, by its head alone.
+
+    Raises:
+        UserError: as :func:`read_image`.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        height, width = read_image(path).shape[1:]  # says what is wrong
+        return width, height
+
+
+def black_image(path: Path) -> Tensor:
+    """Shape (3, H, W), uint8: black of a picture's size, in one byte of memory.
+
+    Raises:
+        UserError: as :func:`picture_size`.
+    """
+    width, height = picture_size(path)
+    return torch.zeros(1, dtype=torch.uint8).expand(3, height, width)
+
+
 def read_depth(path: str | Path) -> Tensor:
     """Read a depth map as shape (H, W), float32, metres, 0 = unknown.
 

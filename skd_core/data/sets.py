@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from PIL import Image
-
 from skd_core.camera import Camera
 from skd_core.config import SetConfig
 from skd_core.data.kitti import KittiDataset, read_boxes2d, read_objects
 from skd_core.data.nuscenes import NuScenesDataset
-from skd_core.data.sample import read_image
+from skd_core.data.sample import picture_size
 
 
 def build_dataset(
@@ -46,14 +42,4 @@ def check_frames(dataset: KittiDataset | NuScenesDataset, with_3d: bool) -> None
             continue
         files = dataset.files(index)
         (read_objects if with_3d else read_boxes2d)(files["label"])
-        Camera.from_kitti(files["calib"], *_size(files["image"]))
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height of an image, by its head alone."""
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        height, width = read_image(path).shape[1:]  # says what is wrong
-        return width, height
+        Camera.from_kitti(files["calib"], *picture_size(files["image"]))

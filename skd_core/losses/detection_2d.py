@@ -62,6 +62,7 @@ class Detection2DLoss(nn.Module):
         ignore_index: Tensor,
         *,
         whole: Tensor | None = None,
+        target: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Heatmap, offset and size terms, each a sum over all objects, to be divided by their number.
 
@@ -70,9 +71,11 @@ class Detection2DLoss(nn.Module):
             boxes: shape (N, 4), 2D boxes, pixels of the network's input; classes, batch_index: shape (N,).
             ignore: shape (M, 4), regions where no negative is learnt; ignore_index: shape (M,).
             whole: shape (N,), bool, boxes to learn offset and size from; None: all.
+            target: what :func:`render_heatmap` makes of these boxes, if the caller has it already.
         """
         shape: tuple[int, int, int, int] = tuple(maps.heatmap.shape)  # type: ignore[assignment]
-        target = render_heatmap(boxes, classes, batch_index, shape)
+        if target is None:
+            target = render_heatmap(boxes, classes, batch_index, shape)
         logits = maps.heatmap.float()
         log_p, log_q, p = F.logsigmoid(logits), F.logsigmoid(-logits), torch.sigmoid(logits)
         positive = target == 1

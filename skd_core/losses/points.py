@@ -13,16 +13,19 @@ class PointsLoss(nn.Module):
     point weighed by the inverse of how many others lie near it, so that a dense side does not drown the other.
     """
 
-    def forward(self, center: Tensor, size: Tensor, yaw: Tensor, points: Tensor) -> Tensor:
+    def forward(
+        self, center: Tensor, size: Tensor, yaw: Tensor, points: Tensor, density: Tensor | None = None
+    ) -> Tensor:
         """shape (N,), metres; 0 where there are no points.
 
         Args:
             center: shape (N, 3); size: shape (N, 3), (l, w, h); yaw: shape (N,), camera frame.
             points: shape (N, K, 2), (x, z) in the camera frame, metres, NaN where there are fewer than K.
+            density: what :meth:`density` says of these points, if the caller has it already.
         """
         known = points.isfinite().all(-1)  # (N, K)
         points = torch.where(known[..., None], points, 0.0)
-        weight = known / self.density(points, known)
+        weight = known / (self.density(points) if density is None else density)
         delta = points - center[:, None, [0, 2]]
         c, s = torch.cos(yaw)[:, None], torch.sin(yaw)[:, None]
         forward, left = (delta[..., 0] * c - delta[..., 1] * s).abs(), (delta[..., 0] * s + delta[..., 1] * c).abs()
@@ -34,8 +37,10 @@ class PointsLoss(nn.Module):
         return loss / weight.sum(-1).clamp(min=1e-6)
 
     @staticmethod
-    def density(points: Tensor, known: Tensor, radius: float = 0.4) -> Tensor:
-        """shape (N, K), how many known points lie within the radius (metres) of each, itself included."""
+    def density(points: Tensor, radius: float = 0.4) -> Tensor:
+        """shape (N, K), how many known points lie within the radius (metres) of each, itself included, at least 1."""
+        known = points.isfinite().all(-1)
+        points = torch.where(known[..., None], points, 0.0)
         distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
         near = (distance < radius) & known[:, None, :]
         return near.sum(-1).clamp(min=1)

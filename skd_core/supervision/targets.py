@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from skd_core.data.occlusion import covered_edges
@@ -56,12 +56,15 @@ class TargetMaker:
             sample = replace(sample, hidden=sample.hidden | covered_edges(sample.full_xyxy))
         return align_relative(sample, self.camera_height) if self.depth_kind == "relative" else sample
 
-    def all(self, source: Dataset[Sample]) -> list[PseudoTargets]:
-        """The targets of every sample, in order.
+    def all(self, source: Dataset[Sample], workers: int = 0) -> list[PseudoTargets]:
+        """The targets of every sample, in order; of the pictures only the size is read.
 
         A source that can name its files, as :meth:`skd_core.data.kitti.KittiDataset.files` does, has them kept in
         ``pseudo-*.npz`` beside the first sample's depth map, as long as no setting, no class's prior and no file (name,
         size, time) changes. Where that folder cannot be written they are made anew each time.
+
+        Args:
+            workers: processes that make them; 0: this one.
 
         Raises:
             UserError: a frame cannot be read, or the depth maps are of the other kind.
@@ -73,9 +76,18 @@ class TargetMaker:
             found = _load(cache, key, count) if cache is not None else None
             if found is not None:
                 return found
+        loader: DataLoader[Any] = DataLoader(
+            _Made(self, source, count),
+            batch_size=None,
+            num_workers=min(workers, count),
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # the global stream stays as it is
+        )
         made = []
-        for index in tqdm(range(count), desc="pseudo-targets", unit="frame", dynamic_ncols=True, mininterval=1):
-            made.append(pseudo_targets(self.read(source[index]), self.center_offset))
+        for arrays in tqdm(loader, desc="pseudo-targets", unit="frame", dynamic_ncols=True, mininterval=1):
+            if isinstance(arrays, UserError):
+                raise arrays
+            made.append(PseudoTargets(**{name: torch.from_numpy(array) for name, array in arrays.items()}))
         if cache is not None:
             _save(cache, key, made)
         return made
@@ -94,6 +106,28 @@ class TargetMaker:
         priors = [vars(prior_of(name)) for name in classes]
         key = hashlib.sha256(json.dumps([VERSION, priors, state]).encode()).hexdigest()
         return folder / f"pseudo-{which}.npz", key
+
+
+class _Made(Dataset[Any]):
+    """The targets of each sample as arrays: tensors would hold a file each on their way from a worker."""
+
+    def __init__(self, maker: TargetMaker, source: Dataset[Sample], count: int) -> None:
+        self.maker, self.count = maker, count
+        self.read = getattr(source, "without_picture", source.__getitem__)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any] | UserError:
+        try:
+            targets = pseudo_targets(self.maker.read(self.read(index)), self.maker.center_offset)
+        except UserError as error:  # as it is: a worker would wrap its traceback around it
+            return error
+        return {name: value.numpy() for name, value in vars(targets).items()}
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _save(path: Path, key: str, targets: Sequence[PseudoTargets]) -> None:

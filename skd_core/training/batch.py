@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from skd_core.boxes import Boxes3D
 from skd_core.data.sample import Sample
+from skd_core.models.backbone import STRIDE
 from skd_core.models.student import Rois
 from skd_core.supervision.pseudo import PseudoTargets
 
@@ -35,6 +37,8 @@ class Batch:
         pseudo: N pseudo-targets.
         truth: N true boxes, NaN of sets that give none; None unless a set gives some and training is supervised.
         names: of the B images.
+        has_depth: whether ``depth_target`` knows any; all_in_3d: whether all objects are ``in_3d``. They are known
+            before the batch goes to a GPU: asking it would make the step wait.
     """
 
     images: Tensor
@@ -50,18 +54,33 @@ class Batch:
     pseudo: PseudoTargets
     truth: Boxes3D | None
     names: tuple[str, ...]
+    has_depth: bool = True
+    all_in_3d: bool = False
 
     def to(self, device: torch.device) -> Batch:
-        """All tensors on a device."""
+        """All tensors on a device; from pinned memory, without waiting for the copy."""
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
-        def move(part: object) -> object:
-            if isinstance(part, (Tensor, Boxes3D)):
-                return part.to(device)
-            if isinstance(part, (Rois, PseudoTargets)):
-                return type(part)(**{k: v.to(device) for k, v in vars(part).items()})
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, from which a GPU copies by itself; the DataLoader calls it where it is told to pin."""
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with every tensor changed."""
+
+        def changed(part: object) -> object:
+            if isinstance(part, Tensor):
+                return change(part)
+            if isinstance(part, (Rois, PseudoTargets, Boxes3D)):
+                return replace(part, **{k: changed(v) for k, v in vars(part).items()})  # type: ignore[arg-type]
             return part
 
-        return Batch(**{name: move(part) for name, part in vars(self).items()})  # type: ignore[arg-type]
+        return Batch(**{name: changed(part) for name, part in vars(self).items()})  # type: ignore[arg-type]
+
+    @property
+    def depth_target(self) -> Tensor:
+        """shape (B, ceil(H/4), ceil(W/4)), metres, 0 = unknown: ``depth`` at the stride of the features."""
+        return self.depth[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
 
     @property
     def hidden_vertically(self) -> Tensor:
@@ -133,21 +152,26 @@ def collate(items: list[Item], classes: tuple[str, ...]) -> Batch:
             torch.cat([b.yaw for b in parts]).float(),
             tuple(label for b in parts for label in b.labels),
         )
-    return Batch(
+    in_3d = torch.tensor([in_3d for *_, in_3d in items])[batch_index]
+    depths = [padded(torch.zeros(s.image.shape[1:]) if s.depth is None else s.depth) for s in samples]
+    batch = Batch(
         images=torch.stack([padded(s.image) for s in samples]),
         P=P,
         boxes=torch.cat([s.boxes2d.clip(s.camera.width, s.camera.height).xyxy.float() for s in samples]),
         full_boxes=torch.cat([s.full_xyxy.float() for s in samples]),
         hidden=torch.cat([s.hidden for s in samples]),
-        in_3d=torch.tensor([in_3d for *_, in_3d in items])[batch_index],
+        in_3d=in_3d,
         rois=rois,
         ignore=torch.cat(ignore),
         ignore_index=torch.arange(len(items)).repeat_interleave(torch.tensor([len(i) for i in ignore])),
-        depth=torch.stack([padded(torch.zeros(s.image.shape[1:]) if s.depth is None else s.depth) for s in samples]),
+        depth=torch.stack(depths),
         pseudo=PseudoTargets(**{k: torch.cat([getattr(item[1], k) for item in items]) for k in vars(items[0][1])}),
         truth=truth,
         names=tuple(s.name for s in samples),
+        all_in_3d=bool(in_3d.all()),
     )
+    batch.has_depth = bool((batch.depth_target > 0).any())
+    return batch
 
 
 def _unknown(labels: tuple[str, ...]) -> Boxes3D:

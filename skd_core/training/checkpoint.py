@@ -118,7 +118,7 @@ def check_optimizer(path: Path, optimizer: torch.optim.Optimizer, state: Mapping
     """
     own = optimizer.state_dict()["param_groups"]
     given, moments = state.get("param_groups"), state.get("state")
-    ignored = {"lr", "params"}
+    ignored = {"lr", "params", "fused", "foreach"}  # the last two: how it is computed, which a run keeps
     if not isinstance(given, list) or not isinstance(moments, dict) or len(given) != len(own):
         raise foreign(path, "'optimizer' is not an optimizer's state")
     for mine, theirs in zip(own, given, strict=True):

@@ -11,6 +11,7 @@ from skd_core.config import TrainConfig, load_config
 from skd_core.errors import UserError
 from skd_core.files import keep_inputs, lock_folder
 from skd_core.inference.bundled import bundled_names
+from skd_core.training.memory import keep_memory
 from skd_core.training.processes import is_first
 from skd_core.training.trainer import WRITTEN, Trainer
 
@@ -45,6 +46,7 @@ def run_training(
     _keep_config(file, config, out)
     start = config.initial.weights
     keep_inputs((out / name for name in WRITTEN), [Path(start)] if start and start not in bundled_names() else [])
+    keep_memory()
     with lock_folder(out) if is_first() else contextlib.nullcontext():
         trainer = Trainer(config, out, device, resume)
         done = trainer.fit(stop_after)

@@ -6,11 +6,11 @@ import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from skd_core.config import AugmentConfig, SetConfig, TrainConfig
 from skd_core.data.occlusion import covered_share
@@ -29,7 +29,8 @@ from skd_core.errors import UserError
 from skd_core.supervision.pseudo import PseudoTargets, pseudo_targets
 from skd_core.supervision.targets import TargetMaker, share_line
 from skd_core.training.batch import Batch, Item, collate
-from skd_core.training.sampler import EpochSampler, mix_seed
+from skd_core.training.cache import SampleCache
+from skd_core.training.sampler import mix_seed
 
 MIN_VISIBLE = 0.25
 """Share of a 2D box that a window must leave for the object to be learnt."""
@@ -90,7 +91,7 @@ class TrainingSet(Dataset[Item]):
             for part, source in zip(data.sets, several, strict=True)
         ]
         self.first = [0, *itertools.accumulate(len(source) for source in self.sources)]  # index of each set's first
-        self.cache: dict[int, tuple[Sample, PseudoTargets]] = {}
+        self.cache = SampleCache(len(self), data.workers) if data.cache else None
 
     def __len__(self) -> int:
         return self.first[-1]
@@ -129,7 +130,7 @@ class TrainingSet(Dataset[Item]):
                 why = "it has no depth maps" if self.uses_pseudo_targets and name else "this run does not use any"
                 lines.append(f"{name}pseudo-targets: none, {why}")
                 continue
-            source.targets = source.maker.all(source.data)
+            source.targets = source.maker.all(source.data, self.config.data.workers)
             lines.append(name + share_line(source.targets))
         return "\n".join(lines)
 
@@ -138,8 +139,8 @@ class TrainingSet(Dataset[Item]):
 
         It has the network's size where that is the same in every epoch, else its own.
         """
-        if index in self.cache:
-            return self.cache[index]
+        if self.cache is not None and (kept := self.cache.get(index)) is not None:
+            return kept
         source, at = self.locate(index)
         sample = source[at]
         if self.config.method.supervised and source.config.teaches_3d(True):
@@ -154,8 +155,8 @@ class TrainingSet(Dataset[Item]):
             camera = network_camera(sample.camera, self.focal, self.config.model.input_size)
             sample = resize(sample, camera.width, camera.height)
         sample, pseudo = self._without_covered(sample, pseudo)
-        if self.config.data.cache:
-            self.cache[index] = sample, pseudo
+        if self.cache is not None:
+            self.cache.put(index, (sample, pseudo))
         return sample, pseudo
 
     @staticmethod
@@ -254,15 +255,22 @@ def place_window(
     return x0, y0
 
 
-def training_loader(dataset: TrainingSet, sampler: EpochSampler, config: TrainConfig) -> DataLoader[Batch]:
-    """Batches in the sampler's order."""
-    classes = config.model.classes
+def training_loader(
+    dataset: TrainingSet, sampler: Sampler[list[tuple[int, int, int]]], config: TrainConfig, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Batches in the sampler's order.
+
+    Args:
+        pin_memory: for a GPU, see :meth:`skd_core.training.batch.Batch.pin_memory`.
+    """
     if config.model.focal is None:
         _ = dataset.focal  # reads images: once here, not once in each worker of each epoch
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=config.data.workers,
-        collate_fn=lambda items: collate(items, classes),
+        collate_fn=partial(collate, classes=config.model.classes),  # a worker that is spawned must be able to pickle it
+        pin_memory=pin_memory,
+        persistent_workers=config.data.workers > 0,
         generator=torch.Generator(),  # else a resumed run's global stream would be one draw ahead
     )

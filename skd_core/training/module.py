@@ -115,16 +115,17 @@ class TeacherStudent(nn.Module):
         method, rois = self.config.method, batch.rois
         maps = self.student.maps_2d(features)
         outline = ~batch.hidden | at_border(batch.full_boxes, rois.size[:, 0], rois.size[:, 1])
-        terms = self.loss_2d(
-            maps, batch.boxes, rois.classes, rois.batch_index, batch.ignore, batch.ignore_index, whole=outline.all(-1)
-        )
+        shape: tuple[int, int, int, int] = tuple(maps.heatmap.shape)  # type: ignore[assignment]
+        heat = render_heatmap(batch.boxes, rois.classes, rois.batch_index, shape)
+        places = rois.classes, rois.batch_index, batch.ignore, batch.ignore_index
+        terms = self.loss_2d(maps, batch.boxes, *places, whole=outline.all(-1), target=heat)
         terms = {name: value / num_objects for name, value in terms.items()}
-        full_batch, batch = batch, batch.only(batch.in_3d)
+        full_batch, batch = batch, batch if batch.all_in_3d else batch.only(batch.in_3d)
         rois = batch.rois
         if len(rois.boxes) == 0 or step.weight_3d == 0:
             if self.teacher is not None:
                 depth = self.teacher.depth_map(self._teacher_features(features), batch.P)
-                terms |= self._depth_terms(full_batch, depth, maps.heatmap.shape)
+                terms |= self._depth_terms(full_batch, depth, heat)
             return terms
 
         if self.config.method.roi_source == "predicted":
@@ -142,7 +143,8 @@ class TeacherStudent(nn.Module):
             return terms
 
         use_targets = method.direct_targets or (method.student_targets == "teacher_and_pseudo" and method.teacher)
-        parts = self._weak_terms(student, batch, use_targets, points=method.direct_targets)
+        density = self.loss_points.density(batch.pseudo.points) if method.direct_targets else None
+        parts = self._weak_terms(student, batch, use_targets, density)
         if method.teacher and method.student_targets == "teacher":
             del parts["depth"]
         elif method.teacher:
@@ -154,11 +156,14 @@ class TeacherStudent(nn.Module):
 
         teacher_features = self._teacher_features(features)
         depth = self.teacher.depth_map(teacher_features, batch.P)
-        terms |= self._depth_terms(full_batch, depth, maps.heatmap.shape)
+        terms |= self._depth_terms(full_batch, depth, heat)
         doubled = batch.with_rois(rois.boxes, batch.boxes)  # the student's RoIs, then the ground-truth 2D boxes
         teacher_input = self.teacher.head_input(teacher_features, depth, batch.P, doubled.rois)
         teacher = self.student.decode(self.teacher.head_3d(teacher_input), doubled.rois, detach_yaw)
-        parts = self._weak_terms(teacher, doubled, True, points=step.weight_distillation > 0)
+        density = None
+        if step.weight_distillation > 0:
+            density = self.loss_points.density(batch.pseudo.points).repeat(2, 1)
+        parts = self._weak_terms(teacher, doubled, True, density)
         if method.gtm_measure == "loss_slope":
             self.loss_sums = torch.stack([student_loss, weak_loss_sum(parts)])
         terms |= {f"teacher/{k}": step.weight_3d * v.sum() / (2 * num_objects) for k, v in parts.items()}
@@ -221,8 +226,14 @@ class TeacherStudent(nn.Module):
         return scale_gradient(features, self.modulation.k_teacher if self.config.method.modulation else 1.0)
 
     # -- parts ------------------------------------------------------------------------------------------------------
-    def _weak_terms(self, boxes: Prediction3D, batch: Batch, targets: bool, points: bool) -> dict[str, Tensor]:
-        """L3D without any 3D label, terms of shape (N,)."""
+    def _weak_terms(
+        self, boxes: Prediction3D, batch: Batch, targets: bool, density: Tensor | None
+    ) -> dict[str, Tensor]:
+        """L3D without any 3D label, terms of shape (N,).
+
+        Args:
+            density: of the targets' points, see :meth:`skd_core.losses.points.PointsLoss.density`; None: no L_points.
+        """
         method, rois = self.config.method, batch.rois
         prior = self.student.prior[rois.classes]
         projected = boxes.project(rois.P)
@@ -238,8 +249,8 @@ class TeacherStudent(nn.Module):
             z, margin = torch.where(known, batch.pseudo.z, z), torch.where(known, 0.0, margin)
             terms["yaw"] = self.loss_yaw(boxes.yaw_vector, batch.pseudo.alpha, batch.pseudo.alpha_weight)
         terms["depth"] = self.loss_depth(boxes.log_z, boxes.log_sigma, z, margin)
-        if points:
-            values = self.loss_points(boxes.center, boxes.size, boxes.yaw, batch.pseudo.points)
+        if density is not None:
+            values = self.loss_points(boxes.center, boxes.size, boxes.yaw, batch.pseudo.points, density)
             terms["points"] = method.points_weight * values
         return terms
 
@@ -253,14 +264,12 @@ class TeacherStudent(nn.Module):
         z = geometric_depth(rois.P[:, 1, 1], prior[:, 2], height, extent)
         return torch.where(batch.hidden_vertically, torch.nan, z)
 
-    def _depth_terms(self, batch: Batch, depth: DepthMap, shape: torch.Size) -> dict[str, Tensor]:
+    def _depth_terms(self, batch: Batch, depth: DepthMap, heat: Tensor) -> dict[str, Tensor]:
         """L_depth, at stride 4; none if the batch has no depth at all."""
-        target = batch.depth[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-        if not bool((target > 0).any()):
+        if not batch.has_depth:
             return {}
-        B, C, H, W = shape
-        rois = batch.rois
-        heat = render_heatmap(batch.boxes, rois.classes, rois.batch_index, (B, C, H, W)).amax(1)
+        target = batch.depth_target
+        heat = heat.amax(1)
         crop = (slice(None), slice(0, target.shape[1]), slice(0, target.shape[2]))
         loss = self.loss_depth_map(depth.log_depth[crop], depth.log_sigma[crop], target, heat[crop])
         return {"teacher/depth_map": self.config.method.depth_map_weight * loss}

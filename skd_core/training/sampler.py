@@ -75,6 +75,30 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
                 yield first + index, repetition
 
 
+class RunSampler(Sampler[list[tuple[int, int, int]]]):
+    """The batches of a run from a step to its end, one epoch after the other, so that workers read ahead across epochs.
+
+    Args:
+        epochs: of one epoch each; only used while this is iterated.
+        first: the step to begin at, 0 for a new run.
+        total: steps of the whole run.
+    """
+
+    def __init__(self, epochs: EpochSampler, first: int, total: int) -> None:
+        self.epochs, self.first, self.total = epochs, first, total
+
+    def __len__(self) -> int:
+        return self.total - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        step = self.first
+        while step < self.total:
+            self.epochs.epoch, self.epochs.first = divmod(step, len(self.epochs))
+            batches = list(self.epochs)[: self.total - step]
+            yield from batches
+            step += len(batches)
+
+
 def mix_seed(seed: int, epoch: int, index: int) -> int:
     """A seed for one (seed, epoch, index); neighbours give unrelated streams (splitmix64's finaliser)."""
     mask = (1 << 64) - 1

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ import torch
 import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from skd_core.config import TrainConfig, load_config, parse_config
@@ -57,7 +59,8 @@ from skd_core.training.pretrained import freeze, load_initial
 from skd_core.training.processes import mean_terms, world_sizes
 from skd_core.training.provenance import Origin
 from skd_core.training.records import Means, append_record, read_records, show_record
-from skd_core.training.sampler import EpochSampler
+from skd_core.training.running_mean import RunningMean
+from skd_core.training.sampler import EpochSampler, RunSampler
 from skd_core.training.schedule import learning_rate, ramp
 
 BARRIER_TIMEOUT = timedelta(hours=12)  # of the other processes while the first one evaluates
@@ -91,6 +94,8 @@ class Trainer:
             precision=config.precision,
         )
         self.fabric.launch()
+        if config.tf32 and picked.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
         torch.manual_seed(config.seed)
         if config.schedule.batch_size % world_size:
             raise UserError(
@@ -118,7 +123,7 @@ class Trainer:
             [part.share for part in data.sets],
             steps=config.schedule.epoch_steps,
         )
-        self.val = build_dataset(data.val, classes) if data.val else None
+        self.val = build_dataset(data.val, classes) if data.val and self.fabric.is_global_zero else None
         for source, with_3d in zip(sources, truth, strict=True):
             check_frames(source, with_3d)
         if self.val is not None:
@@ -132,18 +137,22 @@ class Trainer:
         freeze(model.student.backbone, config.initial.freeze)
         if config.schedule.freeze_norm:
             freeze_batch_norm(model)
-        self.average = ModelEmaV3(model)
         optimizer = torch.optim.Adam(
             [p for p in model.parameters() if p.requires_grad],
             config.schedule.learning_rate,
             weight_decay=config.schedule.weight_decay,
+            fused=config.precision != "16-mixed",  # there it would unscale the gradients after they are clipped
         )
         self.raw = model
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
-        self.average.to(self.fabric.device)
+        self.average = RunningMean(model)
+        if config.compile:
+            model.student.backbone.compile()  # the running mean, a copy, and all names stay as they are
+        self._train_mode()
         self.step, self.seconds = 0, 0.0
         self.means = Means()  # of the epoch under way
         self.stop_requested = False
+        self.lap: Callable[[str], object] = lambda part: None  # told what has just been done; a benchmark listens
         if resume and (out / "checkpoint.pt").exists():
             self.load(out / "checkpoint.pt")
         with self.fabric.rank_zero_first():  # the others read what the first has written
@@ -156,8 +165,7 @@ class Trainer:
     @property
     def ema(self) -> TeacherStudent:
         """Running mean of the weights: what is measured and exported."""
-        mean: TeacherStudent = self.average.module
-        return mean
+        return self.average.module
 
     # -- state --------------------------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -249,10 +257,10 @@ class Trainer:
         bar = tqdm(total=total, initial=self.step, disable=not main, unit="step", dynamic_ncols=True, mininterval=1)
         before, stop = self._catch_signals(), False
         try:
+            batches = iter(self.batches()) if self.step < total else None
             while self.step < total:
-                self.sampler.epoch, self.sampler.first = divmod(self.step, per_epoch)
                 start = time.monotonic()
-                for batch in training_loader(self.dataset, self.sampler, self.config):
+                for batch in batches or ():
                     terms = self._train_step(batch.to(self.fabric.device))
                     self.seconds += time.monotonic() - start  # loading, too
                     start = time.monotonic()
@@ -301,6 +309,11 @@ class Trainer:
             if writer is not None:
                 writer.close()
 
+    def batches(self) -> DataLoader[Batch]:
+        """All batches of the run that are left, from the same workers to the end."""
+        run = RunSampler(self.sampler, self.step, self.config.schedule.epochs * len(self.sampler))
+        return training_loader(self.dataset, run, self.config, pin_memory=self.fabric.device.type == "cuda")
+
     def _train_step(self, batch: Batch) -> dict[str, float]:
         schedule = self.config.schedule
         progress = self.step / (schedule.epochs * len(self.sampler))
@@ -311,38 +324,54 @@ class Trainer:
         ramps = ramp(progress, *schedule.start_3d), ramp(progress, *schedule.start_distillation)
         log_gradients = self.raw.teacher is not None and self.step % GRADIENTS_EVERY == 0
         step = StepContext(*ramps, num_objects, log_gradients, self.ema if self.config.method.ema_teacher else None)
-        self.model.train()
-        freeze(self.raw.student.backbone, self.config.initial.freeze)
-        if schedule.freeze_norm:
-            freeze_batch_norm(self.raw)
         terms: dict[str, Tensor] = self.model(batch, step)
         loss = torch.stack(list(terms.values())).sum()
-        self._check_finite(terms, "loss", batch)
-        gradients = {}
-        if self.raw.gradient_sums is not None:
-            gradients = describe(self._sum(self.raw.gradient_sums), self.fabric.world_size)
+        self.lap("forward")
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=schedule.gradient_clip, error_if_nonfinite=False
         )
-        if norm is not None:
-            self._check_finite({"gradient norm": norm}, "gradient", batch)
+        self.lap("backward")
+        scalars = {**terms, "loss": loss} | ({} if norm is None else {"gradient norm": norm})
+        values, errors = self._read(scalars)  # waits for the device; nothing above does
+        self._check_finite({name: values[name] for name in terms}, batch)
+        if norm is not None and self.config.precision != "16-mixed":  # there the scaler skips such a step by itself
+            self._check_finite({"gradient norm": values["gradient norm"]}, batch)
+        values.pop("gradient norm", None)
+        gradients = {}
+        if self.raw.gradient_sums is not None:
+            gradients = describe(self._sum(self.raw.gradient_sums), self.fabric.world_size)
+        self.lap("logging")
+        self._update_modulation(errors)
+        self.lap("modulation")
         self.optimizer.step()
-        self._update_modulation()
-        self._update_ema()
-        if bad := not_finite(self.raw.state_dict()):
+        self.average.follow(min(schedule.ema, (1 + self.step) / (10 + self.step)))
+        if not self.average.weights_are_finite():
+            bad = not_finite(self.raw.state_dict())
             raise UserError(
                 f"training stopped at step {self.step}: {bad[0]} and {len(bad) - 1} more weights are not finite after "
                 "the step; train with a lower schedule.learning_rate or schedule.weight_decay into another --out"
             )
-        values = {name: float(value.detach()) for name, value in terms.items()}
-        return mean_terms(values | {"loss": float(loss.detach())}) | gradients | {"objects": objects}
+        self.lap("optimizer")
+        return mean_terms(values) | gradients | {"objects": objects}
 
-    def _check_finite(self, values: dict[str, Tensor], kind: str, batch: Batch) -> None:
-        if self.config.precision == "16-mixed" and kind == "gradient":
-            return  # the scaler skips such a step by itself
-        bad = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
+    def _read(self, scalars: dict[str, Tensor]) -> tuple[dict[str, float], list[float]]:
+        """The values of scalars, and :meth:`_mean_errors`, in a single transfer from the device."""
+        numbers = [value.detach().double() for value in scalars.values()]
+        found = torch.cat([torch.stack(numbers), self._mean_errors().double()]).tolist()
+        return dict(zip(scalars, found, strict=False)), found[len(numbers) :]
+
+    def _mean_errors(self) -> Tensor:
+        """What GTM takes in, over all processes: means of the student's errors, of the teacher's, of both losses.
+
+        Every process takes part even when its own share of the batch has no object. NaN where nothing was measured.
+        """
+        sums = self._sum(torch.cat([self.raw.error_sums.flatten(), self.raw.loss_sums.flatten()])).view(-1, 2)
+        return sums[:, 0] / sums[:, 1]
+
+    def _check_finite(self, values: dict[str, float], batch: Batch) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise UserError(
                 f"training stopped at step {self.step}: {', '.join(bad)} is not finite. Look at this step's frames "
@@ -369,22 +398,21 @@ class Trainer:
             f"; its labels name {', '.join(ignored) or 'nothing at all'}"
         )
 
-    def _update_modulation(self) -> None:
-        """Every process sees the same means, and takes part even when its own share of the batch has no object."""
+    def _update_modulation(self, errors: list[float]) -> None:
+        """Take in :meth:`_mean_errors`."""
         if self.raw.teacher is None:
             return
-        sums = self._sum(self.raw.error_sums)
-        student, teacher = (sums[..., 0] / sums[..., 1]).tolist()  # NaN where nothing could be measured
-        self.raw.modulation.update(
-            dict(zip(ERROR_NAMES, student, strict=True)), dict(zip(ERROR_NAMES, teacher, strict=True))
-        )
+        n = len(ERROR_NAMES)
+        student, teacher = (dict(zip(ERROR_NAMES, part, strict=True)) for part in (errors[:n], errors[n : 2 * n]))
+        self.raw.modulation.update(student, teacher)
         if self.config.method.gtm_measure == "loss_slope":
-            sums = self._sum(self.raw.loss_sums)
-            self.raw.modulation.update_losses(*(sums[:, 0] / sums[:, 1]).tolist())
+            self.raw.modulation.update_losses(*errors[2 * n :])
 
-    def _update_ema(self) -> None:
-        self.average.decay = min(self.config.schedule.ema, (1 + self.step) / (10 + self.step))
-        self.average.update(self.raw)
+    def _train_mode(self) -> None:
+        self.model.train()
+        freeze(self.raw.student.backbone, self.config.initial.freeze)
+        if self.config.schedule.freeze_norm:
+            freeze_batch_norm(self.raw)
 
     def _rate(self) -> float:
         return learning_rate(self.config.schedule, self.step, len(self.sampler))
