@@ -20,7 +20,8 @@ from skd_core.training.trainer import Trainer
 
 PARTS = ("data", "forward", "backward", "modulation", "optimizer", "logging")
 """Of a step. Data: waiting for the batch and bringing it to the device. Optimizer: with the running mean and the check
-that weights are numbers. Logging: reading the terms from the device, and the check that they are numbers."""
+that weights are numbers. Modulation: what follows from GTM's errors; to measure them is part
+of forward. Logging: reading the terms from the device, and the check that they are numbers."""
 FRAMES = 24
 WARM_UP = 3
 """Steps that do not count."""

@@ -13,7 +13,7 @@ def keep_memory() -> bool:
     """Keep freed memory in the process instead of giving it back to the system after each use.
 
     A training step on a CPU frees and takes the same hundreds of megabytes of feature maps again and again. glibc takes
-    blocks of that size from the system each time, which then fills them with zeros page by page: a tenth of a step.
+    blocks of that size from the system each time, which then fills them with zeros page by page.
 
     Returns:
         whether this system's library has the settings; without them nothing changes.
