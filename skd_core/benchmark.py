@@ -152,14 +152,15 @@ def _stages(detector: Detector, picture: Any, camera: Camera) -> dict[str, float
 
 
 def teacher_cost(detector: Detector, frame: RenderedFrame, workload: Workload) -> Values:
-    """What inference would cost if it needed the teacher: the same network with DSN's depth head, fusion and 3D head.
+    """The cost of inference if it needed the teacher: the same network with DSN's depth head, fusion and 3D head.
 
-    In float32. Both get the same RoIs, all that the heatmap gives (at most 50). The teacher's weights are random, which
-    no time depends on.
+    In float32. Both get the same RoIs, all that the heatmap gives (at most 50). The weights of both 3D heads are
+    random: no time depends on them.
     """
     device = detector.device
     model = TeacherStudent(_config(detector)).to(device).to(memory_format=torch.channels_last).eval()
-    model.student.load_state_dict(detector.student.state_dict())
+    for part in ("backbone", "heads_2d"):
+        getattr(model.student, part).load_state_dict(getattr(detector.student, part).state_dict())
     images = torch.from_numpy(frame.image).permute(2, 0, 1)[None].to(device)
     P = frame.camera.P[None].to(device, torch.float32)
     found: Values = {"inference/student_ms": [], "inference/with_teacher_ms": [], "inference/with_teacher_ratio": []}

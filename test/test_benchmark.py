@@ -117,6 +117,16 @@ def test_the_teacher_is_measured_on_the_detectors_own_network(detector: Detector
     assert config.method.teacher
 
 
+def test_weights_of_a_teacher_can_be_measured():
+    """Such as the bundled street-dsn: its own 3D head is no student's."""
+    config = bench._config(Detector.random())
+    network = bench.TeacherStudent(config).depth_guided().eval()
+    teacher = Detector(network, Detector.random().metadata, "cpu")
+    frame = bench.render_frame(bench.SynthConfig(320, 96), 1, 0)
+    found = bench.teacher_cost(teacher, frame, TINY)
+    assert {len(values) for values in found.values()} == {TINY.rounds}
+
+
 def test_the_measured_gtm_changes_no_weight(detector: Detector):
     base = bench._config(detector, bench.CLASSES)
     frames = [bench.render_frame(bench.SynthConfig(320, 96), 1, i) for i in range(2)]

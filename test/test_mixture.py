@@ -423,6 +423,18 @@ def test_bundled_street_says_what_it_saw_and_may_be_used_for(name: str, network:
     assert f"`{name}.safetensors`" in (BUNDLED / "LICENCES.md").read_text()
 
 
+def test_bundled_default_saw_only_what_anybody_may_use() -> None:
+    student, metadata = load_weights("default")
+    assert metadata["trained_on"] == {"rendered": "Apache-2.0", "udacity": "MIT"}
+    assert metadata["licence"].startswith("Apache-2.0")
+    assert metadata["learnt_from"] == "2D boxes, no 3D labels"
+    assert metadata["focal"] == [student.config.focal] * 2
+    assert metadata["calibration"]["Car"]["count"] > 100
+    config = load_config(STREET.with_name("default.yaml"))
+    assert {Path(part.root).name: part.licence for part in config.data.sets} == metadata["trained_on"]
+    assert metadata["config"]["model"] == config.model_dump(mode="json")["model"]
+
+
 # -- no validation frame in training -----------------------------------------------------------------------------------
 STREET = Path(__file__).resolve().parents[1] / "config" / "train" / "street.yaml"
 REAL = STREET.with_name("real.yaml")

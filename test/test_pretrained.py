@@ -12,7 +12,7 @@ import torch
 
 from skd_core.config import ModelConfig
 from skd_core.errors import UserError
-from skd_core.inference.weights import save_weights
+from skd_core.inference.weights import load_weights, save_weights
 from skd_core.models.backbone import Backbone
 from skd_core.models.student import Student
 from skd_core.training.pretrained import PACKAGES, freeze, load_initial, load_pretrained
@@ -170,3 +170,13 @@ def test_a_3d_head_of_another_size_is_refused(tmp_path: Path) -> None:
     save_weights(tmp_path / "student.safetensors", _student(), (100.0, 100.0))
     with pytest.raises(UserError, match=r"3D head has .* set initial.head_3d: false"):
         load_initial(_student(head_channels=16), str(tmp_path / "student.safetensors"), head_3d=True)
+
+
+def test_the_3d_head_of_a_teacher_is_refused_and_the_rest_is_taken() -> None:
+    trained, _ = load_weights("street-dsn")
+    student = Student(trained.config)
+    with pytest.raises(UserError, match=r"'street-dsn': is a teacher .*set initial\.head_3d: false"):
+        load_initial(student, "street-dsn", head_3d=True)
+    load_initial(student, "street-dsn")
+    for name, value in trained.heads_2d.state_dict().items():
+        assert torch.equal(student.heads_2d.state_dict()[name], value)

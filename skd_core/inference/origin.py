@@ -7,8 +7,6 @@ from typing import Any
 
 RENDERED_LICENCE = "Apache-2.0"
 """Of rendered frames, as :mod:`skd_core.training.provenance` writes it."""
-RENDERED_WEIGHTS = ("7d4658c9dd3795a2525ab93a9f58b2d6c92f171ef8ab59409f7d6060bfcd6c11",)
-"""sha256 of weights that were written before their data sets were kept: those called default."""
 
 
 def domain_warning(metadata: Mapping[str, Any]) -> str:
@@ -19,7 +17,6 @@ def domain_warning(metadata: Mapping[str, Any]) -> str:
     """
     sets = metadata.get("trained_on")
     licences = list(sets.values()) if isinstance(sets, Mapping) else []
-    rendered = bool(licences) and all(licence == RENDERED_LICENCE for licence in licences)
-    if rendered or metadata.get("sha256") in RENDERED_WEIGHTS:
+    if licences and all(licence == RENDERED_LICENCE for licence in licences):
         return "weights trained on rendered scenes only: expect misses and wrong distances on real images"
     return ""

