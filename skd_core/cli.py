@@ -21,7 +21,7 @@ EXTRAS = {
     "lightning": "train", "matplotlib": "eval", "numba": "synth", "nuscenes": "nuscenes", "onnx": "export",
     "rerun": "rerun", "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
 }  # fmt: skip
-"""Module -> the extra of this package that brings it."""
+"""Module -> the extra of this package that installs it."""
 
 eval_app = typer.Typer(no_args_is_help=True, help="Score detections against labels.")
 app.add_typer(eval_app, name="eval")
@@ -69,7 +69,7 @@ def depth(
     out: Annotated[Path, typer.Option(help="Folder for NAME.png (metres x 256) or NAME.npy (inverse depth).")],
     kind: Annotated[str | None, typer.Option(help="metric or relative. Default: as the model declares.")] = None,
     camera: Annotated[Path | None, typer.Option(help="For --model-focal: calibration or folder of NAME.txt.")] = None,
-    model_focal: Annotated[float | None, typer.Option(help="Focal length a metric model is right for, pixels.")] = None,
+    model_focal: Annotated[float | None, typer.Option(help="Focal length that a metric model assumes, pixels.")] = None,
     download: Annotated[bool, typer.Option(help="Allow fetching a hub name.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -207,7 +207,7 @@ def predict(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for results/NAME.txt (KITTI format) and pictures/NAME.png.")],
-    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street, street-dsn.")] = "default",
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Minimum score, by default the weights'.")
     ] = None,
@@ -223,9 +223,7 @@ def predict(
     raw_images: Annotated[
         bool, typer.Option("--raw-images", help="Images are not rectified: undistort them with K and D.")
     ] = False,
-    backend: Annotated[
-        str, typer.Option(help="torch, onnx, or auto: onnx on a CPU where NAME.onnx is there.")
-    ] = "auto",
+    backend: Annotated[str, typer.Option(help="torch, onnx, or auto: onnx on a CPU if NAME.onnx exists.")] = "auto",
 ) -> None:
     """Detect 3D boxes in the images of one camera."""
     from skd_core.inference.detector import Detector
@@ -240,7 +238,7 @@ def predict(
 
 @app.command(cls=CheckedCommand)
 def export(
-    weights: Annotated[str, typer.Argument(help="A weights file, or bundled: default, street.")],
+    weights: Annotated[str, typer.Argument(help="A weights file, or bundled: default, street, street-dsn.")],
     out: Annotated[Path | None, typer.Option(help="File to write. Default: NAME.onnx beside the weights.")] = None,
     format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
     precision: Annotated[str, typer.Option(help="Of backbone and neck: fp32, fp16 or int8.")] = "fp32",
@@ -293,14 +291,14 @@ def lift(
 
 @app.command(cls=CheckedCommand)
 def bench(
-    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street, street-dsn.")] = "default",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of predict: auto, fp32, fp16 or bf16.")] = "fp32",
     repeat: Annotated[int | None, typer.Option(min=1, help="Rounds of each measurement.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer frames and rounds, under a minute.")] = False,
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
     training: Annotated[
-        bool, typer.Option("--training", help="Only training: images/s, and where a step goes.")
+        bool, typer.Option("--training", help="Only training: images/s, and the time of each part of a step.")
     ] = False,
     config: Annotated[
         Path | None, typer.Option(help="With --training: a run's config and data, not a small one.")
@@ -310,7 +308,7 @@ def bench(
     from dataclasses import replace
 
     if config is not None and not training:
-        raise UserError("--config: goes with --training")
+        raise UserError("--config: needs --training")
     if training:
         from skd_core.benchmark_training import training_report
 
@@ -353,7 +351,7 @@ def predict_nuscenes(
     cameras: Annotated[
         str | None, typer.Option(help="Cameras to use, such as CAM_FRONT,CAM_FRONT_LEFT. Default: all six.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street, street-dsn.")] = "default",
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score; AP needs a low one.")] = 0.05,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -397,7 +395,7 @@ def bag_eval(
     out: Annotated[
         Path, typer.Option(help="Folder for report.html, scores.json, results/NAME.txt, detections (a bag).")
     ],
-    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street, street-dsn.")] = "default",
     truth: Annotated[
         str | None, typer.Option(help="Topic of true boxes. Default: the one that bag-make writes.")
     ] = None,
@@ -405,8 +403,10 @@ def bag_eval(
     class_map: Annotated[
         str | None, typer.Option(help="Class ids of the true boxes: ID:CLASS,..., such as 0:car,1:pedestrian.")
     ] = None,
-    image_topic: Annotated[str | None, typer.Option(help="If there are several cameras.")] = None,
-    camera_info_topic: Annotated[str | None, typer.Option(help="If it is not beside the image.")] = None,
+    image_topic: Annotated[str | None, typer.Option(help="Image topic, if there are several cameras.")] = None,
+    camera_info_topic: Annotated[
+        str | None, typer.Option(help="Calibration topic, if it is not the one next to the image topic.")
+    ] = None,
     camera: Annotated[Path | None, typer.Option(help="Calibration file in place of camera_info.")] = None,
     raw_images: Annotated[
         bool, typer.Option("--raw-images", help="Images are not rectified: undistort them with K and D.")
@@ -467,7 +467,7 @@ def show(
     source: Annotated[Path, typer.Argument(help="Root of a KITTI tree, or a bag.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.png.")] = Path("out/show"),
     weights: Annotated[
-        str | None, typer.Option(help="Detect with a weights file, or bundled: default, street.")
+        str | None, typer.Option(help="Detect with a weights file, or bundled: default, street, street-dsn.")
     ] = None,
     results: Annotated[Path | None, typer.Option(help="Or show KITTI result files, NAME.txt.")] = None,
     frames: Annotated[str, typer.Option(help="NUMBER or FIRST:LAST:STEP.")] = "::",
@@ -543,7 +543,7 @@ def eval_kitti(
 def eval_real(
     trees: Annotated[list[str], typer.Argument(help="Roots of KITTI trees with 3D labels, each ROOT or ROOT:SPLIT.")],
     split: Annotated[str | None, typer.Option(help="Split of roots that name none. Default: all frames.")] = None,
-    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street.")] = "default",
+    weights: Annotated[str, typer.Option(help="A weights file, or bundled: default, street, street-dsn.")] = "default",
     boxes: Annotated[
         str, typer.Option(help="2D boxes: own, labels, a folder of KITTI files by frame, or a detector's FILE.onnx.")
     ] = "own",

@@ -231,7 +231,7 @@ class CameraInput:
             self.counts.last_negative_stamp = time.monotonic()
             self._negative_stamp = (
                 f"a message on {topic} has a negative stamp ({seconds} s) and is ignored: "
-                "check the publisher's clock and what it sets as header.stamp"
+                "check the publisher's clock and its header.stamp"
             )
         return seconds >= 0
 

@@ -50,14 +50,14 @@ DETECTOR = (
     _flag("use_sim_time", "Take the time from /clock"),
     _flag("autostart", "Configure and activate at the start"),
     LOG_LEVEL,
-    _parameter("model", "Weights file, a file of `skd_core export`, or bundled: default, street"),
+    _parameter("model", "Weights file, a file of `skd_core export`, or bundled: default, street, street-dsn"),
     _parameter("device", "Device of the network: auto, cpu, cuda or cuda:N"),
     _parameter("precision", "Numeric precision of the network", ("auto", "fp32", "fp16", "bf16")),
     Argument("image_topic", "Image of the camera.", "image"),
     Argument("camera_info_topic", "Its calibration.", "camera_info"),
     _parameter(
         "boxes_from",
-        "2D boxes: the weights' own, those on detections_2d_topic, detector_2d's",
+        "2D boxes: the weights' own, those on detections_2d_topic, or those of detector_2d",
         ("own", "topic", "onnx"),
     ),
     _parameter("detector_2d", "ONNX file of a 2D network, for boxes_from:=onnx"),
@@ -104,7 +104,7 @@ MULTI_CAMERA = (
     ),
     Argument(
         "params_file",
-        "Parameter file of all nodes, behind what the file of cameras says; empty = config/detector.yaml.",
+        "Parameter file of all nodes; settings in the file of cameras take precedence; empty = config/detector.yaml.",
     ),
     Argument("use_sim_time", "Take the time from /clock (true or false); empty = as in the files.", read=boolean),
     LOG_LEVEL,
@@ -116,7 +116,7 @@ MULTI_CAMERA = (
 
 BAG = Argument("bag", "rosbag2 folder to play.", None)
 EVALUATION = (
-    _option("model", "--weights", "Weights file, or bundled: default, street.", "default"),
+    _option("model", "--weights", "Weights file, or bundled: default, street, street-dsn.", "default"),
     _option("out", "--out", "Folder for report.html, scores.json, results and detections.", "out/bag_evaluation"),
     _option("rate", "--rate", "Playing speed, times real time.", "1.0"),
     _option("device", "--device", "Device of the network: auto, cpu, cuda or cuda:N.", "auto"),
@@ -125,7 +125,9 @@ EVALUATION = (
     _option("truth", "--truth", "Topic of true boxes; empty = what bag-make writes, if it is there."),
     _option("labels", "--labels", "Folder of KITTI label files, one per frame; empty = none."),
     _option("image_topic", "--image-topic", "Image topic, if the bag has several cameras."),
-    _option("camera_info_topic", "--camera-info-topic", "Its calibration, if it is not beside the image."),
+    _option(
+        "camera_info_topic", "--camera-info-topic", "Calibration topic, if it is not the one next to the image topic."
+    ),
     _switch("lossless", "--lossless", "Wait for the answer to each image, not in real time; drops none"),
     _switch("raw_images", "--raw-images", "Undistort the images first: they are raw, not rectified"),
     _switch("check", "--check", "Detect offline too and compare with what the node found"),

@@ -72,7 +72,7 @@ PARAMETERS = (
     Spec(
         "model",
         "default",
-        "Weights file (.safetensors), a file of `skd_core export` (.onnx), or bundled: default, street.",
+        "Weights file (.safetensors), a file of `skd_core export` (.onnx), or bundled: default, street, street-dsn.",
     ),
     Spec(
         "device",

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes the ONNX files beside the bundled weights anew, each held against PyTorch first. Run it when weights change.
+# Writes the ONNX files beside the bundled weights again, each compared with PyTorch first. Run it when weights change.
 # tools/export_bundled.sh [NAME ...]
 set -eu
 cd "$(dirname "$0")/.."

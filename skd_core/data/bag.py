@@ -114,7 +114,7 @@ def find_camera(
     if not infos and camera_info_topic is None:
         raise UserError(f"{path}: has no camera_info for {image}; give a calibration (bag-eval, show: --camera FILE)")
     if len(infos) != 1:
-        found = ", ".join(infos) if infos else "none of that name"
+        found = ", ".join(infos) if infos else "no topic of that name"
         raise UserError(f"{path}: name the camera_info of {image} with --camera-info-topic; the bag has {found}")
     return CameraTopics(image, infos[0], types[image] == COMPRESSED_IMAGE)
 

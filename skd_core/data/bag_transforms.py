@@ -36,7 +36,7 @@ class StaticTransforms:
         """The pose of frame ``source`` in frame ``target``.
 
         Raises:
-            UserError: no chain between them, or a transform on the way that is none.
+            UserError: no chain between them, or an invalid transform in it.
         """
         source, target = _plain(source), _plain(target)
         if source == target:
@@ -64,7 +64,7 @@ class StaticTransforms:
         while frame in self._up:
             frame, transform = self._up[frame]
             if frame in poses:
-                raise UserError(f"{self.bag}: /tf_static goes round in a circle through '{frame}'")
+                raise UserError(f"{self.bag}: /tf_static has a loop through '{frame}'")
             q = np.array([getattr(transform.rotation, axis) for axis in "xyzw"])
             t = np.array([getattr(transform.translation, axis) for axis in "xyz"])
             if not (np.isfinite([*q, *t]).all() and np.linalg.norm(q) > 1e-6):

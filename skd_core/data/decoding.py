@@ -124,7 +124,7 @@ def decode_picture(data: Any, picture_format: str = "", name: str = "image") -> 
     except (OSError, SyntaxError, ValueError, TypeError, OverflowError, EOFError, KeyError, MemoryError, cv2.error):
         raise nothing from None
     except Image.DecompressionBombError:
-        raise UserError(f"{name}: more than {MAX_IMAGE_PIXELS} pixels, which no camera here has") from None
+        raise UserError(f"{name}: more than {MAX_IMAGE_PIXELS} pixels, more than any supported camera has") from None
     if pixels is None:
         raise nothing
     if pixels.ndim == 3 and "bayer" in picture_format and (pixels == pixels[..., :1]).all():
@@ -290,7 +290,7 @@ def _stored_layout(picture_format: str, pixels: Pixels, name: str) -> str | None
         return None
     layout = re.sub(r"(8|16)$", "", pattern)
     if layout not in _BAYER:
-        raise UserError(f"{name}: format '{picture_format}' is of no known Bayer pattern ({', '.join(_BAYER)})")
+        raise UserError(f"{name}: format '{picture_format}' has no known Bayer pattern ({', '.join(_BAYER)})")
     return layout
 
 

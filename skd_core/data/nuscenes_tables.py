@@ -68,7 +68,7 @@ def load_tables(root: Path, version: str) -> Any:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{folder}: a table beside the 13 is damaged: {error}") from None
+        raise UserError(f"{folder}: a table other than the 13 standard ones is damaged: {error}") from None
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def tables_fit(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise UserError(f"{folder}: the tables do not fit together: nothing there is called {error}") from None
+        raise UserError(f"{folder}: the tables do not fit together: no record is named {error}") from None
 
 
 def samples_of(tables: Any, split: str | None) -> list[dict[str, Any]]:

@@ -309,9 +309,7 @@ def read_submission(path: Path) -> dict[str, list[Record]]:
     """
     results = read_results(path)
     if not any(results.values()):
-        raise UserError(
-            f"{path}: holds no detection at all, which the devkit cannot score; predict with a lower threshold"
-        )
+        raise UserError(f"{path}: holds no detections; the devkit cannot score that; predict with a lower threshold")
     return results
 
 
@@ -352,7 +350,7 @@ def report_nuscenes(
         mean = sum(scores.summary["mean_dist_aps"][name] for name in scores.present) / max(len(scores.present), 1)
         notes.print(f"no labels of {', '.join(absent)}: the devkit counts them as AP 0; mAP of the others {mean:.4f}")
     notes.print(
-        "AVE, AAE: velocity and attributes are not seen in one image; 0 m/s and each class's usual one stand in"
+        "AVE, AAE: velocity and attributes are not seen in one image; 0 m/s and each class's usual attribute are used"
     )
     if json_file is not None:
         data = {"split": split, "labels": scores.labels, "detections": scores.detections, **scores.summary}

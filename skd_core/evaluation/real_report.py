@@ -277,7 +277,7 @@ def _kinds(wanted: Sequence[str], detector: Detector) -> tuple[str, ...]:
         raise UserError(f"--kind {unknown[0]}: unknown; the weights know {', '.join(detector.classes)}")
     kinds = tuple(dict.fromkeys(known[kind.lower()] for kind in wanted or KINDS if kind.lower() in known))
     if not kinds:
-        raise UserError(f"the weights know none of {', '.join(KINDS)}; name what to look at with --kind")
+        raise UserError(f"the weights know none of {', '.join(KINDS)}; name classes with --kind")
     return kinds
 
 

@@ -1,4 +1,4 @@
-"""`skd_core export`: weights in, one ONNX file out that is held against PyTorch before it is written."""
+"""`skd_core export`: weights in, one ONNX file out, compared with PyTorch before it is written."""
 
 from __future__ import annotations
 

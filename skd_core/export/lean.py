@@ -1,7 +1,7 @@
-"""What a trained network computes for nothing is left out of its graph: channels that nobody hears [ours].
+"""Parts of a trained network without effect are left out of its graph: channels that no later layer uses [ours].
 
-Weight decay takes channels that the losses do not need down to nothing, and on the way there their weights are denormal
-numbers, with which CPUs are many times slower than with others. Both go: numbers too small to matter become zero, and
+Weight decay shrinks channels that the losses do not need towards zero, and their weights become denormal numbers, with
+which CPUs are many times slower than with others. Both are removed: numbers too small to matter become zero, and
 channels whose effect is too small to matter are removed.
 """
 

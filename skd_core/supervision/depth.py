@@ -58,7 +58,7 @@ def load_estimator(model: str, kind: Kind | None, device: str, download: bool = 
     """
     if model.endswith(".onnx"):
         if kind is None:
-            raise UserError(f"{model}: an ONNX file does not say what it estimates; pass --kind metric or relative")
+            raise UserError(f"{model}: an ONNX file does not declare what it estimates; pass --kind metric or relative")
         return _onnx(model, device), kind
     return _transformers(model, kind, device, download)
 

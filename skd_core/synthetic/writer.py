@@ -131,7 +131,7 @@ def write_dataset(
     _check_out(out, overwrite)
     keep_inputs([out], [config.layouts])
     with fresh_folder(out) as root:
-        _check_out(out, overwrite)  # again, now that nobody else can make it
+        _check_out(out, overwrite)  # again, now that no other process can make it
         for folder in FOLDERS:
             (root / folder).mkdir(parents=True)
         note = {"model": "skd_core synth", "kind": "metric"}

@@ -139,7 +139,7 @@ def check_optimizer(path: Path, optimizer: torch.optim.Optimizer, state: Mapping
 
 def foreign(path: Path, what: str) -> UserError:
     """What to say of a checkpoint that no run has written."""
-    return UserError(f"{path}: damaged, or not of this run: {what}; delete it to start over")
+    return UserError(f"{path}: damaged, or from another run: {what}; delete it to start over")
 
 
 def not_finite(state: Mapping[str, Any]) -> list[str]:

@@ -198,7 +198,9 @@ class Trainer:
         written = parse_config(TrainConfig, state["config"], f"{path}: config")  # keys added since take their defaults
         if written != self.config:
             changed = _differences(written.model_dump(mode="json"), self.config.model_dump(mode="json"))
-            raise UserError(f"{path}: is of a run with another config ({changed}); choose another --out or delete it")
+            raise UserError(
+                f"{path}: belongs to a run with another config ({changed}); choose another --out or delete it"
+            )
         check_weights(path, self.raw.state_dict(), state["model"])
         check_weights(path, self.ema.state_dict(), state["ema"])
         check_optimizer(path, self.optimizer.optimizer, state["optimizer"])

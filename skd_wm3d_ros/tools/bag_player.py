@@ -39,7 +39,7 @@ class Options:
     Attributes:
         rate: times real time; 0 = as fast as possible.
         topics: only these; empty = all.
-        loop: begin again at the end, until interrupted.
+        loop: start again at the end, until interrupted.
         wait_subscribers: do not begin before every image topic has so many subscribers, and every camera_info one.
         lossless: a Detection3DArray topic; the next image waits until the one before is answered there.
         timeout: seconds to wait for a subscriber or an answer.
@@ -181,7 +181,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("bag", help="folder with metadata.yaml (sqlite3 or MCAP)")
     parser.add_argument("--rate", type=float, default=1.0, help="times real time; 0 = as fast as possible (default 1)")
     parser.add_argument("--topics", nargs="+", default=[], help="only these topics")
-    parser.add_argument("--loop", action="store_true", help="begin again at the end, until interrupted")
+    parser.add_argument("--loop", action="store_true", help="start again at the end, until interrupted")
     waiting = "begin when images have N subscribers (1 without a number) and camera_info one"
     parser.add_argument("--wait-subscribers", type=int, nargs="?", const=1, default=0, metavar="N", help=waiting)
     parser.add_argument("--lossless", metavar="TOPIC", help="wait for an answer to each image on this topic")

@@ -280,7 +280,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, help="folder of pictures, played in the order of their names")
     parser.add_argument("--camera", type=Path, help="their camera: KITTI calibration, ROS calibration or CameraInfo")
     parser.add_argument("--bag", type=Path, help="rosbag2 folder with one image topic and its camera_info")
-    parser.add_argument("--weights", default="default", help="weights file, or bundled: default, street")
+    parser.add_argument("--weights", default="default", help="weights file, or bundled: default, street, street-dsn")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threshold", type=float, help="minimum score, 0 to 1 (default: the node's)")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to (default out/demo)")

@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if frame:
         command[1:1] = ["-f", frame]
     else:
-        said = f"nothing on {image} and {camera_info} for {TIMEOUT:.0f} s, RViz opens in the frame of its file"
+        said = f"nothing on {image} and {camera_info} for {TIMEOUT:.0f} s, RViz opens in its file's Fixed Frame"
         print(f"rviz: {said}: set Fixed Frame to the camera's frame_id, or give fixed_frame:=", file=sys.stderr)
     sys.stderr.flush()
     os.execvp(command[0], command)
