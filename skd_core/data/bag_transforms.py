@@ -64,7 +64,7 @@ class StaticTransforms:
         while frame in self._up:
             frame, transform = self._up[frame]
             if frame in poses:
-                raise UserError(f"{self.bag}: /tf_static has a loop through '{frame}'")
+                raise UserError(f"{self.bag}: /tf_static goes round in a circle through '{frame}'")
             q = np.array([getattr(transform.rotation, axis) for axis in "xyzw"])
             t = np.array([getattr(transform.translation, axis) for axis in "xyz"])
             if not (np.isfinite([*q, *t]).all() and np.linalg.norm(q) > 1e-6):

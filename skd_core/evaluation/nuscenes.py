@@ -309,7 +309,9 @@ def read_submission(path: Path) -> dict[str, list[Record]]:
     """
     results = read_results(path)
     if not any(results.values()):
-        raise UserError(f"{path}: holds no detections; the devkit cannot score that; predict with a lower threshold")
+        raise UserError(
+            f"{path}: holds no detection at all, which the devkit cannot score; predict with a lower threshold"
+        )
     return results
 
 

@@ -81,7 +81,7 @@ class OnnxNetwork:
         """
         if self.fixed and image.shape[:2] != self.fixed[::-1]:
             raise UserError(
-                f"this ONNX file takes only images of {self.fixed[0]}x{self.fixed[1]}, got "
+                f"this ONNX file is for images of {self.fixed[0]}x{self.fixed[1]}, got "
                 f"{image.shape[1]}x{image.shape[0]}; export it without --size"
             )
         values = (np.ascontiguousarray(image), P, np.array(score_threshold, np.float32), *boxes2d)

@@ -124,6 +124,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             continue
         step = record.get("step") if isinstance(record, dict) else None
         if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**53:
-            raise UserError(f"{path}:{number}: not a record of a training run (its 'step' must be a number of steps)")
+            raise UserError(f"{path}:{number}: no record of a training run (its 'step' must be a number of steps)")
         records.append(record)
     return records
