@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from importlib.metadata import distribution
@@ -273,7 +274,8 @@ def artefacts(tmp_path_factory) -> tuple[Path, Path]:
     done = run(sys.executable, "-c", code, cwd=base / "tree")
     assert done.returncode == 0, done.stderr
     (sdist,) = base.glob("*.tar.gz")
-    shutil.unpack_archive(sdist, base / "unpacked", filter="data")
+    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11 has it from 3.11.4 on
+    shutil.unpack_archive(sdist, base / "unpacked", **safely)
     (source,) = (base / "unpacked").iterdir()
     command = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index")
     done = run(*command, "-w", base, source, cwd=base)

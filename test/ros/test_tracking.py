@@ -144,13 +144,14 @@ def links(before, after):
 
 @pytest.mark.skipif(not DRIVE.is_dir(), reason="needs ../shared/data/kitti_drive0052")
 def test_ids_are_stable_over_a_drive():
-    """78 frames at 10 Hz from a moving car, bundled weights. The image, which the tracker never sees, is the judge."""
+    """78 frames at 10 Hz from a moving car, bundled weights at a low threshold, so that there is much to track. The
+    image, which the tracker never sees, is the judge."""
     torch.set_num_threads(1)
     detector, tracker = Detector.load("default", "cpu"), Tracker()
     frames = []
     for number, path in enumerate(sorted((DRIVE / "image_02").iterdir())):
         image = read_image(path).permute(1, 2, 0).numpy()
-        boxes = detector.predict(image, Camera.from_file(DRIVE / "calib.txt", image.shape[1], image.shape[0]))
+        boxes = detector.predict(image, Camera.from_file(DRIVE / "calib.txt", image.shape[1], image.shape[0]), 0.3)
         positions = boxes.center[:, [0, 2]].double().numpy()
         noises = pose_covariance(boxes).numpy()[:, [0, 2]][:, :, [0, 2]]
         frames.append((boxes, tracker.update(number * DT, positions, noises, boxes.labels)))
@@ -160,7 +161,7 @@ def test_ids_are_stable_over_a_drive():
         for i, j in links(boxes, next_boxes)
         if ids[i] and next_ids[j]
     ]
-    assert len(told) > 100
+    assert len(told) > 300
     assert sum(a == b for a, b in told) >= 0.9 * len(told)
     seen = defaultdict(list)
     for number, (_, ids) in enumerate(frames):
@@ -170,4 +171,4 @@ def test_ids_are_stable_over_a_drive():
             seen[track].append(number)
     lives = sorted(numbers[-1] - numbers[0] + 1 for numbers in seen.values())
     assert lives[-1] >= 50
-    assert len([life for life in lives if life >= 20]) >= 4
+    assert len([life for life in lives if life >= 20]) >= 10
