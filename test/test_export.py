@@ -136,9 +136,9 @@ def test_a_channel_that_is_heard_stays() -> None:
     weight = np.full((4, 40, 1, 1), 1e-9, np.float32)
     weight[:, :2] = 1e-3
     weight[2, 7] = 1e-6  # in one output only, too much with a limit of 6
-    assert set(range(2)) | {7} <= set(lean._heard(weight, 6.0).tolist())
-    assert len(lean._heard(weight, 6.0)) == 16
-    assert len(lean._heard(np.full((4, 40, 1, 1), 1e-6, np.float32), 6.0)) == 40
+    assert set(range(2)) | {7} <= set(lean._used_channels(weight, 6.0).tolist())
+    assert len(lean._used_channels(weight, 6.0)) == 16
+    assert len(lean._used_channels(np.full((4, 40, 1, 1), 1e-6, np.float32), 6.0)) == 40
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from lightning.fabric import Fabric
+from timm.utils.model_ema import ModelEmaV3
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
@@ -30,11 +31,10 @@ from skd_core.supervision.pseudo import PseudoTargets
 from skd_core.supervision.targets import TargetMaker
 from skd_core.training.batch import Batch
 from skd_core.training.cache import SampleCache
-from skd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from skd_core.training.checkpoint import load_checkpoint, not_finite, save_checkpoint
 from skd_core.training.dataset import TrainingSet, training_loader
 from skd_core.training.memory import keep_memory
 from skd_core.training.module import TeacherStudent
-from skd_core.training.running_mean import RunningMean
 from skd_core.training.sampler import EpochSampler, RunSampler
 from skd_core.training.trainer import Trainer
 
@@ -75,25 +75,25 @@ def test_what_is_computed_once_changes_no_loss() -> None:
 
 def test_the_running_mean_by_hand_and_what_is_no_number(root: Path) -> None:
     model = TeacherStudent(tiny.make_config(root))
-    mean = RunningMean(model)
+    mean = ModelEmaV3(model, decay=0.75)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for value in model.state_dict().values():
         value.add_(1)
-    mean.follow(0.75)
+    mean.update(model)
     for name, value in mean.module.state_dict().items():
         moved = before[name] + 0.25 if value.is_floating_point() else before[name] + 1
         assert torch.allclose(value, moved, atol=1e-6), name
     assert not mean.module.training
-    assert mean.weights_are_finite()
+    assert not not_finite(model.state_dict())
     for name in ("student.head_3d.fcs.depth.bias", "student.backbone.neck.smooth.0.1.running_var"):
         value = model.state_dict()[name]
         for bad in (math.nan, math.inf, -math.inf):
             kept = float(value[0])
             value[0] = bad
-            assert not mean.weights_are_finite(), (name, bad)
+            assert not_finite(model.state_dict()) == [name], bad
             value[0] = kept
     value[0] = 1e38  # its square would overflow
-    assert mean.weights_are_finite()
+    assert not not_finite(model.state_dict())
 
 
 class Looks(TorchDispatchMode):

@@ -38,7 +38,7 @@ def without_dead_channels(model: ModelProto) -> ModelProto:
     for node in graph.convolutions():
         chain = graph.chain_before(node)
         if chain is not None:
-            graph.keep(chain, node, _heard(graph.weights[node.input[1]], chain.limit))
+            graph.keep(chain, node, _used_channels(graph.weights[node.input[1]], chain.limit))
     graph.store()
     return model
 
@@ -135,7 +135,7 @@ def _groups(node: NodeProto) -> int:
     return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
 
 
-def _heard(weight: Array, limit: float) -> NDArray[np.intp]:
+def _used_channels(weight: Array, limit: float) -> NDArray[np.intp]:
     """Channels of a convolution's input that must stay; weight: (outputs, inputs, k, k)."""
     effect = limit * np.abs(weight.astype(np.float64)).sum((2, 3)).max(0)  # (inputs,), at most
     order = np.argsort(effect, kind="stable")

@@ -144,8 +144,14 @@ def foreign(path: Path, what: str) -> UserError:
 
 def not_finite(state: Mapping[str, Any]) -> list[str]:
     """The names of tensors that hold NaN or inf; one look at the device for all of them."""
-    floats = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    floats = {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
+    }
     if not floats:
         return []
-    good = torch.stack([value.detach().isfinite().all() for value in floats.values()])
-    return [] if bool(good.all()) else [name for name, fine in zip(floats, good.tolist(), strict=True) if not fine]
+    with torch.no_grad():
+        if bool(torch.nn.utils.get_total_norm(list(floats.values()), math.inf).isfinite()):
+            return []
+    return [name for name, value in floats.items() if not bool(value.isfinite().all())]

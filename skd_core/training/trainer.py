@@ -28,6 +28,7 @@ import torch
 import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -59,7 +60,6 @@ from skd_core.training.pretrained import freeze, load_initial
 from skd_core.training.processes import mean_terms, world_sizes
 from skd_core.training.provenance import Origin
 from skd_core.training.records import Means, append_record, read_records, show_record
-from skd_core.training.running_mean import RunningMean
 from skd_core.training.sampler import EpochSampler, RunSampler
 from skd_core.training.schedule import learning_rate, ramp
 
@@ -145,14 +145,16 @@ class Trainer:
         )
         self.raw = model
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
-        self.average = RunningMean(model)
+        self.average = ModelEmaV3(model)
         if config.compile:
             model.student.backbone.compile()  # the running mean, a copy, and all names stay as they are
         self._train_mode()
         self.step, self.seconds = 0, 0.0
         self.means = Means()  # of the epoch under way
         self.stop_requested = False
-        self.lap: Callable[[str], object] = lambda part: None  # told what has just been done; a benchmark listens
+        self.lap: Callable[[str], object] = lambda part: (
+            None
+        )  # called with what has just been done; set by the benchmark
         if resume and (out / "checkpoint.pt").exists():
             self.load(out / "checkpoint.pt")
         with self.fabric.rank_zero_first():  # the others read what the first has written
@@ -165,7 +167,8 @@ class Trainer:
     @property
     def ema(self) -> TeacherStudent:
         """Running mean of the weights: what is measured and exported."""
-        return self.average.module
+        mean: TeacherStudent = self.average.module
+        return mean
 
     # -- state --------------------------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -348,9 +351,9 @@ class Trainer:
         self._update_modulation(errors)
         self.lap("modulation")
         self.optimizer.step()
-        self.average.follow(min(schedule.ema, (1 + self.step) / (10 + self.step)))
-        if not self.average.weights_are_finite():
-            bad = not_finite(self.raw.state_dict())
+        self.average.decay = min(schedule.ema, (1 + self.step) / (10 + self.step))
+        self.average.update(self.raw)
+        if bad := not_finite(self.raw.state_dict()):
             raise UserError(
                 f"training stopped at step {self.step}: {bad[0]} and {len(bad) - 1} more weights are not finite after "
                 "the step; train with a lower schedule.learning_rate or schedule.weight_decay into another --out"
