@@ -177,14 +177,14 @@ def teacher_cost(detector: Detector, frame: RenderedFrame, workload: Workload) -
 def evaluator(workload: Workload) -> Values:
     """KITTI's AP of all classes, metrics, difficulties and overlaps; 8 objects and 12 detections a frame."""
     rng = np.random.default_rng(0)
-    frames = [_objects(rng) for _ in range(workload.evaluated)]
+    frames = [objects_of_frame(rng) for _ in range(workload.evaluated)]
     labels, results = [label for label, _ in frames], [result for _, result in frames]
     evaluate(labels[:20], results[:20])
     rates = [workload.evaluated / seconds(lambda: evaluate(labels, results)) for _ in range(workload.rounds)]
     return {"evaluator/frames_per_second": rates}
 
 
-def _objects(rng: np.random.Generator, count: int = 8, false: int = 4) -> tuple[KittiObjects, KittiObjects]:
+def objects_of_frame(rng: np.random.Generator, count: int = 8, false: int = 4) -> tuple[KittiObjects, KittiObjects]:
     """Labels of one frame, and detections of them that are a little off, with false ones among them."""
     n = count + false
     names = [CLASSES[i] for i in rng.choice(3, n, p=(0.7, 0.2, 0.1))]

@@ -303,12 +303,25 @@ def bench(
     config: Annotated[
         Path | None, typer.Option(help="With --training: a run's config and data, not a small one.")
     ] = None,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Only how evaluation, rendering and labelling grow with their input.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="With --scaling: PNG file of the curves.")] = None,
 ) -> None:
     """Measure speed on this machine, side by side with alternatives: network, evaluation, IoU, rendering, training."""
     from dataclasses import replace
 
     if config is not None and not training:
         raise UserError("--config: needs --training")
+    if plot is not None and not scaling:
+        raise UserError("--plot: needs --scaling")
+    if training and scaling:
+        raise UserError("give --training or --scaling, not both")
+    if scaling:
+        from skd_core.benchmark_scaling import report_scaling
+
+        report_scaling(repeat or (3 if quick else 7), 0.1 if quick else 1.0, json, plot)
+        return
     if training:
         from skd_core.benchmark_training import training_report
 

@@ -22,12 +22,17 @@ other oriented ones need CUDA or take the box around both for the hull.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from skd_core.errors import UserError
+
+PAIRS_AT_ONCE = 16_384
+"""Of :func:`bev_iou` and its like on a CPU, without gradients: the numbers between stay in its caches."""
 
 
 def bev_iou(a: Tensor, b: Tensor, aligned: bool = False, validate: bool = True) -> Tensor:
@@ -164,7 +169,17 @@ def _corners_in_other(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Common area of footprints of shapes (..., 5) that broadcast: shape (...); see the module's docstring."""
+    """Common area of footprints of shapes (..., 5) that broadcast: shape (...); in pieces where they are many."""
+    count, *others, _ = map(max, a.shape, b.shape)
+    rows = max(PAIRS_AT_ONCE // max(math.prod(others), 1), 1)
+    if count <= rows or a.device.type != "cpu" or a.requires_grad or b.requires_grad:
+        return _common_area(a, b)
+    pieces = (torch.split(boxes, rows) if len(boxes) == count else repeat(boxes) for boxes in (a, b))
+    return torch.cat([_common_area(*pair) for pair in zip(*pieces, strict=False)])
+
+
+def _common_area(a: Tensor, b: Tensor) -> Tensor:
+    """:func:`_intersection` of all pairs at once; see the module's docstring."""
     x0, y0 = _corners_in_other(a, b)
     x0, y0 = x0 / (0.5 * b[..., 2:3]), y0 / (0.5 * b[..., 3:4])  # B is now the square [-1, 1] x [-1, 1]
     x1, y1 = x0.roll(-1, -1), y0.roll(-1, -1)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import tiny  # noqa: F401 (sets one thread)
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from skd_core import benchmark as bench
 from skd_core.benchmark_machine import network_cost
+from skd_core.benchmark_scaling import Curve, curves, report_scaling
 from skd_core.cli import app
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
@@ -159,7 +161,7 @@ def test_shapely_gets_the_same_footprints():
 
 def test_the_made_up_detections_score_between_nothing_and_everything():
     rng = np.random.default_rng(0)
-    frames = [bench._objects(rng) for _ in range(60)]
+    frames = [bench.objects_of_frame(rng) for _ in range(60)]
     scores = bench.evaluate([label for label, _ in frames], [found for _, found in frames])
     assert 5 < scores["Car"]["3d"]["R40"]["0.50"][1] < 95
 
@@ -180,3 +182,49 @@ def test_a_missing_folder_is_told_before_anything_is_measured(detector: Detector
     monkeypatch.setattr(bench, "benchmark", lambda *_: pytest.fail("measured"))
     with pytest.raises(UserError, match="nowhere"):
         bench.report_benchmark(detector, TINY, tmp_path / "nowhere" / "bench.json")
+
+
+def test_scaling_measures_every_curve_at_growing_sizes(tmp_path: Path):
+    report, picture = tmp_path / "scaling.json", tmp_path / "scaling.png"
+    report_scaling(1, 0.01, report, picture)
+    found = json.loads(report.read_text(encoding="utf-8"))["scaling"]
+    assert list(found) == list(curves())
+    for name, curve in found.items():
+        assert curve["sizes"] == sorted(set(curve["sizes"])), name
+        assert all(0 < ms < math.inf for ms in curve["median_ms"]), name
+        assert math.isfinite(curve["growth"]), name
+    assert cv2.imread(str(picture)).shape[0] > 100
+
+
+def test_the_growth_is_the_exponent_between_the_last_two_sizes(monkeypatch: pytest.MonkeyPatch):
+    """A clock that says cost = size squared."""
+    monkeypatch.setattr("skd_core.benchmark_scaling.seconds", lambda work: work())
+    curve = Curve("things", (1, 10, 30), lambda size: lambda: 1e-3 * size**2)
+    found = curve.measure(2)
+    assert found["growth"] == pytest.approx(2.0)
+    assert found["median_ms"] == pytest.approx([1.0, 100.0, 900.0])
+
+
+def test_what_grows_has_the_size_it_says():
+    frames, objects = curves()["KITTI evaluation, 12 objects a frame"], curves()["KITTI evaluation, 100 frames"]
+    assert len(frames.prepare(7).args[0]) == 7
+    labels, results = objects.prepare(30).args
+    assert {len(frame) for frame in labels} == {20}
+    assert {len(frame) for frame in results} == {30}
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        (["--plot", "a.png"], "--plot: needs --scaling"),
+        (["--scaling", "--training"], "not both"),
+        (["--scaling", "--plot", "missing/a.png"], "missing"),
+    ],
+)
+def test_scaling_options_that_do_not_fit(
+    options: list[str], cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=cure):
+        CliRunner().invoke(app, ["bench", *options], catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []

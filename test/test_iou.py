@@ -220,6 +220,26 @@ def test_pairwise_is_aligned_for_every_pair() -> None:
         torch.testing.assert_close(whole, rows, atol=1e-15, rtol=0)
 
 
+@pytest.mark.parametrize("function", [bev_iou, bev_intersection, bev_giou])
+def test_many_pairs_are_taken_in_pieces(function, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    a, b = random_bev(23, 1), random_bev(23, 2)
+
+    def values() -> list[Tensor]:
+        return [
+            function(a, b, aligned=True),
+            function(a, b),
+            function(a[:3], b),
+            function(a, b[:3]),
+            function(a, b[:0]),
+        ]
+
+    at_once = values()
+    for pairs in (1, 7, 23, 60):
+        monkeypatch.setattr("skd_core.iou.PAIRS_AT_ONCE", pairs)
+        for whole, joined in zip(at_once, values(), strict=True):
+            torch.testing.assert_close(joined, whole, atol=1e-15, rtol=0)
+
+
 def test_giou_orders_boxes_that_do_not_overlap() -> None:
     a = torch.tensor([[0.0, 0.0, 4.0, 2.0, 0.0]])
     b = torch.tensor([[10.0 * k, 0.0, 4.0, 2.0, 0.4] for k in range(1, 5)])

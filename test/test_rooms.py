@@ -49,6 +49,7 @@ ROOMS = (
     "skd_core.benchmark_machine",
     "skd_core.benchmark",
     "skd_core.benchmark_training",
+    "skd_core.benchmark_scaling",
     "skd_core.doctor",
     "skd_core",  # the package's own __init__.py, which offers the detector under a short name
     "skd_core.command_line",
@@ -58,7 +59,9 @@ ROOMS = (
 )
 """From the ground up: modules, and packages with all that is in them."""
 
-USERS_OF_THE_RENDERER = {"skd_core.synthetic", "skd_core.benchmark", "skd_core.benchmark_training", "skd_core.cli"}
+USERS_OF_THE_RENDERER = {"skd_core.synthetic", "skd_core.cli"} | {
+    f"skd_core.benchmark{part}" for part in ("", "_scaling", "_training")
+}
 
 
 @functools.cache

@@ -26,10 +26,10 @@ gtm) # 600 steps each: GTM's forms against none (distill_uad) and today's (full 
     seeds=${2:-3}
     ablate $SYNTHETIC runs/gtm_none distill_uad,full "$seeds"
     ablate $SYNTHETIC runs/gtm_lift_labels full "$seeds" method.gtm_form=lift_student method.gtm_measure=labels
-    ablate $SYNTHETIC runs/gtm_lift_pace full "$seeds" method.gtm_form=lift_student method.gtm_measure=pace
+    ablate $SYNTHETIC runs/gtm_lift_slope full "$seeds" method.gtm_form=lift_student method.gtm_measure=loss_slope
     ablate $SYNTHETIC runs/gtm_objects full "$seeds" method.gtm_form=per_object method.gtm_measure=labels
     ablate $SYNTHETIC runs/gtm_feedback full "$seeds" method.gtm_form=feedback
-    compare runs/gtm_none:distill_uad runs/gtm_none runs/gtm_lift_labels runs/gtm_lift_pace runs/gtm_objects runs/gtm_feedback
+    compare runs/gtm_none:distill_uad runs/gtm_none runs/gtm_lift_labels runs/gtm_lift_slope runs/gtm_objects runs/gtm_feedback
     ;;
 gtm-long) # 1800 steps of one form, such as: gtm-long "method.gtm_form=lift_student method.gtm_measure=labels"
     seeds=${3:-3}

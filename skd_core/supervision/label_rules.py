@@ -52,7 +52,8 @@ class LabelRules:
             Labels best first, then DontCare best first; no DontCare that a label or another one covers all but whole.
         """
         found = found[found.scores.argsort(descending=True, stable=True)]
-        iou, part = box_iou(found.xyxy, found.xyxy), covered(found.xyxy, found.xyxy)
+        iou = box_iou(found.xyxy, found.xyxy).tolist()  # lists: reading a tensor's elements takes longer than all else
+        part = covered(found.xyxy, found.xyxy).tolist()
         scores = found.scores.tolist()
         labels: list[str] = []
         gone: set[int] = set()
@@ -61,8 +62,8 @@ class LabelRules:
             for j in range(i):  # the better ones
                 same = found.labels[j] == label
                 if same and j not in gone:
-                    doubt |= float(part[i, j]) >= self.nested
-                elif not same and j not in gone and float(iou[i, j]) > self.cross_class_iou:
+                    doubt |= part[i][j] >= self.nested
+                elif not same and j not in gone and iou[i][j] > self.cross_class_iou:
                     if scores[i] >= self.cross_class_share * scores[j]:
                         labels[j] = DONT_CARE
                     gone.add(i)
@@ -77,9 +78,9 @@ class LabelRules:
 def uncovered(doubtful: Boxes2D, sure: Boxes2D, share: float = 0.9) -> Boxes2D:
     """The doubtful boxes of which less than ``share`` lies in one that is sure or in a better doubtful one."""
     kept: list[int] = []
-    in_sure = covered(doubtful.xyxy, sure.xyxy)
-    among = covered(doubtful.xyxy, doubtful.xyxy)
+    in_sure = (covered(doubtful.xyxy, sure.xyxy) >= share).any(1).tolist()
+    among = (covered(doubtful.xyxy, doubtful.xyxy) >= share).tolist()
     for i in range(len(doubtful)):
-        if not bool((in_sure[i] >= share).any()) and not bool((among[i, kept] >= share).any()):
+        if not in_sure[i] and not any(among[i][j] for j in kept):
             kept.append(i)
     return doubtful[kept]

@@ -64,11 +64,12 @@ def render_frame(config: SynthConfig, seed: int, frame: int) -> RenderedFrame:
     if time >= DRIVE_SECONDS:
         last = DRIVE_SECONDS * FRAME_RATE
         raise UserError(f"frame {frame}: a drive has {last:.0f} frames; start another with a new seed")
-    scene = _drive(config, seed) if config.sequence else _still(config, seed, frame)
+    scene = _drive(config, seed) if config.sequence else still(config, seed, frame)
     return render_scene(config, scene, generator(seed, _SENSOR, frame), time)
 
 
-def _still(config: SynthConfig, seed: int, frame: int) -> Scene:
+def still(config: SynthConfig, seed: int, frame: int) -> Scene:
+    """The scene of a frame on its own, from the same random numbers as :func:`render_frame`."""
     rng = generator(seed, _SCENE, frame)
     height = config.camera_height + config.height_sd * rng.standard_normal()
     if config.layouts is not None:
