@@ -24,7 +24,7 @@ from skd_core.benchmark_machine import machine_lines, measure_machine, seconds, 
 from skd_core.benchmark_report import describe_machine, print_result, summary
 from skd_core.boxes import box_corners
 from skd_core.camera import Camera
-from skd_core.config import DataConfig, SetConfig, TrainConfig
+from skd_core.config import DataConfig, ModelConfig, SetConfig, TrainConfig
 from skd_core.data.kitti import KittiObjects
 from skd_core.data.sample import Sample
 from skd_core.evaluation.kitti import CLASSES, evaluate
@@ -32,8 +32,10 @@ from skd_core.files import check_outputs, write_atomic
 from skd_core.inference.detector import Detector
 from skd_core.iou import bev_iou
 from skd_core.models.decode import Prediction3D
+from skd_core.models.student import Student
 from skd_core.priors import prior_of
 from skd_core.synthetic import RenderedFrame, SynthConfig, render_frame
+from skd_core.synthetic.config import KITTI_P2, KITTI_SIZE
 from skd_core.training.ablation import row_config
 from skd_core.training.batch import Batch, collate
 from skd_core.training.dataset import TrainingSet
@@ -105,6 +107,16 @@ def benchmark(detector: Detector, workload: Workload) -> dict[str, Any]:
     }
     about = {"machine": machine, "settings": settings, "device": str(device), "backends": backends, "limits": limits}
     return about | {"measures": {k: summary(v) for k, v in values.items()}}
+
+
+def untrained(config: ModelConfig) -> tuple[Student, dict[str, Any]]:
+    """A network with random weights and its metadata: no time depends on what it has learnt, but for the number of
+    boxes, so all that the heatmap gives are kept."""
+    focal = config.focal or KITTI_P2[0][0] * config.input_size[0] / KITTI_SIZE[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        student = Student(config).eval()
+    return student, {"focal": [focal, focal], "training": "none: random weights", "threshold": 0.0}
 
 
 # -- inference ---------------------------------------------------------------------------------------------------------

@@ -42,10 +42,11 @@ def measure_machine(detector: Detector, picture: RGB, camera: Camera, rounds: in
         "stages_ms": decoding a JPEG of the picture, resize, network and decoding of boxes, medians; "ceilings":
         flops_per_second, bytes_per_second; "network": flops and bytes of one image and the shares of the ceilings
         that it reaches; "scaling_ms": "pixels", input size -> median, and "objects", their number -> median;
-        "peak_memory_mib": of the process, or of the GPU.
+        "peak_memory_mib": of the process, or of the GPU; "device_allocations": of GPU memory from the driver during
+        ``rounds`` calls of `predict` after the first ones, None on a CPU.
     """
     stages = stage_times(detector, picture, camera, rounds)
-    memory = peak_memory(detector.device)
+    memory, allocations = peak_memory(detector.device), device_allocations(detector, picture, camera, rounds)
     limits = ceilings(detector.device, rounds)
     target = detector.network_camera(camera)
     flops, moved = network_cost(detector, target.width, target.height)
@@ -63,6 +64,7 @@ def measure_machine(detector: Detector, picture: RGB, camera: Camera, rounds: in
         "network": network,
         "scaling_ms": scaling,
         "peak_memory_mib": memory,
+        "device_allocations": allocations,
     }
 
 
@@ -181,6 +183,16 @@ def peak_memory(device: torch.device) -> float:
     return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def device_allocations(detector: Detector, picture: RGB, camera: Camera, calls: int) -> int | None:
+    """How often PyTorch takes memory from the GPU's driver in the steady state: 0 is right."""
+    if detector.device.type != "cuda":
+        return None
+    before = torch.cuda.memory_stats(detector.device)["num_device_alloc"]
+    for _ in range(calls):
+        detector.predict(picture, camera)
+    return int(torch.cuda.memory_stats(detector.device)["num_device_alloc"] - before)
+
+
 def machine_lines(found: dict[str, Any]) -> list[str]:
     """For people."""
     limits, network = found["ceilings"], found["network"]
@@ -188,7 +200,10 @@ def machine_lines(found: dict[str, Any]) -> list[str]:
     def times(values: dict[str, float]) -> str:
         return ", ".join(f"{name} {value:.1f}" for name, value in values.items())
 
+    allocations = found["device_allocations"]
+    lines = [] if allocations is None else [f"allocations of GPU memory in the steady state: {allocations}"]
     return [
+        *lines,
         f"stages, ms: {times(found['stages_ms'])}",
         f"network: {network['flops'] / 1e9:.2f} GFLOP, {network['bytes'] / 1e6:.0f} MB an image; reaches "
         f"{network['share_of_flops']:.0%} of {limits['flops_per_second'] / 1e9:.0f} GFLOP/s (matrix product) and "

@@ -301,7 +301,8 @@ def bench(
         bool, typer.Option("--training", help="Only training: images/s, and the time of each part of a step.")
     ] = False,
     config: Annotated[
-        Path | None, typer.Option(help="With --training: a run's config and data, not a small one.")
+        Path | None,
+        typer.Option(help="A training config: its network, untrained, in place of weights. With --training: that run."),
     ] = None,
     scaling: Annotated[
         bool, typer.Option("--scaling", help="Only how evaluation, rendering and labelling grow with their input.")
@@ -311,12 +312,12 @@ def bench(
     """Measure speed on this machine, side by side with alternatives: network, evaluation, IoU, rendering, training."""
     from dataclasses import replace
 
-    if config is not None and not training:
-        raise UserError("--config: needs --training")
     if plot is not None and not scaling:
         raise UserError("--plot: needs --scaling")
     if training and scaling:
         raise UserError("give --training or --scaling, not both")
+    if config is not None and (scaling or weights != "default"):
+        raise UserError("--config: stands in place of --weights, and --scaling takes neither")
     if scaling:
         from skd_core.benchmark_scaling import report_scaling
 
@@ -328,17 +329,19 @@ def bench(
         training_report(config, repeat or (5 if quick else 20), device, json)
         return
 
-    from skd_core.benchmark import QUICK, Workload, report_benchmark
+    from skd_core.benchmark import QUICK, Workload, report_benchmark, untrained
+    from skd_core.config import load_config
     from skd_core.files import keep_inputs
     from skd_core.inference.bundled import resolve
     from skd_core.inference.detector import Detector
     from skd_core.inference.weights import load_weights
 
-    keep_inputs([] if json is None else [json], [resolve(weights)])
+    keep_inputs([] if json is None else [json], [config or resolve(weights)])
+    student, about = load_weights(weights) if config is None else untrained(load_config(config).model)
     workload = QUICK if quick else Workload()
     if repeat is not None:
         workload = replace(workload, rounds=repeat)
-    report_benchmark(Detector(*load_weights(weights), device, precision), workload, json)
+    report_benchmark(Detector(student, about, device, precision), workload, json)
 
 
 @app.command(cls=CheckedCommand)

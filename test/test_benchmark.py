@@ -13,9 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 from skd_core import benchmark as bench
-from skd_core.benchmark_machine import network_cost
+from skd_core.benchmark_machine import device_allocations, network_cost
 from skd_core.benchmark_scaling import Curve, curves, report_scaling
 from skd_core.cli import app
+from skd_core.config import load_config
 from skd_core.errors import UserError
 from skd_core.inference.detector import Detector
 from skd_core.iou import bev_iou
@@ -80,6 +81,27 @@ def test_the_network_stays_below_what_the_machine_can_do(result: dict):
     assert found["peak_memory_mib"] > 50
     assert list(found["scaling_ms"]["pixels"]) == ["160x48", "320x96", "480x144"]
     assert list(found["scaling_ms"]["objects"]) == ["1", "10", "50"]
+
+
+def test_a_config_stands_in_for_weights():
+    """The network of config/train/kitti.yaml, at the size it trains with."""
+    config = load_config(Path(__file__).parents[1] / "config/train/kitti.yaml").model
+    student, about = bench.untrained(config)
+    assert student.config == config
+    detector = Detector(student, about, "cpu")
+    picture, camera = np.zeros((375, 1242, 3), np.uint8), bench._camera(detector, 1242, 375)
+    target = detector.network_camera(camera)
+    assert (target.width, target.height) == (1280, 384)
+    assert len(detector.predict(picture, camera)) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nothing_is_allocated_in_the_steady_state_of_a_gpu():
+    detector = Detector.random(device="cuda")
+    picture, camera = bench._picture(detector)
+    detector.predict(picture, camera)
+    assert device_allocations(detector, picture, camera, 20) == 0
 
 
 def test_operations_by_hand():
@@ -218,6 +240,9 @@ def test_what_grows_has_the_size_it_says():
     [
         (["--plot", "a.png"], "--plot: needs --scaling"),
         (["--scaling", "--training"], "not both"),
+        (["--scaling", "--config", "a.yaml"], "--config: stands in place"),
+        (["--config", "a.yaml", "--weights", "street"], "--config: stands in place"),
+        (["--config", "missing.yaml"], "missing.yaml"),
         (["--scaling", "--plot", "missing/a.png"], "missing"),
     ],
 )
