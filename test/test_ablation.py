@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import statistics
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -86,6 +87,30 @@ def test_rows_differ_from_the_full_method_by_what_they_leave_out(config: Path) -
     assert len(same) == 1  # trained equally long
     with pytest.raises(UserError, match=r"no row 'fool'.*full"):
         row_config(base, "fool", 0)
+
+
+def test_runs_get_no_more_threads_than_there_are_cores_for_them(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under taskset too: two threads on one core wait for each other."""
+    given: list[str] = []
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, command: list[str], env: dict[str, str], **rest: object) -> None:
+            given.append(env["OMP_NUM_THREADS"])
+
+        def poll(self) -> int:
+            return 0
+
+    (tmp_path / "full" / "0").mkdir(parents=True)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for cores, jobs in ((1, 1), (4, 1), (4, 2), (4, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        ablation._run_all(tmp_path, [("full", 0)], jobs, None, "cpu")
+    assert given == ["1", "4", "2", "1"]
 
 
 def test_mean_spread_and_single_values(config: Path, tmp_path: Path) -> None:

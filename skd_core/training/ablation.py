@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from skd_core.config import SetConfig, TrainConfig, load_config, parse_config
+from skd_core.devices import usable_cores
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
 from skd_core.training.evaluate_runs import check_test_sets, measure_runs
@@ -197,7 +198,7 @@ def _check_base(base: TrainConfig) -> None:
 def _run_all(out: Path, pending: list[tuple[str, int]], jobs: int, stop_after: float | None, device: str) -> None:
     """Run trainings as processes of their own, ``jobs`` at a time; an interrupt stops them with a checkpoint each."""
     end = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
-    threads = str(max((os.cpu_count() or 1) // jobs, 1))
+    threads = str(max(usable_cores() // jobs, 1))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     running: dict[subprocess.Popen[bytes], Path] = {}
     queue = list(pending)
