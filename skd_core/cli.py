@@ -571,7 +571,7 @@ def eval_real(
     ] = False,
     kind: Annotated[list[str] | None, typer.Option(help="Car, Pedestrian or Cyclist. Default: all.")] = None,
     choose_threshold: Annotated[
-        bool, typer.Option("--choose-threshold", help="Lowest threshold with at most 0.3 false boxes a frame.")
+        bool, typer.Option("--choose-threshold", help="Lowest threshold with at most 0.3 boxes on nothing a frame.")
     ] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure the errors of each class, for the covariances.")
