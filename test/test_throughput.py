@@ -300,7 +300,8 @@ def test_bench_training(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert str(tmp_path) not in done.output
 
 
-def test_bench_takes_a_config_for_training_alone(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["bench", "--config", str(tmp_path / "none.yaml")])
+@pytest.mark.parametrize("what", [[], ["--training"]])
+def test_bench_names_a_config_that_is_missing(what: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["bench", *what, "--config", str(tmp_path / "none.yaml")])
     assert isinstance(done.exception, UserError)
-    assert "--training" in str(done.exception)
+    assert "none.yaml" in str(done.exception)
