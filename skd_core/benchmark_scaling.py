@@ -88,7 +88,7 @@ def curves(largest: float = 1.0) -> dict[str, Curve]:
         "KITTI evaluation, 12 objects a frame": Curve("frames", sizes(200, 400, 800, 1600), _evaluation_of_frames),
         "KITTI evaluation, 100 frames": Curve("objects a frame", sizes(12, 25, 50, 100), _evaluation_of_objects),
         "IoU of footprints": Curve("pairs", sizes(1000, 10_000, 100_000, 1_000_000), _overlaps),
-        "renderer, one frame": Curve("pixels", sizes(61_440, 122_880, 245_760, 491_520), _rendering_of_pixels),
+        "renderer, three frames": Curve("pixels", sizes(61_440, 122_880, 245_760, 491_520), _rendering_of_pixels),
         "renderer, 640x192": Curve("objects", sizes(25, 50, 100, 200), _rendering_of_objects),
         "pseudo-targets, 1242x375": Curve("objects", sizes(5, 10, 20, 40), _targets),
         "autolabel's rules": Curve("boxes", sizes(25, 50, 100, 200), _rules),
@@ -188,6 +188,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def draw(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     """One panel a curve, both axes logarithmic; linear growth dashed."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     columns = 4
     rows = -(-len(found) // columns)
@@ -202,6 +203,11 @@ def draw(found: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.plot(sizes, times, marker="o")
         axes.plot(sizes, times[-1] * sizes / sizes[-1], color="grey", linestyle="--", linewidth=1)
         axes.set(xscale="log", yscale="log", xlabel=curve["over"], ylabel="ms")
-        axes.set_title(f"{name} (exponent {curve['growth']:.2f})", fontsize=9)
+        axes.set_xticks(sizes, [f"{n:,}" for n in sizes], fontsize=7)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_title(f"{name}\nexponent {curve['growth']:.2f}", fontsize=9)
         axes.grid(alpha=0.3)
     return figure
