@@ -34,7 +34,7 @@ def test_files_that_the_page_names_exist(name: str):
 def test_pictures_are_there_and_light():
     pages = (ROOT / "docs").glob("*.md")
     found = [name for page in pages for name in re.findall(r"!\[.*?\]\((.+?)\)", page.read_text(encoding="utf-8"))]
-    assert sorted(found) == ["architecture.png", "gtm.png"]
+    assert sorted(found) == ["architecture.png", "gtm.png", "scaling.png"]
     for name in found:
         assert 10_000 < (ROOT / "docs" / name).stat().st_size < 200_000
 
