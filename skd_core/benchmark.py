@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,10 +29,9 @@ from skd_core.data.kitti import KittiObjects
 from skd_core.data.sample import Sample
 from skd_core.evaluation.kitti import CLASSES, evaluate
 from skd_core.files import check_outputs, write_atomic
-from skd_core.inference.detector import Detector
+from skd_core.inference.detector import Detector, untrained
 from skd_core.iou import bev_iou
 from skd_core.models.decode import Prediction3D
-from skd_core.models.student import Student
 from skd_core.priors import prior_of
 from skd_core.synthetic import RenderedFrame, SynthConfig, render_frame
 from skd_core.synthetic.config import KITTI_P2, KITTI_SIZE
@@ -42,6 +41,9 @@ from skd_core.training.dataset import TrainingSet
 from skd_core.training.modulation import ERROR_NAMES, scale_gradient
 from skd_core.training.module import StepContext, TeacherStudent
 from skd_core.visualize import RGB
+
+if TYPE_CHECKING:
+    from skd_core.models.student import Student
 
 Values = dict[str, list[float]]
 """Name of a measure, which ends in its unit -> one value a round (a call, for latencies)."""
@@ -109,14 +111,12 @@ def benchmark(detector: Detector, workload: Workload) -> dict[str, Any]:
     return about | {"measures": {k: summary(v) for k, v in values.items()}}
 
 
-def untrained(config: ModelConfig) -> tuple[Student, dict[str, Any]]:
+def untrained_network(config: ModelConfig) -> tuple[Student, dict[str, Any]]:
     """A network with random weights and its metadata: no time depends on what it has learnt, but for the number of
     boxes, so all that the heatmap gives are kept."""
     focal = config.focal or KITTI_P2[0][0] * config.input_size[0] / KITTI_SIZE[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        student = Student(config).eval()
-    return student, {"focal": [focal, focal], "training": "none: random weights", "threshold": 0.0}
+    student, about = untrained(config, focal)
+    return student, about | {"threshold": 0.0}
 
 
 # -- inference ---------------------------------------------------------------------------------------------------------
@@ -219,9 +219,7 @@ def objects_of_frame(rng: np.random.Generator, count: int = 8, false: int = 4) -
 
 def footprint_iou(workload: Workload, device: torch.device) -> Values:
     """IoU of oriented footprints from above: :func:`skd_core.iou.bev_iou` against a loop over shapely's polygons."""
-    generator = torch.Generator().manual_seed(0)
-    low, high = torch.tensor([[-2.0, 8.0, 3.5, 1.5, -3.1], [2.0, 12.0, 4.5, 1.9, 3.1]])
-    a, b = (low + (high - low) * torch.rand(workload.pairs, 5, generator=generator) for _ in range(2))
+    a, b = random_footprints(workload.pairs)
     on_a, on_b = a.to(device), b.to(device)
     names = ("iou/pairs_per_second", "iou/shapely_pairs_per_second", "iou/ratio_to_shapely")
     found: Values = {name: [] for name in names}
@@ -236,6 +234,14 @@ def footprint_iou(workload: Workload, device: torch.device) -> Values:
             found[names[1]].append(theirs)
             found[names[2]].append(ours / theirs)
     return {name: values for name, values in found.items() if values}
+
+
+def random_footprints(pairs: int) -> tuple[Tensor, Tensor]:
+    """Two sets of cars' footprints, shape (pairs, 5): x, z, length, width, yaw; most pairs overlap."""
+    generator = torch.Generator().manual_seed(0)
+    low, high = torch.tensor([[-2.0, 8.0, 3.5, 1.5, -3.1], [2.0, 12.0, 4.5, 1.9, 3.1]])
+    a, b = (low + (high - low) * torch.rand(pairs, 5, generator=generator) for _ in range(2))
+    return a, b
 
 
 def _footprints(bev: Tensor) -> Any:

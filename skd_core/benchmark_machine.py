@@ -200,10 +200,7 @@ def machine_lines(found: dict[str, Any]) -> list[str]:
     def times(values: dict[str, float]) -> str:
         return ", ".join(f"{name} {value:.1f}" for name, value in values.items())
 
-    allocations = found["device_allocations"]
-    lines = [] if allocations is None else [f"allocations of GPU memory in the steady state: {allocations}"]
-    return [
-        *lines,
+    lines = [
         f"stages, ms: {times(found['stages_ms'])}",
         f"network: {network['flops'] / 1e9:.2f} GFLOP, {network['bytes'] / 1e6:.0f} MB an image; reaches "
         f"{network['share_of_flops']:.0%} of {limits['flops_per_second'] / 1e9:.0f} GFLOP/s (matrix product) and "
@@ -212,6 +209,9 @@ def machine_lines(found: dict[str, Any]) -> list[str]:
         f"ms by objects: {times(found['scaling_ms']['objects'])}",
         f"peak memory: {found['peak_memory_mib']:.0f} MiB",
     ]
+    if found["device_allocations"] is not None:
+        lines.append(f"allocations of GPU memory in the steady state: {found['device_allocations']}")
+    return lines
 
 
 def _medians(works: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:

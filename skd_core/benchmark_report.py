@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 
 from skd_core.console import output_console
+from skd_core.cores import usable_cores
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -36,7 +37,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     return {
         "cpu": model,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,

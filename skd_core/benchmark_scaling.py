@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from skd_core.benchmark import objects_of_frame
+from skd_core.benchmark import objects_of_frame, random_footprints
 from skd_core.benchmark_machine import seconds
 from skd_core.benchmark_report import describe_machine
 from skd_core.boxes import Boxes2D
@@ -110,10 +110,7 @@ def _evaluation(frames: Sequence[tuple[KittiObjects, KittiObjects]]) -> Work:
 
 
 def _overlaps(count: int) -> Work:
-    low, high = torch.tensor([[-2.0, 8.0, 3.5, 1.5, -3.1], [2.0, 12.0, 4.5, 1.9, 3.1]])
-    random = torch.Generator().manual_seed(0)
-    a, b = (low + (high - low) * torch.rand(count, 5, generator=random) for _ in range(2))
-    return partial(bev_iou, a, b, aligned=True)
+    return partial(bev_iou, *random_footprints(count), aligned=True)
 
 
 def _rendering_of_pixels(count: int) -> Work:
@@ -156,9 +153,9 @@ def report_scaling(rounds: int, largest: float, json_file: Path | None = None, p
     Raises:
         UserError: a file cannot be written.
     """
-    check_outputs([json_file, plot])  # now, not after minutes of measuring
+    check_outputs([json_file, plot])  # now, not after minutes of measuring; a missing matplotlib too
     if plot is not None:
-        import matplotlib  # noqa: F401 (the same)
+        import matplotlib  # noqa: F401
     machine, threads = describe_machine(torch.device("cpu")), torch.get_num_threads()
     torch.set_num_threads(1)
     try:

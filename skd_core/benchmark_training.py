@@ -35,10 +35,10 @@ SMALL: dict[str, Any] = {
         "input_size": [480, 144],
     },
     "initial": {"freeze": ["conv_stem", "bn1", "blocks.0", "blocks.1"]},
-    "method": {"student_targets": "teacher"},
+    "method": {"student_targets": "teacher", "modulation": True},
     "schedule": {"batch_size": 8},
 }
-"""config/train/synthetic.yaml without its data and start."""
+"""The row `full` of config/train/synthetic.yaml without its data and start."""
 
 
 def measure_training(config: TrainConfig, steps: int, device: str, folder: Path) -> dict[str, list[float]]:

@@ -173,7 +173,7 @@ def train(
 
 @app.command(cls=CheckedCommand)
 def ablate(
-    config: Annotated[Path, typer.Argument(help="Training config of the full method; each row changes a part of it.")],
+    config: Annotated[Path, typer.Argument(help="Training config, without GTM; each row changes a part of it.")],
     out: Annotated[Path, typer.Option(help="Folder for ROW/SEED/, ablation.json and .md; an interrupted run resumes.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, overrides the config; may be repeated.")
@@ -329,7 +329,7 @@ def bench(
         training_report(config, repeat or (5 if quick else 20), device, json)
         return
 
-    from skd_core.benchmark import QUICK, Workload, report_benchmark, untrained
+    from skd_core.benchmark import QUICK, Workload, report_benchmark, untrained_network
     from skd_core.config import load_config
     from skd_core.files import keep_inputs
     from skd_core.inference.bundled import resolve
@@ -337,7 +337,7 @@ def bench(
     from skd_core.inference.weights import load_weights
 
     keep_inputs([] if json is None else [json], [config or resolve(weights)])
-    student, about = load_weights(weights) if config is None else untrained(load_config(config).model)
+    student, about = load_weights(weights) if config is None else untrained_network(load_config(config).model)
     workload = QUICK if quick else Workload()
     if repeat is not None:
         workload = replace(workload, rounds=repeat)

@@ -196,7 +196,7 @@ class MethodConfig(Strict):
     ema_teacher: bool = False  # the student learns from the teacher's running mean (schedule.ema)
     features: Literal["none", "cosine", "l2"] = "none"  # the student's RoI features learn from the teacher's fused ones
     feature_weight: float = Field(1.0, ge=0, le=1e4)
-    modulation: bool = True  # GTM
+    modulation: bool = False  # GTM: not shown to help (docs/benchmarks.md, Gradient-targeted modulation)
     # if the student lags: damp_teacher scales the teacher's gradient into the shared features down; lift_student scales
     # the student's gradient and the distillation up; per_object weights distillation by how far the student is behind
     # on each object, and feedback where it is ahead and more certain; feedback changes only the weight of the feedback

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from skd_core.errors import UserError
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What convolutions and linear layers compute in; boxes are decoded in fp32 in any case."""
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on: fewer than the machine has under `taskset` or in a container's cpuset.
-    More threads than that wait for each other and nearly double the time of a training step."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_device(device: str) -> torch.device:

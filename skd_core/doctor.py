@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skd_core.cores import usable_cores
 from skd_core.errors import UserError
 from skd_core.files import check_outputs, write_atomic
 
@@ -183,8 +184,7 @@ def check_devices() -> list[Finding]:
 
 
 def _memory() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found, level, cure = f"{cores} cores", OK, ""
+    found, level, cure = f"{usable_cores()} cores", OK, ""
     with contextlib.suppress(OSError, ValueError):
         match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         if match:

@@ -37,6 +37,7 @@ def config(root: Path, tmp_path: Path) -> Path:
         root,
         data={"train": {"root": str(root)}, "val": {"root": str(root)}, "depth_dir": "depth"},
         schedule={"epochs": 1, "batch_size": 2},
+        method={"modulation": False},
     )
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(run.model_dump(mode="json")))
@@ -69,11 +70,11 @@ def _finish(
     (folder / "student.safetensors").touch()
 
 
-def test_rows_differ_from_the_full_method_by_what_they_leave_out(config: Path) -> None:
+def test_rows_differ_from_the_config_by_one_thing(config: Path) -> None:
     base = _base(config)
     rows = {row: row_config(base, row, 7) for row in ROWS}
     assert all(c.seed == 7 for c in rows.values())
-    assert rows["full"] == base.model_copy(update={"seed": 7})
+    assert rows["distill_uad"] == base.model_copy(update={"seed": 7})
     assert not rows["mdn_proj"].method.teacher
     assert not rows["direct_targets"].method.teacher
     assert [rows[r].method.distillation for r in ("dsn", "distill_l1", "distill_uad", "full")] == [
@@ -165,14 +166,14 @@ def test_the_result_file_alone_is_enough_to_go_on(
     ("change", "message"),
     [
         ({"method": {"teacher": False}}, "method.teacher: true"),
-        ({"method": {"distillation": "l1", "modulation": False}}, "distillation: uad, method.modulation: true"),
+        ({"method": {"distillation": "l1", "modulation": True}}, "distillation: uad, method.modulation: false"),
         ({"data": {"depth_dir": None}}, "data.depth_dir"),
         ({"model": {"center_offset": False}}, "model.center_offset: true"),
         ({"data": {"val": None}}, "needs data.val"),
         ({"model": {"classes": ["Pedestrian"]}}, "class Car"),
     ],
 )
-def test_a_config_that_is_not_the_full_method_is_refused(
+def test_a_config_that_the_rows_do_not_fit_is_refused(
     config: Path, tmp_path: Path, change: dict[str, dict[str, Any]], message: str
 ) -> None:
     """Its rows would not be what they are called."""
@@ -296,6 +297,7 @@ def real(root: Path, tmp_path: Path) -> TrainConfig:
         model={"focal": 120.0, "center_range": 2.5},
         data={"train": train, "val": {"root": str(root)}, "test": [{"root": str(root)}], "depth_dir": None},
         schedule={"epochs": 1, "epoch_steps": 1, "batch_size": 2},
+        method={"modulation": False},
     )
 
 
@@ -304,7 +306,7 @@ def test_rows_on_real_frames_differ_in_their_sets(real: TrainConfig) -> None:
     assert [len(c.data.sets) for c in rows.values()] == [1, 2, 2, 2]
     assert rows["rendered"].data.sets[0].rendered
     assert [part.only_2d for part in rows["real_2d"].data.sets] == [False, True]
-    assert rows["full"] == real.model_copy(update={"seed": 3})
+    assert rows["weak"] == real.model_copy(update={"seed": 3})
     assert rows["supervised"].method.supervised
     assert [part.teaches_3d(True) for part in rows["supervised"].data.sets] == [True, False]
     assert len({c.schedule.epoch_steps for c in rows.values()}) == 1
@@ -327,7 +329,7 @@ def test_a_config_that_is_no_benchmark_on_real_frames_is_refused(
     raw = real.model_dump(mode="json")
     raw[section].update(change)
     with pytest.raises(UserError, match=message):
-        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["full"], 1, 1, device="cpu")
+        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["weak"], 1, 1, device="cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -343,25 +345,25 @@ def test_runs_on_real_frames_are_measured_once_and_kept_in_a_file(
 
     def measured(weights: Path, *rest: object) -> dict[str, dict[str, float]]:
         asked.append((weights.parent.parent.name, weights.parent.name))
-        bev = {"full": 0.27, "supervised": 0.3}[asked[-1][0]] + 0.03 * int(asked[-1][1])
+        bev = {"weak": 0.27, "supervised": 0.3}[asked[-1][0]] + 0.03 * int(asked[-1][1])
         return {"a:val": {"bev_50": bev, "recall_50": 0.5, "depth_error": math.nan, "on_nothing": 0.25}}
 
     monkeypatch.setattr(ablation, "_run_all", run_all)
     monkeypatch.setattr(evaluate_runs, "measure_weights", measured)
-    run_ablation(real, out, ["full", "supervised"], 1, 1, device="cpu")
+    run_ablation(real, out, ["weak", "supervised"], 1, 1, device="cpu")
     for folder in (p for p in out.iterdir() if p.is_dir()):
         shutil.rmtree(folder)
-    run_ablation(real, out, ["full"], 2, 1, device="cpu")
-    assert asked == [("full", "0"), ("supervised", "0"), ("full", "1")]
+    run_ablation(real, out, ["weak"], 2, 1, device="cpu")
+    assert asked == [("weak", "0"), ("supervised", "0"), ("weak", "1")]
     result = json.loads((out / "test_sets.json").read_text())
     assert {row: list(runs) for row, runs in result["runs"].items() if runs} == {
-        "full": ["0", "1"],
+        "weak": ["0", "1"],
         "supervised": ["0"],
     }
     assert evaluate_runs.ratios(result) == {"a:val": pytest.approx(0.285 / 0.3)}
     text = (out / "test_sets.md").read_text()
-    assert "| `full` | a:val | 2 | 0.285 ± 0.021 | 0.500 | ? | 0.25 |" in text
-    assert text.endswith("full / supervised, BEV > .5: a:val 0.95\n")
+    assert "| `weak` | a:val | 2 | 0.285 ± 0.021 | 0.500 | ? | 0.25 |" in text
+    assert text.endswith("weak / supervised, BEV > .5: a:val 0.95\n")
     (out / "test_sets.json").rename(out / "ruler.json")  # its earlier name
     assert evaluate_runs.measure_runs(real, out, {}, "cpu") == result
     other = real.model_copy(update={"precision": "bf16-mixed"})

@@ -59,7 +59,7 @@ def test_kittis_config_trains_evaluates_and_exports(tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert Trainer(config, tmp_path / "run", "cpu").fit()
     (report,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    taught = {"student/projection", "student/distillation", "teacher/depth_map", "teacher/points", "teacher/feedback"}
+    taught = {"student/projection", "student/distillation", "teacher/depth_map", "teacher/points"}
     assert taught <= report.keys()
     assert {"student", "teacher"} == report["val"].keys()
     detector = Detector.load(tmp_path / "run" / "student.safetensors", "cpu")

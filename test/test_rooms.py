@@ -30,6 +30,7 @@ ROOMS = (
     "skd_core.covariance",
     "skd_core.geometry",
     "skd_core.iou",
+    "skd_core.cores",
     "skd_core.devices",
     "skd_core.priors",
     "skd_core.visualize",

@@ -38,6 +38,7 @@ def make_config(root: Path | str, **sections: dict[str, Any]) -> TrainConfig:
             "roi_size": 3, "input_size": [WIDTH, HEIGHT],
         },
         "data": {"train": {"root": str(root)}, "depth_dir": "depth"},
+        "method": {"modulation": True},
         "schedule": {
             "epochs": 2, "batch_size": 3, "warmup_epochs": 0.5, "start_3d": [0, 0], "start_distillation": [0, 0],
             "eval_every": 1,

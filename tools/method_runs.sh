@@ -28,7 +28,7 @@ compare() { # the row that is compared with, then folders
 }
 
 case "$1" in
-gtm) # 600 steps each: GTM's forms against none (distill_uad) and today's (full of gtm_none)
+gtm) # 600 steps each: GTM's forms against none (distill_uad) and damp_teacher (full of gtm_none)
     seeds=${2:-3}
     ablate $SYNTHETIC runs/gtm_none distill_uad,full "$seeds"
     ablate $SYNTHETIC runs/gtm_lift_labels full "$seeds" method.gtm_form=lift_student method.gtm_measure=labels
@@ -54,9 +54,9 @@ gap) # one cause at a time, without GTM: one seed as a screen, three for what pa
     compare runs/gtm_none:distill_uad runs/gap_slow:distill_uad runs/gap_cosine:distill_uad runs/gap_l2:distill_uad \
         runs/gap_head:distill_uad
     ;;
-real) # 720 steps each: full and supervised over SEEDS, the two other rows over one
+real) # 720 steps each: weak and supervised over SEEDS, the two other rows over one
     ablate config/train/real.yaml runs/real rendered,real_2d 1
-    ablate config/train/real.yaml runs/real full,supervised "${2:-3}"
+    ablate config/train/real.yaml runs/real weak,supervised "${2:-3}"
     cat runs/real/test_sets.md
     for boxes in labels ${YOLOX:+"$YOLOX"}; do # and without a network
         "$PYTHON" -m skd_core.cli eval real data/street/astyx:val data/street/kitti_labelled --lift --kind Car \

@@ -35,6 +35,20 @@ DEFAULT_THRESHOLD = 0.4
 (docs/benchmarks.md)."""
 
 
+def untrained(config: ModelConfig, focal: float, seed: int = 0) -> tuple[Student, dict[str, Any]]:
+    """A network with random weights, the same for a seed, and its metadata; the global random stream stays as it is.
+
+    Args:
+        focal: focal length of the network's input, pixels.
+    """
+    from skd_core.models.student import Student
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = Student(config)
+    return student, {"focal": [focal, focal], "training": "none: random weights"}
+
+
 class Detector:
     """An MDN with its weights, ready to predict.
 
@@ -90,14 +104,8 @@ class Detector:
     @staticmethod
     def random(seed: int = 0, device: str = "cpu") -> Detector:
         """A small untrained detector, for tests and measurements."""
-        from skd_core.models.student import Student
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            config = ModelConfig(
-                backbone="mobilenetv3_small_100", neck_channels=16, head_channels=16, input_size=(320, 96)
-            )
-            return Detector(Student(config), {"focal": [186.0, 186.0], "training": "none: random weights"}, device)
+        config = ModelConfig(backbone="mobilenetv3_small_100", neck_channels=16, head_channels=16, input_size=(320, 96))
+        return Detector(*untrained(config, 186.0, seed), device)
 
     def save(self, path: str | Path) -> None:
         """Write the weights file that :meth:`load` reads."""

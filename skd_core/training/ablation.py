@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from skd_core.config import SetConfig, TrainConfig, load_config, parse_config
-from skd_core.devices import usable_cores
+from skd_core.cores import usable_cores
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
 from skd_core.training.evaluate_runs import check_test_sets, measure_runs
@@ -28,26 +28,31 @@ Overrides = dict[str, dict[str, Any]]
 ROWS: dict[str, tuple[str, Overrides, str]] = {
     "mdn_proj": (
         "student, projection and priors only",
-        {"method": {"teacher": False, "distillation": "none", "modulation": False}},
+        {"method": {"teacher": False, "distillation": "none"}},
         "student",
     ),
-    "dsn": ("teacher alone", {"method": {"distillation": "none", "modulation": False}}, "teacher"),
-    "distill_l1": ("+ plain distillation (L1)", {"method": {"distillation": "l1", "modulation": False}}, "student"),
-    "distill_uad": ("+ uncertainty and margin", {"method": {"distillation": "uad", "modulation": False}}, "student"),
-    "full": ("+ gradient-targeted modulation", {}, "student"),
-    "full_no_centre_offset": ("full without centre offset", {"model": {"center_offset": False}}, "student"),
-    "full_no_depth": ("full without depth", {"data": {"depth_dir": None}}, "student"),
+    "dsn": ("teacher alone", {"method": {"distillation": "none"}}, "teacher"),
+    "distill_l1": ("+ plain distillation (L1)", {"method": {"distillation": "l1"}}, "student"),
+    "distill_uad": ("+ uncertainty and margin (the default)", {}, "student"),
+    "full": ("+ gradient-targeted modulation", {"method": {"modulation": True}}, "student"),
+    "full_no_centre_offset": (
+        "full without centre offset",
+        {"method": {"modulation": True}, "model": {"center_offset": False}},
+        "student",
+    ),
+    "full_no_depth": (
+        "full without depth",
+        {"method": {"modulation": True}, "data": {"depth_dir": None}},
+        "student",
+    ),
     "supervised": (
         "fully supervised, same network",
-        {
-            "method": {"supervised": True, "teacher": False, "distillation": "none", "modulation": False},
-            "model": {"direction": True},
-        },
+        {"method": {"supervised": True, "teacher": False, "distillation": "none"}, "model": {"direction": True}},
         "student",
     ),
     "direct_targets": (
         "pseudo-targets without a teacher",
-        {"method": {"teacher": False, "direct_targets": True, "distillation": "none", "modulation": False}},
+        {"method": {"teacher": False, "direct_targets": True, "distillation": "none"}},
         "student",
     ),
 }
@@ -56,7 +61,7 @@ ROWS: dict[str, tuple[str, Overrides, str]] = {
 REAL_ROWS: dict[str, tuple[str, Overrides, str]] = {
     "rendered": ("rendered frames only", {}, "student"),
     "real_2d": ("+ real frames, 2D losses", {}, "student"),
-    "full": ("+ their 3D losses without 3D labels", {}, "student"),
+    "weak": ("+ their 3D losses without 3D labels", {}, "student"),
     "supervised": ("3D labels where a set has labels_3d, else 2D losses", ROWS["supervised"][1], "student"),
 }
 """The same where ``data.train`` is a list: equally long, on rendered and real frames."""
@@ -174,14 +179,14 @@ def _missing(result: dict[str, Any], todo: Sequence[tuple[str, int]]) -> list[tu
 
 
 def _check_base(base: TrainConfig) -> None:
-    """The rows say how they differ from the full method, which therefore the config must be."""
+    """The rows say how they differ from the method without GTM, which therefore the config must be."""
     if base.data.val is None or base.data.val.kind != "kitti" or "Car" not in base.model.classes:
         raise UserError("ablation: the config needs data.val, of kind kitti, and the class Car: it reports KITTI's AP")
     method = base.method
     needed = {
         "method.teacher: true": method.teacher,
         "method.distillation: uad": method.distillation == "uad",
-        "method.modulation: true": method.modulation,
+        "method.modulation: false": not method.modulation,
         "model.center_offset: true": base.model.center_offset,
     }
     if isinstance(base.data.train, SetConfig):
@@ -192,7 +197,8 @@ def _check_base(base: TrainConfig) -> None:
         needed["data.test"] = bool(base.data.test)
     missing = [name for name, there in needed.items() if not there]
     if missing:
-        raise UserError(f"ablation: rows are what the full method is without; the config needs {', '.join(missing)}")
+        needs = ", ".join(missing)
+        raise UserError(f"ablation: its rows start from the method without GTM; the config needs {needs}")
 
 
 def _run_all(out: Path, pending: list[tuple[str, int]], jobs: int, stop_after: float | None, device: str) -> None:

@@ -89,12 +89,12 @@ def measure_weights(weights: Path, sets: Sequence[SetConfig], device: str) -> di
 
 
 def ratios(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Set -> mean BEV > .5 share of the row full over that of the row supervised; None where it cannot be told."""
+    """Set -> mean BEV > .5 share of the row weak over that of the row supervised; None where it cannot be told."""
     found: dict[str, float | None] = {}
     names = dict.fromkeys(name for runs in result["runs"].values() for run in runs.values() for name in run)
     for name in names:
-        weak, full = (_mean(result["runs"].get(row, {}), name, "bev_50") for row in ("full", "supervised"))
-        found[name] = weak / full if weak is not None and full else None
+        weak, labels = (_mean(result["runs"].get(row, {}), name, "bev_50") for row in ("weak", "supervised"))
+        found[name] = weak / labels if weak is not None and labels else None
     return found
 
 
@@ -110,7 +110,7 @@ def results_table(result: Mapping[str, Any]) -> str:
                 cells.append(_text(_mean(runs, name, key), form))
             lines.append(f"| `{row}` | {name} | {len(runs)} | {' | '.join(cells)} |\n")
     shares = ", ".join(f"{name} {_text(value, '{:.2f}')}" for name, value in ratios(result).items())
-    return "".join(lines) + f"\nfull / supervised, BEV > .5: {shares}\n"
+    return "".join(lines) + f"\nweak / supervised, BEV > .5: {shares}\n"
 
 
 def _mean(runs: Mapping[str, Any], name: str, key: str) -> float | None:

@@ -423,11 +423,12 @@ class Trainer:
         return learning_rate(self.config.schedule, self.step, len(self.sampler))
 
     def _modulation_metrics(self) -> dict[str, float]:
-        """GTM's errors and factors, for the log."""
+        """GTM's errors, rho, and the factors if GTM is on, for the log."""
         modulation = self.raw.modulation
         if not modulation.errors:
             return {}
-        factors = {name: getattr(modulation, name) for name in ("rho", "k_teacher", "k_student", "k_feedback")}
+        names = ("rho", "k_teacher", "k_student", "k_feedback") if self.config.method.modulation else ("rho",)
+        factors = {name: getattr(modulation, name) for name in names}
         return {f"gtm/{k}": v for k, v in (factors | modulation.errors).items()}
 
     def _sum(self, value: Tensor) -> Tensor:
