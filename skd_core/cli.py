@@ -15,6 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # loading rich takes a third of the time of --help
     help="Monocular 3D detection learnt without 3D labels.",
 )
 EXTRAS = {
@@ -23,7 +24,7 @@ EXTRAS = {
 }  # fmt: skip
 """Module -> the extra of this package that installs it."""
 
-eval_app = typer.Typer(no_args_is_help=True, help="Score detections against labels.")
+eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Score detections against labels.")
 app.add_typer(eval_app, name="eval")
 
 
@@ -54,7 +55,7 @@ def synth(
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace a folder that is not empty.")] = False,
 ) -> None:
-    """Render street scenes with exact labels and depth maps, in the KITTI layout."""
+    """Render street scenes with labels and depth maps. The labels are exact, the layout is KITTI's."""
     from skd_core.synthetic import parse_config, write_dataset
 
     config = parse_config(size, depth_noise, boxes, shapes, layouts, sequence)
@@ -73,7 +74,7 @@ def depth(
     download: Annotated[bool, typer.Option(help="Allow fetching a hub name.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Fill a cache of depth maps with an off-the-shelf estimator."""
+    """Estimate depth maps with an off-the-shelf network. They fill a cache for training."""
     from skd_core.supervision.depth import depth_command
 
     made, there = depth_command(
@@ -118,7 +119,7 @@ def autolabel(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
-    """Label images with a 2D detector: writes a KITTI tree for training; manual corrections are kept."""
+    """Label images with a 2D detector, for training. Writes a KITTI tree; manual corrections are kept."""
     from skd_core.devices import pick_device
     from skd_core.supervision.autolabel_command import Options, run_autolabel
 
@@ -139,7 +140,7 @@ def pseudo(
     classes: Annotated[str, typer.Option(help="Comma-separated.")] = "Car,Pedestrian,Cyclist",
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
-    """Share of 2D boxes with a pseudo-target (teacher's depth target), and its errors given 3D labels."""
+    """Count 2D boxes that get a pseudo-target. That is the teacher's depth target; with 3D labels, its errors too."""
     from skd_core.supervision.target_report import report_targets
     from skd_core.supervision.targets import TargetMaker
 
@@ -163,7 +164,7 @@ def train(
     ] = True,
     stop_after: Annotated[float | None, typer.Option(help="Minutes after which to stop with a checkpoint.")] = None,
 ) -> None:
-    """Train teacher and student from images, cameras, 2D boxes and estimated depth; no 3D labels."""
+    """Train teacher and student without 3D labels. Needs images, cameras, 2D boxes and estimated depth."""
     from skd_core.training.command import run_training
 
     overrides = [*(set_ or []), *([] if seed is None else [f"seed={seed}"])]
@@ -186,7 +187,7 @@ def ablate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Train every row of the ablation over several seeds; mean and spread of AP and errors."""
+    """Train every row of the ablation over several seeds. Writes mean and spread of AP and errors."""
     from skd_core.config import load_config
     from skd_core.files import lock_folder
     from skd_core.training.ablation import rows_of, run_ablation, table
@@ -249,7 +250,7 @@ def export(
     camera: Annotated[Path | None, typer.Option(help="Calibration of the --check images, as for predict.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT: fix the image size. Default: any size.")] = None,
 ) -> None:
-    """Write weights as one ONNX graph, from the image to boxes, after comparing it with PyTorch."""
+    """Write weights as one ONNX graph, from image to boxes. It is compared with PyTorch first."""
     from skd_core.data.image_size import parse_size
     from skd_core.export.command import ExportOptions, export_weights, target
 
@@ -279,7 +280,7 @@ def lift(
     ] = 4,
     draw: Annotated[bool, typer.Option(help="Write pictures/NAME.png too.")] = False,
 ) -> None:
-    """Place 2D boxes in 3D without a network, by average class sizes: the baseline for trained weights."""
+    """Place 2D boxes in 3D without a network. Average class sizes give the depth: the baseline for trained weights."""
     from skd_core.inference.outside import open_source
     from skd_core.inference.predict import lift_images
 
@@ -309,7 +310,7 @@ def bench(
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="With --scaling: PNG file of the curves.")] = None,
 ) -> None:
-    """Measure speed on this machine, side by side with alternatives: network, evaluation, IoU, rendering, training."""
+    """Measure speed, side by side with alternatives. Measured are network, evaluation, IoU, rendering and training."""
     from dataclasses import replace
 
     if plot is not None and not scaling:
@@ -351,7 +352,7 @@ def doctor(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="JSON file for all findings.")] = None,
 ) -> None:
-    """Check this machine: versions, devices, ROS, extras, weights, one inference, disk; exit status 1 on a FAIL."""
+    """Check this machine and the installation. Exit status 1 if a check fails."""
     from skd_core.doctor import report
 
     if status := report(json, weights or []):
@@ -371,7 +372,7 @@ def predict_nuscenes(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score; AP needs a low one.")] = 0.05,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Detect in the cameras of every nuScenes key frame; one submission in the global frame."""
+    """Detect in all nuScenes key frames. Writes one submission, in the global frame."""
     from skd_core.data.nuscenes import CAMERAS, NuScenesDataset
     from skd_core.evaluation.nuscenes import predict_split
     from skd_core.files import keep_inputs
@@ -398,7 +399,7 @@ def bag_make(
     version: Annotated[str | None, typer.Option(help="Of nuScenes, if there is more than one.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a bag.")] = False,
 ) -> None:
-    """Write a data set as a rosbag2 bag, with ground truth where there is any."""
+    """Write a data set as a rosbag2 bag. Ground truth is written where there is any."""
     from skd_core.data.bag_make import BagOptions, make_bag
 
     count = make_bag(kind, source, out, BagOptions(split, camera, rate, storage, version, overwrite))
@@ -450,7 +451,7 @@ def bag_eval(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
-    """Detect in every frame of a recording and score it: AP, recall and depth error by range, jitter, latency."""
+    """Detect in a recording and score the detections. Reports AP, recall, depth error by range, jitter, latency."""
     from skd_core.evaluation.bag_boxes import BoxOptions, box_fit
     from skd_core.evaluation.bag_eval import BagEvalOptions
     from skd_core.evaluation.bag_eval import bag_eval as run
@@ -505,7 +506,7 @@ def show(
     window: Annotated[bool, typer.Option("--window", help="Step through in a window: arrow keys, q.")] = False,
     rerun: Annotated[Path | None, typer.Option(help="Write a recording for the rerun viewer instead, *.rrd.")] = None,
 ) -> None:
-    """Draw truth and detections on the images and from above, frame by frame."""
+    """Draw labels and detections, on images and from above."""
     from skd_core.evaluation.show import Choice, draw_pictures, inputs, step_through, views
     from skd_core.evaluation.show_rerun import write_recording
     from skd_core.files import keep_inputs
@@ -530,7 +531,7 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs (or their metrics.jsonl).")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs.png"),
 ) -> None:
-    """Plot training runs in one figure: losses, AP and GTM (gradient-targeted modulation) factors."""
+    """Plot training runs in one figure. It has losses, AP and factors of GTM (gradient-targeted modulation)."""
     from skd_core.evaluation.plots import plot_runs, write_figure
     from skd_core.files import check_outputs
     from skd_core.training.records import read_run
@@ -549,7 +550,7 @@ def eval_kitti(
     plots: Annotated[Path | None, typer.Option(help="Folder for PNGs: precision-recall, error by distance.")] = None,
     full: Annotated[bool, typer.Option("--full", help="All metrics, overlaps, R40 and R11.")] = False,
 ) -> None:
-    """KITTI average precision in 2D, bird's-eye view, 3D and orientation, as the official evaluator computes it."""
+    """Compute KITTI's AP: 2D, bird's-eye view, 3D, orientation. The numbers are the official evaluator's."""
     from skd_core.evaluation.report import report_kitti
 
     report_kitti(labels, results, json, error_budget, plots, full=full)
@@ -585,7 +586,7 @@ def eval_real(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
 ) -> None:
-    """Recall and errors of position, size and yaw, object by object, on frames with 3D labels."""
+    """Compute recall, position, size and yaw errors per object. Needs frames with 3D labels."""
     from skd_core.evaluation.real_report import CalibrationOptions, EvalOptions, report_real
 
     options = EvalOptions(weights, boxes, threshold, lift, tuple(kind or ()), tiles, device)
@@ -606,7 +607,7 @@ def eval_nuscenes(
         Path | None, typer.Option(help="Folder that gets nuscenes_summary.png, the devkit's curves.")
     ] = None,
 ) -> None:
-    """nuScenes mAP, true-positive errors and NDS, computed by the nuScenes devkit."""
+    """Compute nuScenes' mAP, errors and NDS with its devkit. The errors are those of true positives."""
     from skd_core.data.nuscenes import parse_cameras
     from skd_core.evaluation.nuscenes import report_nuscenes
 
