@@ -319,6 +319,8 @@ def bench(
         raise UserError("give --training or --scaling, not both")
     if config is not None and (scaling or weights != "default"):
         raise UserError("--config: stands in place of --weights, and --scaling takes neither")
+    if weights != "default" and (scaling or training):
+        raise UserError("--weights: --scaling and --training take none")
     if scaling:
         from skd_core.benchmark_scaling import report_scaling
 

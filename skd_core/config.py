@@ -296,6 +296,14 @@ class TrainConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _something_teaches_3d(self) -> TrainConfig:
+        supervised = self.method.supervised
+        if not self.initial.head_3d and not any(part.teaches_3d(supervised) for part in self.data.sets):
+            why = "only_2d or labels_3d: false" if supervised else "only_2d"
+            raise ValueError(f"data.train: every set has {why}, so nothing teaches the 3D heads")
+        return self
+
+    @model_validator(mode="after")
     def _direction_has_labels(self) -> TrainConfig:
         if self.model.direction and not self.method.supervised:
             raise ValueError("model.direction is learnt from 3D labels alone; set method.supervised: true")

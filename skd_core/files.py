@@ -100,9 +100,13 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None] 
         inputs: what is read, see :func:`keep_inputs`.
 
     Raises:
-        UserError: see :func:`check_file` and :func:`keep_inputs`.
+        UserError: one file twice; see :func:`check_file` and :func:`keep_inputs`.
     """
     wanted = [path for path in outputs if path is not None]
+    real = [os.path.realpath(path) for path in wanted]
+    if len(set(real)) < len(real):
+        twice = next(path for path, place in zip(wanted, real, strict=True) if real.count(place) > 1)
+        raise UserError(f"{twice}: named for two outputs; give each its own file")
     for path in wanted:
         check_file(path)
     for folder in {path.parent for path in wanted}:

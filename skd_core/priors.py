@@ -53,6 +53,10 @@ PRIORS: dict[str, ClassPrior] = {
 }
 
 
+KITTI_CLASSES = tuple(name for name in PRIORS if name[0].isupper())
+"""Of :data:`PRIORS`."""
+
+
 def prior_of(name: str) -> ClassPrior:
     """The prior of a class.
 

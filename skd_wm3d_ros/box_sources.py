@@ -190,14 +190,16 @@ class TopicBoxes:
             boxes.frame(image, info)
 
     def find(self, frame: Frame, picture: NDArray[np.uint8]) -> Boxes2D | None:
-        """The message's boxes. Until the class map has known a class for the first time, a message with classes that it
-        does not know is not answered: an empty array would say that the road is free."""
+        """The message's boxes. Not answered is a message of which every box is rejected, or whose classes the class map
+        does not know before it has known any: an empty array would say that the road is free."""
         rows = self._rows(frame.boxes)
         height, width = picture.shape[:2]
         boxes, rejected = to_boxes2d(rows, self._fit, width, height, self._classes.knows)
         known = [self._classes.knows(label) for label in boxes.labels]
         strange = frozenset(label for label, is_known in zip(boxes.labels, known, strict=True) if not is_known)
         self._statistics.add(len(rows), rejected, strange, sum(known))
+        if rows and sum(rejected.values()) == len(rows):
+            raise Rejection(KIND, f"frame skipped: {self._statistics.problem()}")
         if strange and not self._statistics.ever_known():
             raise Rejection(KIND, f"frame skipped: {self._statistics.unknown_classes(strange)}")
         return self._classes.map(boxes)

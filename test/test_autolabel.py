@@ -167,15 +167,78 @@ def test_interrupted_run_goes_on(label: Any, tmp_path: Path, monkeypatch: pytest
     assert labels_of(tmp_path / "out") == labels_of(tmp_path / "whole")
 
 
-def test_killed_between_log_and_file_is_no_correction(label: Any, tmp_path: Path) -> None:
+def test_killed_between_log_and_file_is_no_correction(
+    label: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Relabelled with another recipe, the log has the new line, the disk still the old file."""
     label()
     out = tmp_path / "out"
-    old = labels_of(out)["a"]
-    label(keep="0.3")
-    (out / "training" / "label_2" / "a.txt").write_text(old)
-    assert "1 labelled, 2 as they were, 0 corrected" in label(keep="0.3")
+    write = module.write_atomic
+
+    def killed(path: Path, text: str) -> None:
+        if path.parent.name == "label_2":
+            raise KeyboardInterrupt
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            label(keep="0.3")
+    assert "3 labelled, 0 as they were, 0 corrected" in label(keep="0.3")
     assert labels_of(out)["a"].count("Car ") == 2
+
+
+def test_what_autolabel_wrote_before_is_a_correction_too(label: Any, tmp_path: Path) -> None:
+    """Whoever brings back by hand what an earlier recipe gave means it."""
+    label(keep="0.3")
+    out = tmp_path / "out"
+    earlier = labels_of(out)["a"]
+    label()
+    assert labels_of(out)["a"] != earlier
+    (out / "training" / "label_2" / "a.txt").write_text(earlier)
+    assert "0 labelled, 2 as they were, 1 corrected" in label()
+    assert labels_of(out)["a"] == earlier
+
+
+def test_an_image_of_the_tree_itself_is_no_input(label: Any, tmp_path: Path) -> None:
+    label(copy=True)
+    place = tmp_path / "out" / "training" / "image_2" / "a.png"
+    before = place.read_bytes()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.png").symlink_to(place)
+    with pytest.raises(UserError, match="would write over its input"):
+        label(source=tmp_path / "links", tiles=1)
+    assert not place.is_symlink()
+    assert place.read_bytes() == before
+
+
+def test_links_become_copies_and_copies_links(label: Any, tmp_path: Path) -> None:
+    for copy in (False, True, False):
+        label(copy=copy)
+        assert {p.is_symlink() for p in (tmp_path / "out/training/image_2").iterdir()} == {not copy}
+
+
+def test_a_given_box_outside_of_its_image_has_a_page_too(label: Any, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "a.txt").write_text(
+        "car 0 0 0 16 16 32 32\nBus 0 0 0 2000 100 2100 200\nVan 0 0 0 -90 -9 -50 -2\n"
+    )
+    assert "Bus 1, DontCare 1, Pedestrian 1, Van 1, car 1" in label(given=tmp_path / "given")
+    pages = "".join(path.read_text() for path in (tmp_path / "out" / "review").iterdir())
+    assert "Bus" in pages
+
+
+def test_corrections_of_another_image_are_refused(label: Any, tmp_path: Path, images: Path) -> None:
+    label()
+    file = tmp_path / "out" / "training" / "label_2" / "a.txt"
+    corrected = f"Car -1 -1 -10 1.00 2.00 30.00 40.00 {UNKNOWN}\n"
+    file.write_text(corrected)
+    Image.fromarray(street(64, 64, [("car", 32, 48, 16)])).save(images / "a.png")
+    with pytest.raises(UserError, match=r"a\.txt: was corrected by hand for another image; .* delete it"):
+        label()
+    assert file.read_text() == corrected
+    file.unlink()
+    assert "1 labelled, 2 as they were, 0 corrected" in label()
 
 
 def test_corrections_by_hand_survive_everything(label: Any, tmp_path: Path, images: Path) -> None:
@@ -186,8 +249,7 @@ def test_corrections_by_hand_survive_everything(label: Any, tmp_path: Path, imag
     (out / "training" / "label_2" / "c.txt").write_text(corrected)
     assert "0 labelled, 1 as they were, 2 corrected by hand): Car 2, Pedestrian 1" in label()
     assert "1 labelled, 0 as they were, 2 corrected" in label(keep="0.3")  # another recipe: b is made anew
-    Image.fromarray(street(64, 64, [("car", 32, 48, 16)])).save(images / "a.png")  # another image
-    Image.fromarray(street(64, 64, [("car", 32, 48, 16)])).save(images / "b.png")
+    Image.fromarray(street(64, 64, [("car", 32, 48, 16)])).save(images / "b.png")  # another image
     assert "1 labelled, 0 as they were, 2 corrected" in label(keep="0.3")
     assert labels_of(out)["a"] == labels_of(out)["c"] == corrected
     assert labels_of(out)["b"].startswith("Car -1 -1 -10 32.00 48.00")
@@ -445,9 +507,16 @@ def test_marked_boxes_become_dont_care(label: Any, tmp_path: Path) -> None:
         (["{images}", "--camera", "{calib}", "--keep", "Car:0.3"], "--keep Car:0.3: write a score"),
         (
             ["{images}", "--camera", "{calib}", "--keep", "0.1"],
-            "must be between 0 and the minimum score of a label, 0.1",
+            "must be between 0.01 and the minimum score of a label, 0.1",
         ),
+        (["{images}", "--camera", "{calib}", "--keep", "car=0.9,cra=0.9"], "--keep: no class 'cra'"),
         (["{images}", "--camera", "{calib}", "--class-map", "lorry:car"], "no class 'lorry'"),
+        (["{images}", "--camera", "{calib}", "--class-map", "car:cars"], "no class 'cars'"),
+        (
+            ["{images}", "--camera", "{calib}", "--given", "{other}/training/label_2"],
+            "no label file for any of the frames",
+        ),
+        (["{images}", "--camera", "{calib}", "--json", "{tmp}/out/autolabel.jsonl"], "a file of autolabel's own tree"),
         (["{images}", "--camera", "{calib}", "--given", "{images}"], "no label files NAME.txt"),
         (["{images}", "--camera", "{calib}", "--labels", "{images}"], "no label file for any of the 3 frames"),
         (["{images}", "--camera", "{calib}", "--rejected", "{tmp}/none"], "cannot read"),

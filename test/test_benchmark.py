@@ -240,6 +240,9 @@ def test_what_grows_has_the_size_it_says():
     [
         (["--plot", "a.png"], "--plot: needs --scaling"),
         (["--scaling", "--training"], "not both"),
+        (["--scaling", "--weights", "street"], "take none"),
+        (["--training", "--weights", "street"], "take none"),
+        (["--scaling", "--json", "a", "--plot", "./a"], "named for two outputs"),
         (["--scaling", "--config", "a.yaml"], "--config: stands in place"),
         (["--config", "a.yaml", "--weights", "street"], "--config: stands in place"),
         (["--scaling", "--plot", "missing/a.png"], "missing"),

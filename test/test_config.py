@@ -88,6 +88,11 @@ def test_unknown_key_names_the_nearest_valid_one(tmp_path: Path) -> None:
         ({"data": {"train": [{"root": "a", "only_2d": True, "depth_dir": "depth"}]}}, "depth_dir"),
         ({"data": {"train": {"root": "a", "only_2d": True}, "depth_dir": "depth"}}, "depth_dir"),
         ({"data": {"train": [{"root": "a"}], "depth_dir": "depth"}}, "depth_dir"),
+        ({"data": {"train": [{"root": "a", "only_2d": True}]}}, "nothing teaches the 3D heads"),
+        (
+            {"data": {"train": [{"root": "a", "labels_3d": False}]}, "method": {"supervised": True, "teacher": False}},
+            "nothing teaches the 3D heads",
+        ),
     ],
 )
 def test_ill_typed_value_is_named(tmp_path: Path, section: dict[str, object], key: str) -> None:

@@ -175,12 +175,19 @@ def test_other_kinds_do_not_enter(tmp_path: Path) -> None:
     boxes = found(((100, 40, 160, 80), 0.8), kind="car")  # names are compared without case
     assert tally(boxes, labels)["score"].tolist() == pytest.approx([0.8])
     assert tally(boxes, labels, "Pedestrian")["score"].tolist() == [-1]
+    assert tally(found(((100, 40, 160, 80), 0.8)), objects(tmp_path, label(kind="car")))["score"].tolist() == [
+        pytest.approx(0.8)
+    ]
+    hidden = objects(tmp_path, "dontcare -1 -1 -10 100 40 160 80 -1 -1 -1 -1000 -1000 -1000 -10\n")
+    assert len(tally(found(((100, 40, 160, 80), 0.8)), hidden).nothing) == 0
 
 
 def test_labels_without_a_place_count_in_2d_only(tmp_path: Path) -> None:
-    of = tally(found(((100, 40, 160, 80), 0.8)), objects(tmp_path, label(known=False))).statistics()
-    assert (of["labels"], of["recall_50"]) == (1, 1)
-    assert all(math.isnan(of[name]) for name in ("bev_50", "iou_3d_50", "depth_error", "depth_bias", "yaw_error"))
+    sized = "Car 0 0 0 100 40 160 80 1.5 1.6 4.0 -1000 -1000 -1000 -10\n"
+    for line in (label(known=False), sized, label(z=0.0)):
+        of = tally(found(((100, 40, 160, 80), 0.8)), objects(tmp_path, line)).statistics()
+        assert (of["labels"], of["recall_50"]) == (1, 1)
+        assert all(math.isnan(of[name]) for name in ("bev_50", "iou_3d_50", "depth_error", "depth_bias", "yaw_error"))
 
 
 def test_empty_frames(tmp_path: Path) -> None:
@@ -313,6 +320,11 @@ def test_labels_that_autolabel_drew_are_said_not_to_count(tree: Path, weights: P
         file.write_text("Car -1 -1 -10 40 40 120 100 -1 -1 -1 -1000 -1000 -1000 -10\n")
     code, out, _ = run(drawn, "--weights", weights, "--boxes", "labels")
     assert (code, "no label was counted" in out) == (0, True)
+    copy = tmp_path / "w.safetensors"
+    copy.write_bytes(weights.read_bytes())
+    code, _, message = run(drawn, "--weights", copy, "--choose-threshold", "--store")
+    assert (code, "no threshold can be chosen: no label was counted" in message) == (2, True)
+    assert copy.read_bytes() == weights.read_bytes()
 
 
 def test_boxes_from_a_folder_equal_those_of_the_labels(tree: Path, weights: Path, run: Run, tmp_path: Path) -> None:
@@ -348,6 +360,10 @@ def test_the_threshold_is_chosen_and_stored(tree: Path, weights: Path, run: Run,
     assert again["together"] == numbers["together"]
     assert run(*common, "--threshold", "0.0")[0] == 0
     assert json.loads((tmp_path / "r.json").read_text())["threshold"] == 0
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(copy.name)
+    assert run(tree, "--weights", link, "--choose-threshold", "--store")[0] == 0
+    assert link.is_symlink()
 
 
 def test_wrong_input_is_one_line(tree: Path, weights: Path, run: Run, tmp_path: Path) -> None:
@@ -360,6 +376,8 @@ def test_wrong_input_is_one_line(tree: Path, weights: Path, run: Run, tmp_path: 
     broken.mkdir()
     (broken / "000000.txt").write_text("Car 0 0 0 90 40 10 80\n")
     good = (tree, "--weights", weights)
+    exported = tmp_path / "w.onnx"
+    exported.write_bytes(b"")
     cases: list[tuple[tuple[object, ...], str]] = [
         ((tmp_path / "nowhere", "--weights", weights), "nowhere"),
         ((f"{tree}:val", "--weights", weights), r"val\.txt: no such split; there are: first"),
@@ -371,6 +389,9 @@ def test_wrong_input_is_one_line(tree: Path, weights: Path, run: Run, tmp_path: 
         ((*good, "--kind", "Tram"), "Tram.*Car, Pedestrian, Cyclist"),
         ((*good, "--threshold", "high"), "high.*stored"),
         ((*good, "--threshold", "1.5"), r"1\.5.*0 to 1"),
+        ((*good, "--boxes", "labels", "--threshold", "high"), "high.*stored"),
+        ((tree, "--weights", exported, "--choose-threshold", "--store"), "exported from"),
+        ((tree, "--weights", exported, "--calibrate"), "exported from"),
         ((*good, "--store"), "--choose-threshold"),
         ((*good, "--choose-threshold", "--boxes", "labels"), "own boxes"),
         ((*good, "--choose-threshold", "--threshold", "0.3"), "without --lift and --threshold"),

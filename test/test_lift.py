@@ -171,6 +171,9 @@ def test_scores_boxes_and_order_are_kept_and_empty_boxes_left_out() -> None:
     assert len(lift(Boxes2D.empty(), CAMERA)) == 0
     with pytest.raises(UserError, match="unknown class 'Tram'"):
         lift(Boxes2D(torch.tensor(xyxy[:1]), ("Tram",)), CAMERA)
+    kitti, small = (lift(Boxes2D(torch.tensor(xyxy[:1]), (name,)), CAMERA) for name in ("Car", "car"))
+    assert torch.equal(kitti.center, small.center)  # not nuScenes' car, which is higher
+    assert small.labels == ("car",)
     with pytest.raises(UserError, match="box 0 needs finite"):
         lift(Boxes2D(torch.tensor([[9.0, 9, 5, 20]]), ("Car",)), CAMERA)
 
@@ -357,7 +360,7 @@ def test_wrong_input_is_one_line(tree: Path, known: Path, weights: Path, run: Ru
     empty.mkdir()
     odd.mkdir()
     for name in ("000000", "000001", "000002"):
-        (odd / f"{name}.txt").write_text("Tram 0 0 0 10 20 30 40\n")
+        (odd / f"{name}.txt").write_text(f"{'Tram' if name == '000002' else 'Car'} 0 0 0 10 20 30 40\n")
     (tmp_path / "text.onnx").write_text("no network")
     predict = ("predict", images, "--camera", calib, "--weights", weights, "--device", "cpu", *out)
     cases: list[tuple[tuple[object, ...], str]] = [
@@ -378,6 +381,7 @@ def test_wrong_input_is_one_line(tree: Path, known: Path, weights: Path, run: Ru
         code, line = run(*arguments)
         assert code == 2, arguments
         assert re.search(said, line), line
+    assert not list((tmp_path / "out").rglob("*.txt"))  # nor of the frames before the one that is wrong
     Image.new("RGB", (9, 9)).save(tmp_path / "extra.png")
     code, line = run("predict", tmp_path / "extra.png", *predict[2:], "--boxes", known)
     assert code == 2

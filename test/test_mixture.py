@@ -208,6 +208,25 @@ def test_ranks_share_a_mixture(root: Path) -> None:
         assert sorted(key for share in shares for key in share) == sorted(batch)
 
 
+@pytest.mark.parametrize("shares", [[1, 1], [1, 1, 1, 1], [3, 1, 2, 2], [1, 7]])
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_rank_sees_every_set(shares: list[float], world: int) -> None:
+    """Batch statistics and, of 2D-only sets, gradients would else be those of some sets alone."""
+    counts = [50] * len(shares)
+    seen = [Counter[int]() for _ in range(world)]
+    for rank in range(world):
+        for batch in EpochSampler(counts, 8, 3, rank, world, shares, steps=200):
+            seen[rank].update(index // 50 for _, index, _ in batch)
+    for rank in range(world):
+        mine = [seen[rank][which] / seen[rank].total() for which in range(len(shares))]
+        assert mine == pytest.approx([share / sum(shares) for share in shares], abs=0.08)
+    first, again = (list(EpochSampler(counts, 8, 3, 1, world, shares, steps=200)) for _ in range(2))
+    assert first == again
+    resumed = EpochSampler(counts, 8, 3, 1, world, shares, steps=200)
+    resumed.first = 150
+    assert list(resumed) == first[150:]
+
+
 def test_sets_that_only_teach_2d_leave_the_3d_heads_alone(root: Path) -> None:
     config = mixture(root)
     dataset = training_set(config)

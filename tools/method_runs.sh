@@ -2,7 +2,7 @@
 # The runs that settle what GTM is worth and why the student does not reach its teacher, on the synthetic benchmark; then
 # weak against full supervision on real frames. Data and the 2D detector as the heads of config/train/synthetic.yaml and
 # real.yaml say. Every call resumes where it stopped; its results are each ablation.json, and test_sets.json. What was run
-# before lies in docs/results, NAME.json for runs/NAME, and is not run again.
+# before lies in docs/results, NAME.json and NAME_test_sets.json for runs/NAME, and is not run again.
 #
 #   tools/method_runs.sh gtm [SEEDS] | gtm-long FORM [SEEDS] | gap [SEEDS] | real [SEEDS]      JOBS=2 runs at a time
 set -e
@@ -18,6 +18,8 @@ ablate() { # CONFIG OUT ROWS SEEDS [section.key=value ...]
     if [ ! -e "$out/ablation.json" ] && [ -e "$before" ]; then
         mkdir -p "$out"
         cp "$before" "$out/ablation.json"
+        before=${before%.json}_test_sets.json
+        if [ -e "$before" ]; then cp "$before" "$out/test_sets.json"; fi
     fi
     for item in "$@"; do options+=(--set "$item"); done
     "$PYTHON" -m skd_core.cli ablate "$config" --out "$out" --rows "$rows" --seeds "$seeds" --jobs "$JOBS" "${options[@]}"
@@ -55,8 +57,8 @@ gap) # one cause at a time, without GTM: one seed as a screen, three for what pa
         runs/gap_head:distill_uad
     ;;
 real) # 720 steps each: weak and supervised over SEEDS, the two other rows over one
-    ablate config/train/real.yaml runs/real rendered,real_2d 1
     ablate config/train/real.yaml runs/real weak,supervised "${2:-3}"
+    ablate config/train/real.yaml runs/real rendered,real_2d 1
     cat runs/real/test_sets.md
     for boxes in labels ${YOLOX:+"$YOLOX"}; do # and without a network
         "$PYTHON" -m skd_core.cli eval real data/street/astyx:val data/street/kitti_labelled --lift --kind Car \

@@ -239,7 +239,8 @@ class KittiDataset(Dataset[Sample]):
         self._depths = None if depth_dir is None else _files_by_name(training / depth_dir, (".png", ".npy"))
         self.names = sorted(self._images) if split is None else read_split(self.root / "ImageSets", split)
         if not self.names:
-            raise UserError(f"{training / 'image_2' if split is None else split}: no frames")
+            place = training / "image_2" if split is None else self.root / "ImageSets" / f"{split}.txt"
+            raise UserError(f"{place}: no frames")
         found = {"image_2": self._images, "calib": self._calibs, "label_2": self._labels}
         if depth_dir is not None and self._depths is not None:
             found[depth_dir] = self._depths

@@ -133,12 +133,13 @@ def tally_frame(found: Boxes3D, objects: KittiObjects, kind: str, width: int, he
 
     Args:
         found: detections with 2D boxes and scores, of any kind, in any order; names are compared without case.
-        objects: the label file's lines.
+        objects: the label file's lines; of these too.
         width, height: of the image, pixels.
     """
     found = found[[label.lower() == kind.lower() for label in found.labels]].to(torch.float64)
     found = found[found.scores.argsort(descending=True, stable=True)]
-    same, regions = objects.is_class([kind]), objects.is_class(["DontCare"])
+    types = np.array([name.lower() for name in objects.type], dtype=object)
+    same, regions = types == kind.lower(), types == "dontcare"
     xyxy = torch.from_numpy(objects.xyxy).reshape(-1, 4)
     iou = box_iou(found.xyxy, xyxy)  # (detections, labels)
     overlap, taken = iou.numpy(), take_best(iou, np.flatnonzero(same).tolist(), FOUND)
@@ -174,7 +175,7 @@ def _row(
     box = objects.xyxy[label]
     cut = bool(at_border(torch.from_numpy(box)[None], width, height).any())
     truth = objects[[label]].boxes3d([objects.type[label]])
-    known = bool((truth.size > 0).all())  # KITTI writes -1 for sizes that are unknown
+    known = bool((truth.size > 0).all() and truth.center[0, 2] > 0)  # KITTI writes -1 and -1000 for what is unknown
     z = float(truth.center[0, 2]) if known else math.nan
     space = 0.0 if known else math.nan
     row = [0.0, space, space, math.nan, math.nan, z, float(cut), float(box[3] - box[1] >= LARGE * height), -1.0]

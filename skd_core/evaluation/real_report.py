@@ -143,6 +143,8 @@ def report_real(
         frames[f"{root}:{own}" if own else root] = measure(labelled_frames(root, own), find, kinds)
     sets = {tree: _joined([by_kind]) for tree, by_kind in frames.items()}
     if wanted.threshold:
+        if not any(len(tally.rows) for tally in _together(sets).values()):
+            raise UserError(f"eval real: no threshold can be chosen: {NO_LABELS}")
         threshold = choose_threshold(_together(sets))
         sets = {tree: _at(by_kind, threshold) for tree, by_kind in sets.items()}
     together = _together(sets)
@@ -184,6 +186,11 @@ def _check(options: EvalOptions, wanted: CalibrationOptions) -> None:
         raise UserError("eval real: --store goes with --choose-threshold or --calibrate")
     if wanted.threshold and (options.boxes != "own" or options.lift or options.threshold is not None):
         raise UserError("eval real: --choose-threshold is for own boxes, without --lift and --threshold")
+    if (wanted.store or wanted.calibration) and resolve(options.weights).suffix == ".onnx":
+        raise UserError(
+            f"eval real: {options.weights}: an exported file takes no threshold or calibration; give the weights that "
+            "it was exported from, and export them again"
+        )
     if wanted.calibration and (options.boxes != "own" or options.lift):
         raise UserError("eval real: --calibrate is for own boxes, without --lift")
 
@@ -229,7 +236,7 @@ def choose_threshold(tallies: Mapping[str, Tally], max_on_nothing: float = MAX_O
     allowed = math.floor(max_on_nothing * frames + 1e-9)
     if len(scores) <= allowed:
         return MIN_THRESHOLD
-    return max(MIN_THRESHOLD, (math.floor(1000 * float(scores[allowed])) + 1) / 1000)
+    return min(max(MIN_THRESHOLD, (math.floor(1000 * float(scores[allowed])) + 1) / 1000), 1.0)
 
 
 def real_table(tally: Tally, title: str) -> Table:
@@ -284,17 +291,17 @@ def _kinds(wanted: Sequence[str], detector: Detector) -> tuple[str, ...]:
 def _threshold(options: EvalOptions, detector: Detector) -> float:
     """See :class:`EvalOptions`."""
     text = options.threshold
-    if options.boxes == "labels" or (text is None and options.boxes != "own"):
+    if text is None and options.boxes != "own":
         return 0.0
     if text is None or text == "stored":
-        return detector.threshold
+        return 0.0 if options.boxes == "labels" else detector.threshold
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
         raise UserError(f"--threshold {text}: use 'stored' or a number from 0 to 1")
-    return value
+    return 0.0 if options.boxes == "labels" else value
 
 
 def _finder(options: EvalOptions, detector: Detector, kinds: Sequence[str], threshold: float) -> Find:

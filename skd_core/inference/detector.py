@@ -182,7 +182,7 @@ class Detector:
             UserError: a class that the weights do not know, a box that is not finite or has x2 < x1 or y2 < y1, a score
                 outside [0, 1]; the image as in :meth:`predict`.
         """
-        classes = self._class_numbers(boxes2d)
+        classes = self.class_numbers(boxes2d)
         pixels, target, P = self._input(image, camera)
         sx, sy = camera.width / target.width, camera.height / target.height
         given = boxes2d.to(self.device, torch.float32).scale(1 / sx, 1 / sy).clip(target.width, target.height)
@@ -200,8 +200,12 @@ class Detector:
 
         return self.calibration(to_boxes3d(found, self.classes, sx, sy), found.classes)
 
-    def _class_numbers(self, boxes: Boxes2D) -> Tensor:
-        """shape (N,), long, the classes of 2D boxes from outside, which are checked."""
+    def class_numbers(self, boxes: Boxes2D) -> Tensor:
+        """shape (N,), long, the classes of 2D boxes from outside, which are checked.
+
+        Raises:
+            UserError: a class that the weights do not know; see :meth:`skd_core.boxes.Boxes2D.check`.
+        """
         numbers = {name.lower(): number for number, name in enumerate(self.classes)}
         unknown = [name for name in dict.fromkeys(boxes.labels) if name.lower() not in numbers]
         if unknown:
@@ -346,7 +350,7 @@ class OnnxDetector(Detector):
 
     def place(self, image: NDArray[np.uint8], camera: Camera, boxes2d: Boxes2D) -> tuple[Boxes3D, Tensor]:
         """See :meth:`Detector.place`."""
-        classes = self._class_numbers(boxes2d)
+        classes = self.class_numbers(boxes2d)
         check_image(image, camera)
         target = self.network_camera(camera)
         small = boxes2d.scale(target.width / camera.width, target.height / camera.height)

@@ -26,16 +26,23 @@ class Source:
     find: Callable[[str, NDArray[np.uint8]], Boxes2D]
     folder: BoxFolder | None = None
 
-    def files(self, names: Sequence[str]) -> list[Path]:
+    def files(self, names: Sequence[str], check: Callable[[Boxes2D], object]) -> list[Path]:
         """The files of these frames, each of which is read once to see whether it can be.
 
+        Args:
+            check: raises a UserError where boxes cannot be placed.
+
         Raises:
-            UserError: see :meth:`skd_core.data.box_files.BoxFolder.read`.
+            UserError: that of the check, with the file; see :meth:`skd_core.data.box_files.BoxFolder.read`.
         """
         if self.folder is None:
             return []
         for name in names:
-            self.folder.read(name)
+            boxes = self.folder.read(name)
+            try:
+                check(boxes)
+            except UserError as error:
+                raise UserError(f"{self.folder.path(name)}: {error}") from None
         return [self.folder.path(name) for name in names]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from skd_core.boxes import Boxes3D
+from skd_core.boxes import Boxes2D, Boxes3D
 from skd_core.data.folder import ImageFolder
 from skd_core.data.kitti import KittiDataset, write_results
 from skd_core.data.sample import Sample
@@ -21,7 +21,7 @@ from skd_core.files import keep_inputs, lock_folder, make_folder
 from skd_core.inference.detector import Detector
 from skd_core.inference.origin import domain_warning
 from skd_core.inference.outside import Source
-from skd_core.supervision.lift import lift
+from skd_core.supervision.lift import lift, priors_of
 from skd_core.visualize import add_caption, draw_bev, draw_boxes3d, stack, view_size, write_image
 
 
@@ -82,7 +82,8 @@ def predict_images(
         given = None if source is None else source.find(sample.name, pixels)
         return detector.predict(pixels, sample.camera, threshold, boxes2d=given)
 
-    return _write(ImageFolder(images, camera, rectified), find, out, draw, source, domain_warning(detector.metadata))
+    note = domain_warning(detector.metadata)
+    return _write(ImageFolder(images, camera, rectified), find, out, draw, source, detector.class_numbers, note)
 
 
 def lift_images(
@@ -110,7 +111,7 @@ def lift_images(
     def find(sample: Sample, pixels: NDArray[np.uint8]) -> Boxes3D:
         return lift(source.find(sample.name, pixels), sample.camera)
 
-    return _write(samples, find, out, draw, source)
+    return _write(samples, find, out, draw, source, lambda boxes: priors_of(boxes.labels))
 
 
 def _write(
@@ -119,13 +120,14 @@ def _write(
     out: Path,
     draw: bool,
     source: Source | None,
+    check: Callable[[Boxes2D], object],
     note: str = "",
 ) -> Summary:
     """Result files and pictures of what is found in each sample."""
     samples[0]  # before anything is written: does the camera fit, and are the 2D boxes there?
     read = [path for index in range(len(samples)) for path in samples.files(index).values()]
     if source is not None:
-        read += source.files(samples.names)
+        read += source.files(samples.names, check)
     kinds = {"results": ".txt", **({"pictures": ".png"} if draw else {})}
     keep_inputs((out / kind / f"{name}{end}" for kind, end in kinds.items() for name in samples.names), read)
     with lock_folder(out):

@@ -90,7 +90,7 @@ def store(path: str | Path, **changes: Any) -> Path:
     Raises:
         UserError: a value that cannot be; a file that :func:`load_weights` refuses, or that cannot be written.
     """
-    found = resolve(path)
+    found = resolve(path).resolve()  # a link stays one
     _, metadata = load_weights(found)
     text = json.dumps(metadata | changes)
     read_metadata(text, f"weights '{found}'")

@@ -9,8 +9,9 @@
     out/autolabel.json              what made the labels
     out/autolabel.jsonl             a line each time a label file is written: hashes, and its boxes' scores
 
-A label file that is not as autolabel wrote it was corrected by hand and stays, whatever is run again. The others are
-kept while the image and the recipe (detector, classes, scores, rules) are the same, and made anew otherwise.
+A label file that is not as autolabel wrote it last was corrected by hand and stays, whatever is run again; where its
+image has become another one, the run ends. The others are kept while the image and the recipe (detector, classes,
+scores, rules) are the same, and made anew otherwise.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def autolabel(
         total: number of frames, for the progress bar.
 
     Raises:
-        UserError: an unreadable image, calibration or label file; ``out`` holds labels of something else.
+        UserError: an unreadable image, calibration or label file; labels in ``out`` that were corrected by hand for
+            another image; an image that lies where it would be written; no frame has a given label file.
     """
     rules = rules or LabelRules()
     known = _classes_in(given)
@@ -97,17 +99,20 @@ def autolabel(
         make_folder(out / folder)
     write_atomic(out / NOTE, json.dumps(recipe, indent=2, sort_keys=True) + "\n")
     log = LabelLog(out / LOG)
-    tally = Tally()
+    tally, given_files = Tally(), 0
     for frame in tqdm(frames, total=total, unit="image", disable=total is not None and total < 10):
         labels = out / "training" / "label_2" / f"{frame.name}.txt"
         lines = _given_lines(given, frame.name)
+        given_files += lines is not None
         state = text_hash(json.dumps([frame.digest, recipe, lines], sort_keys=True))
         now = file_hash(labels)
-        by_hand = now is not None and now not in log.written(frame.name)
+        by_hand = now is not None and now not in log.own(frame.name)
+        if by_hand and log.image(frame.name) not in (None, frame.image):
+            raise UserError(f"{labels}: was corrected by hand for another image; choose another --out, or delete it")
         last_state, last_hash = log.last(frame.name) or ("", "")
         fresh = now == last_hash and state == last_state
         image: NDArray[np.uint8] | None = None
-        if now is None or state != last_state or not _complete(out, frame):
+        if now is None or state != last_state or not _complete(out, frame, copy):
             image, camera = frame.read()
             _place(frame, image, camera, out, copy)
         if by_hand:
@@ -119,25 +124,29 @@ def autolabel(
             found = beside_given(found, lines, known)
             text = "".join([*(lines or []), *map(_line, found.labels, found.xyxy.tolist())])
             scores = [*[1.0] * len(lines or []), *found.scores.tolist()]
-            log.add(frame.name, state, text_hash(text), scores)  # first: a file that no line tells of was made by hand
+            log.add(frame.name, state, text_hash(text), scores, frame.image)  # first: what no line tells of is by hand
             write_atomic(labels, text)
             tally.made += 1
         for label in read_boxes2d(labels).labels:
             tally.classes[label] = tally.classes.get(label, 0) + 1
         tally.names.append(frame.name)
+    log.close()
+    if tally.names and given is not None and not given_files:
+        raise UserError(f"{given}: no label file for any of the frames, such as {tally.names[0]}.txt")
     write_atomic(out / "ImageSets" / "all.txt", "".join(f"{name}\n" for name in tally.names))
     return tally
 
 
-def check_out(out: Path, source: Path, given: Path | None = None) -> None:
+def check_out(out: Path, *inputs: Path | None) -> None:
     """Refuse a place for the tree where it would write over its input or over what autolabel did not write.
 
     Raises:
-        UserError: ``out`` is the source or holds it or the given labels, or holds labels or images but no note of
-            autolabel's.
+        UserError: ``out`` is an input or holds one, or holds labels or images but no note of autolabel's.
     """
     root = out.resolve()
-    for path in (source, *([given] if given is not None else [])):
+    for path in inputs:
+        if path is None:
+            continue
         if path.resolve() == root or root in path.resolve().parents:
             raise UserError(f"{out}: would write over its input {path}; choose another folder for --out")
     if (out / NOTE).is_file():
@@ -153,7 +162,8 @@ def beside_given(found: Boxes2D, lines: list[str] | None, known: set[str]) -> Bo
     Args:
         found: labels and DontCare.
         lines: of the label file; None where there is none: then all that is found stays.
-        known: classes that the label files name. What is found of these and not in the file is doubtful: DontCare.
+        known: classes that the label files name, in any case. What is found of these and not in the file is doubtful:
+            DontCare.
 
     Returns:
         What no line's box explains: overlaps it by an IoU of .5, or lies in it by 90 %.
@@ -163,7 +173,8 @@ def beside_given(found: Boxes2D, lines: list[str] | None, known: set[str]) -> Bo
     columns = [line.split() for line in lines]
     boxes = found.xyxy.new_tensor([[float(value) for value in words[4:8]] for words in columns]).reshape(-1, 4)
     there = Boxes2D(boxes, tuple(words[0] for words in columns))
-    names = tuple(DONT_CARE if label in known else label for label in found.labels)
+    spelled = {name.lower() for name in known}
+    names = tuple(DONT_CARE if label.lower() in spelled else label for label in found.labels)
     found = Boxes2D(found.xyxy, names, found.scores)
     part, back = covered(found.xyxy, boxes), covered(boxes, found.xyxy).T
     iou = 1 / (1 / part.clamp(min=1e-6) + 1 / back.clamp(min=1e-6) - 1)
@@ -185,6 +196,7 @@ class LabelLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._records: dict[str, list[dict[str, Any]]] = {}
+        self._open = ""  # the frame whose label file may not have been written any more
         try:
             text = path.read_text(encoding="utf-8") if path.exists() else ""
         except (OSError, UnicodeDecodeError):
@@ -196,12 +208,25 @@ class LabelLog:
             try:
                 record = json.loads(line)
                 self._records.setdefault(record["name"], []).append(record)
+                self._open = str(record["name"])
             except (json.JSONDecodeError, TypeError, KeyError):
                 raise UserError(f"{path}:{number}: not a line of autolabel's log; restore it or start over") from None
 
-    def written(self, name: str) -> set[str]:
-        """Hashes of all label files ever written for a frame."""
-        return {record["labels"] for record in self._records.get(name, [])}
+    def own(self, name: str) -> set[str]:
+        """Hashes of what a frame's label file can be, if autolabel wrote it last: of the last one written; of that
+        before too where the run ended between log and file."""
+        records = self._records.get(name, [])
+        return {record["labels"] for record in records[-2 if name == self._open else -1 :]}
+
+    def image(self, name: str) -> str | None:
+        """Hash of the image that a frame's labels were written for; None where it is not on record."""
+        records = self._records.get(name)
+        return records[-1].get("image") if records else None
+
+    def close(self) -> None:
+        """Tell that all label files on record were written: a line that is no frame's."""
+        if self._open:
+            self.add("", "", "", [], "")
 
     def last(self, name: str) -> tuple[str, str] | None:
         """State and hash of the label file written last; None if there was none."""
@@ -215,21 +240,23 @@ class LabelLog:
                 return list(record["scores"])
         return []
 
-    def add(self, name: str, state: str, labels: str, scores: list[float]) -> None:
+    def add(self, name: str, state: str, labels: str, scores: list[float], image: str) -> None:
         """Append a line.
 
         Args:
             name: of the frame.
             state: hash of all that decides its labels.
-            labels: hash of the label file; scores: of its lines.
+            labels: hash of the label file; scores: of its lines; image: hash of the image.
         """
-        record = {"name": name, "state": state, "labels": labels, "scores": [round(s, 4) for s in scores]}
+        rounded = [round(s, 4) for s in scores]
+        record = {"name": name, "state": state, "labels": labels, "scores": rounded, "image": image}
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: cannot write: {error.strerror}") from None
         self._records.setdefault(name, []).append(record)
+        self._open = name
 
 
 def text_hash(text: str) -> str:
@@ -269,8 +296,12 @@ def _classes_in(given: Path | None) -> set[str]:
     return {label for file in files for label in read_boxes2d(file).labels} - {DONT_CARE}
 
 
-def _complete(out: Path, frame: Frame) -> bool:
-    return _image_path(out, frame).exists() and (out / "training" / "calib" / f"{frame.name}.txt").is_file()
+def _complete(out: Path, frame: Frame, copy: bool) -> bool:
+    """Whether image and calibration are there, the image as a copy or a link as is wanted."""
+    image = _image_path(out, frame)
+    linked = frame.path is not None and not copy
+    calib = out / "training" / "calib" / f"{frame.name}.txt"
+    return image.exists() and image.is_symlink() == linked and calib.is_file()
 
 
 def _image_path(out: Path, frame: Frame) -> Path:
@@ -281,6 +312,8 @@ def _image_path(out: Path, frame: Frame) -> Path:
 def _place(frame: Frame, image: NDArray[np.uint8], camera: Camera, out: Path, copy: bool) -> None:
     """The frame's image and calibration."""
     place = _image_path(out, frame)
+    if frame.path is not None and frame.path.resolve().parent == place.parent.resolve():
+        raise UserError(f"{out}: would write over its input {frame.path}; choose another folder for --out")
     for other in IMAGE_SUFFIXES:  # of an earlier run: a frame has one image
         if other != place.suffix:
             place.with_name(f"{frame.name}{other}").unlink(missing_ok=True)

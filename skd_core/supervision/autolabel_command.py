@@ -14,13 +14,25 @@ from skd_core.boxes import Boxes2D
 from skd_core.data.kitti import read_boxes2d, read_objects
 from skd_core.errors import UserError
 from skd_core.files import check_outputs, files_of, finite, lock_folder, write_atomic
-from skd_core.supervision.autolabel import LOG, MIN_DONT_CARE_SCORE, LabelLog, Tally, autolabel, check_out, file_hash
+from skd_core.supervision.autolabel import (
+    LOG,
+    MIN_DONT_CARE_SCORE,
+    NOTE,
+    LabelLog,
+    Tally,
+    autolabel,
+    check_out,
+    file_hash,
+)
 from skd_core.supervision.autolabel_input import open_source
 from skd_core.supervision.class_map import COCO_MAP
 from skd_core.supervision.detector_2d import TORCHVISION, load_detector_2d
 from skd_core.supervision.label_report import Agreement, compare
 from skd_core.supervision.label_rules import DEFAULT_KEEP, LabelRules
 from skd_core.supervision.review_page import reject, write_review
+
+MIN_DOUBTFUL = 0.01
+"""Below it a detector's boxes are all of its cells."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,14 @@ def run_autolabel(source: Path, detector: str, out: Path, options: Options | Non
     options = options or Options()
     keep = parse_keep(options.keep)
     low = min(keep.values())
-    if not 0 <= options.doubtful <= low:
-        raise UserError(f"--doubtful {options.doubtful:g}: must be between 0 and the minimum score of a label, {low:g}")
-    check_out(out, source, options.given)
+    if not MIN_DOUBTFUL <= options.doubtful <= low:
+        raise UserError(
+            f"--doubtful {options.doubtful:g}: must be between {MIN_DOUBTFUL:g} and the minimum score of a label, "
+            f"{low:g}"
+        )
+    check_out(out, source, options.given, options.camera, options.labels)
+    if options.json is not None and out.resolve() in options.json.resolve().parents and _is_own(out, options.json):
+        raise UserError(f"--json {options.json}: is a file of autolabel's own tree; choose another place")
     file = Path(detector.partition("@")[2] if detector.startswith(TORCHVISION) else detector)
     check_outputs(
         [options.json], files_of(source, options.given, options.labels, options.camera, options.rejected, file)
@@ -85,6 +102,8 @@ def run_autolabel(source: Path, detector: str, out: Path, options: Options | Non
         detector, class_map=options.class_map, tiles=options.tiles, score=options.doubtful,
         threads=options.threads, device=options.device,
     )  # fmt: skip
+    if unknown := sorted(keep.keys() - DEFAULT_KEEP.keys() - set(found.classes)):
+        raise UserError(f"--keep: no class '{unknown[0]}'; the detector gives {', '.join(found.classes)}")
     recipe = {
         "detector": detector.replace(str(file), file.name),
         "sha256": file_hash(file),
@@ -116,6 +135,12 @@ def run_autolabel(source: Path, detector: str, out: Path, options: Options | Non
         if options.json is not None:
             write_atomic(options.json, json.dumps(finite(scores), indent=2) + "\n")
     return "\n".join(text)
+
+
+def _is_own(out: Path, file: Path) -> bool:
+    """Whether a file within the tree is one that autolabel writes."""
+    first = file.resolve().relative_to(out.resolve()).parts[0]
+    return first in (NOTE, LOG, "training", "ImageSets", "review")
 
 
 def agreement_with(out: Path, truth: Path, names: Sequence[str], classes: Sequence[str]) -> dict[str, Agreement]:
@@ -163,6 +188,7 @@ def parse_keep(text: str | None) -> dict[str, float]:
             score = float(number)
         except ValueError:
             score = -1.0
+        name = next((known for known in DEFAULT_KEEP if known.lower() == name.lower()), name)
         if not 0 <= score <= 1 or bool(equals) != bool(name):
             raise UserError(f"--keep {text}: write a score in [0, 1], or Car=0.4,Pedestrian=0.5")
         keep.update({name: score} if name else dict.fromkeys(keep, score))

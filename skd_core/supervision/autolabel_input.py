@@ -26,12 +26,14 @@ class Frame:
     Attributes:
         name: what its label file is called.
         digest: SHA-256 of the image and its camera, of their files or, from a bag, of pixels and P.
+        image: SHA-256 of the image alone.
         path: the image's file; None for one from a bag.
         read: gives the image, shape (H, W, 3), uint8, RGB, and its camera.
     """
 
     name: str
     digest: str
+    image: str
     path: Path | None
     read: Callable[[], tuple[NDArray[np.uint8], Camera]]
 
@@ -106,11 +108,13 @@ def _image_frames(images: ImageFolder, chosen: Sequence[int]) -> Iterator[Frame]
     for number in chosen:
         path = images.paths[number]
         try:
-            digest = hashlib.sha256(path.read_bytes() + images.cameras[number].read_bytes())
+            content = path.read_bytes()
+            digest = hashlib.sha256(content + images.cameras[number].read_bytes())
             digest.update((images.chosen[number] or "").encode())
         except OSError as error:
             raise UserError(f"{path}: cannot read it or its camera's file: {error.strerror}") from None
-        yield Frame(images.names[number], digest.hexdigest(), path, functools.partial(_read, images, number))
+        image = hashlib.sha256(content).hexdigest()
+        yield Frame(images.names[number], digest.hexdigest(), image, path, functools.partial(_read, images, number))
 
 
 def _read(images: ImageFolder, number: int) -> tuple[NDArray[np.uint8], Camera]:
@@ -122,8 +126,9 @@ def _bag_frames(bag: Path, image_topic: str | None, rectified: bool) -> Iterator
     for number, frame in enumerate(read_frames(bag, image_topic, rectified=rectified)):
         pixels = np.ascontiguousarray(frame.image)
         words = repr((pixels.shape, frame.camera.P.tolist()))
-        digest = hashlib.sha256(words.encode() + pixels.tobytes())
-        yield Frame(f"{number:06d}", digest.hexdigest(), None, functools.partial(_same, pixels, frame.camera))
+        content = pixels.tobytes()
+        digest, image = (hashlib.sha256(part).hexdigest() for part in (words.encode() + content, content))
+        yield Frame(f"{number:06d}", digest, image, None, functools.partial(_same, pixels, frame.camera))
 
 
 def _same(image: NDArray[np.uint8], camera: Camera) -> tuple[NDArray[np.uint8], Camera]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from skd_core.boxes import Boxes2D
 from skd_core.data.transforms import resize_image
 from skd_core.errors import UserError
+from skd_core.priors import KITTI_CLASSES, PRIORS
 from skd_core.supervision.class_map import (
     COCO_MAP,
     COCO_NAMES,
@@ -140,6 +141,9 @@ def load_detector_2d(
     if class_map is None and "person" not in names:
         raise UserError(f"{model}: has {len(names)} classes that are not COCO's; give a class map, such as 0:car")
     mapping = parse_class_map(COCO_MAP if class_map is None else class_map, names)
+    if unknown := [target for target in mapping.values() if target not in (*PRIORS, DONT_CARE, CYCLE)]:
+        known = ", ".join((*KITTI_CLASSES, DONT_CARE.lower(), CYCLE.lower()))
+        raise UserError(f"class map: no class '{unknown[0]}'; there are {known}, and nuScenes' names")
     return Detector2D(network, names, mapping, tiles, score, aspect)
 
 

@@ -16,6 +16,7 @@ Where the image border cuts the box, what it leaves is used:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch import Tensor
 from skd_core.boxes import Boxes2D, Boxes3D, at_border, box_corners
 from skd_core.camera import Camera, project, unproject
 from skd_core.geometry import geometric_depth, half_extent
-from skd_core.priors import prior_of, prior_sizes
+from skd_core.priors import KITTI_CLASSES, PRIORS, ClassPrior, prior_of
 
 YAWS = torch.arange(0, 180, dtype=torch.float64).deg2rad()
 """What is tried, radians; modulo pi, since a 2D box does not tell front from back."""
@@ -44,7 +45,8 @@ def lift(boxes2d: Boxes2D, camera: Camera) -> Boxes3D:
     Boxes are clipped to the image; what then has a side of no more than a pixel is left out.
 
     Args:
-        boxes2d: in pixels of the camera's image, class names as :data:`skd_core.priors.PRIORS` has them.
+        boxes2d: in pixels of the camera's image, class names of :data:`skd_core.priors.PRIORS` in any case; "car" is
+            KITTI's Car, whose size differs from nuScenes'.
 
     Returns:
         In the given order, on the CPU, float32, with the 2D boxes, their scores, and depth_std by the class's spread in
@@ -54,12 +56,12 @@ def lift(boxes2d: Boxes2D, camera: Camera) -> Boxes3D:
         UserError: an unknown class, a box that is not finite or inside out, a score outside [0, 1].
     """
     boxes2d.check()
-    priors = {label: prior_of(label) for label in boxes2d.labels}
+    priors = priors_of(boxes2d.labels)
     inside = boxes2d.to("cpu", torch.float64).clip(camera.width, camera.height)
     given = inside[((inside.xyxy[:, 2:] - inside.xyxy[:, :2]) > MIN_SIDE).all(-1)]
     if not len(given):
         return Boxes3D.empty()
-    size = prior_sizes(given.labels).double()  # (N, 3)
+    size = torch.tensor([priors[label].size[::-1] for label in given.labels], dtype=torch.float64)  # (N, 3)
     cut = at_border(given.xyxy, camera.width, camera.height)  # (N, 4)
 
     yaw = YAWS.expand(len(given), -1)  # (N, Y)
@@ -78,6 +80,16 @@ def lift(boxes2d: Boxes2D, camera: Camera) -> Boxes3D:
         error * chosen[:, 2],
         flip_odds=torch.full_like(error, 0.5),
     ).to(torch.float32)
+
+
+def priors_of(labels: Sequence[str]) -> dict[str, ClassPrior]:
+    """The prior of each class name in :func:`lift`'s sense.
+
+    Raises:
+        UserError: an unknown class.
+    """
+    known = {name.lower(): name for name in (*PRIORS, *KITTI_CLASSES)}  # KITTI's last, which then count
+    return {label: prior_of(known.get(label.lower(), label)) for label in labels}
 
 
 def _fit(xyxy: Tensor, size: Tensor, yaw: Tensor, cut: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:

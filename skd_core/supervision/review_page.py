@@ -156,7 +156,7 @@ def reject(tree: Path, file: Path) -> int:
         if not words:
             continue
         path = tree / "training" / "label_2" / f"{words[0]}.txt"
-        if len(words) != 6 or not path.is_file():
+        if len(words) != 6 or Path(words[0]).name != words[0] or not path.is_file():
             raise UserError(f"{file}:{number}: not NAME CLASS x1 y1 x2 y2 of a frame in {tree}: {row.strip()!r}")
         own = texts.setdefault(path, path.read_text(encoding="utf-8").splitlines())
         same = [i for i, line in enumerate(own) if line.split()[4:8] == words[2:]]
@@ -188,7 +188,9 @@ def _crop(image: RGB, line: _Line) -> RGB:
     x1, y1, x2, y2 = line.box
     around = 0.25 * max(x2 - x1, y2 - y1, 8)
     left, top = int(max(x1 - around, 0)), int(max(y1 - around, 0))
-    right, bottom = int(min(x2 + around + 1, image.shape[1])), int(min(y2 + around + 1, image.shape[0]))
+    left, top = min(left, image.shape[1] - 1), min(top, image.shape[0] - 1)  # a hand-drawn box may lie outside
+    right = max(int(min(x2 + around + 1, image.shape[1])), left + 1)
+    bottom = max(int(min(y2 + around + 1, image.shape[0])), top + 1)
     scale = min(CROP / (bottom - top), 2 * CROP / (right - left))
     size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
     crop = np.asarray(cv2.resize(image[top:bottom, left:right], size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -13,8 +13,8 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
     """Batches of (epoch, index, repetition): what an epoch holds depends on (seed, epoch) alone.
 
     Every set fills its share of the slots with permutations of its samples, one after the other; the sets' slots are
-    spread evenly. Every rank draws the same order and takes its own share of each global batch; the last, incomplete
-    global batch is left out.
+    spread evenly. Every rank draws the same order and takes its own share of each global batch. Where there are several
+    ranks, the batch is mixed before, so that each of them sees all sets. The last, incomplete global batch is left out.
 
     Args:
         counts: samples of each set, or of the only one.
@@ -47,6 +47,9 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
         order = self._order()
         for step in range(self.first, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            if self.world_size > 1:  # else the sets' slots take turns, in step with the ranks
+                generator = torch.Generator().manual_seed(mix_seed(self.seed + 1, self.epoch, step))
+                batch = [batch[i] for i in torch.randperm(len(batch), generator=generator).tolist()]
             yield [(self.epoch, *which) for which in batch[self.rank :: self.world_size]]
 
     def _order(self) -> list[tuple[int, int]]:

@@ -260,6 +260,17 @@ def test_boxes_outside_the_image_are_rejected_and_counted(rig, start, detector):
     assert int(values(told)["2D boxes rejected: outside the image"]) > 0
 
 
+def test_a_message_of_rejected_boxes_alone_is_no_free_road(rig, start):
+    start()
+    ask(rig, boxes_2d(CAR))
+    answers = len(rig.answers)
+    boxes = boxes_2d(("car", 0.9, 330, 10, 400, 60), ("car", 0.9, 900, 40, 990, 120))
+    told = until_told(rig, "2D boxes on /detections_2d are outside the image", "detections_2d_size", boxes=boxes)
+    assert int(values(told)["frames rejected: 2D boxes"]) > 0
+    assert len(rig.answers) == answers
+    assert labels(ask(rig, boxes_2d(CAR))) == ["car"]
+
+
 def test_class_map_and_riders(rig, start, detector):
     start(class_map=["2:car", "0:pedestrian", "1:cycle"])
     rider = ("0", 0.6, 200.0, 10.0, 220.0, 70.0), ("1", 0.7, 190.0, 44.0, 230.0, 84.0)
