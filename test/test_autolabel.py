@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -210,6 +211,16 @@ def test_an_image_of_the_tree_itself_is_no_input(label: Any, tmp_path: Path) -> 
         label(source=tmp_path / "links", tiles=1)
     assert not place.is_symlink()
     assert place.read_bytes() == before
+
+
+def test_an_image_that_cannot_be_labelled_is_named(label: Any, images: Path) -> None:
+    Image.new("RGB", (9, 9)).save(images / "tiny.png")
+    with pytest.raises(UserError, match=r"tiny\.png: tiles: 4 windows"):
+        label(tiles=4)
+    (images / "tiny.png").unlink()
+    os.mkfifo(images / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png"):
+        label()
 
 
 def test_links_become_copies_and_copies_links(label: Any, tmp_path: Path) -> None:

@@ -395,9 +395,26 @@ def test_wrong_runs_are_refused_in_one_line(root: Path, tmp_path: Path) -> None:
 def test_a_set_without_one_object_of_the_classes_is_refused(root: Path, tmp_path: Path) -> None:
     """nuScenes' class names on KITTI's labels: nothing would be learnt, and nothing said."""
     config = tiny.make_config(root, model={"classes": ["car"]}, method={"teacher": False, "distillation": "none"})
-    with pytest.raises(UserError, match=r"without a single 2D box of model\.classes \(car\); its labels name Car, "):
+    with pytest.raises(UserError, match=r"no 2D box of model\.classes \(car\); its labels name Car, "):
         run(config, tmp_path / "out")
     assert not (tmp_path / "out" / "student.safetensors").exists()
+    shutil.copytree(root, tmp_path / "spelled")
+    for path in (tmp_path / "spelled" / "training" / "label_2").iterdir():
+        path.write_text("car 0 0 0 10 10 30 30\n")
+    mixture = {"train": [{"root": str(root)}, {"root": str(tmp_path / "spelled")}], "depth_dir": None}
+    with pytest.raises(UserError, match=r"spelled: no 2D box of model\.classes .*; its labels name car"):
+        Trainer(tiny.make_config(root, data=mixture), tmp_path / "out", "cpu")
+
+
+def test_images_without_objects_may_be_one_of_the_sets_but_not_all(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "empty")
+    for path in (tmp_path / "empty" / "training" / "label_2").iterdir():
+        path.write_text("")
+    sets = [{"root": str(root)}, {"root": str(tmp_path / "empty")}]
+    Trainer(tiny.make_config(root, data={"train": sets, "depth_dir": None}), tmp_path / "both", "cpu")
+    config = tiny.make_config(tmp_path / "empty", method={"teacher": False, "distillation": "none"})
+    with pytest.raises(UserError, match=r"without a single 2D box .*; its labels name nothing at all"):
+        run(config, tmp_path / "out")
 
 
 # -- GTM ---------------------------------------------------------------------------------------------------------------

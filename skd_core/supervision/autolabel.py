@@ -120,7 +120,11 @@ def autolabel(
         elif fresh:
             tally.kept += 1
         else:
-            found = rules.apply(detector.detect(frame.read()[0] if image is None else image, dont_care=True))
+            try:
+                boxes = detector.detect(frame.read()[0] if image is None else image, dont_care=True)
+            except UserError as error:
+                raise UserError(f"{frame.path or frame.name}: {error}") from None
+            found = rules.apply(boxes)
             found = beside_given(found, lines, known)
             text = "".join([*(lines or []), *map(_line, found.labels, found.xyxy.tolist())])
             scores = [*[1.0] * len(lines or []), *found.scores.tolist()]

@@ -16,7 +16,9 @@ from skd_core.data.bag import read_frames
 from skd_core.data.bag_reader import is_storage_file
 from skd_core.data.folder import ImageFolder
 from skd_core.data.kitti import read_split
+from skd_core.data.sample import FILE_LIMIT
 from skd_core.errors import UserError
+from skd_core.files import check_regular
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def _image_frames(images: ImageFolder, chosen: Sequence[int]) -> Iterator[Frame]
     for number in chosen:
         path = images.paths[number]
         try:
+            check_regular(path, FILE_LIMIT, "image")
             content = path.read_bytes()
             digest = hashlib.sha256(content + images.cameras[number].read_bytes())
             digest.update((images.chosen[number] or "").encode())

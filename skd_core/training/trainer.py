@@ -125,7 +125,7 @@ class Trainer:
         )
         self.val = build_dataset(data.val, classes) if data.val and self.fabric.is_global_zero else None
         for source, with_3d in zip(sources, truth, strict=True):
-            check_frames(source, with_3d)
+            check_frames(source, with_3d, classes)
         if self.val is not None:
             check_frames(self.val, with_3d=True)
 
