@@ -7,7 +7,7 @@
     out/training/label_2/NAME.txt   class and 2D box; what would be 3D is written as unknown
     out/ImageSets/all.txt           the frames of the last run
     out/autolabel.json              what made the labels
-    out/autolabel.jsonl             a line each time a label file is written: hashes, and its boxes' scores; one without a
+    out/autolabel.jsonl             a line each time a label file is written: hashes, and its boxes' scores; one with no
                                     name where a run has written all of its files
 
 A label file that is not as autolabel wrote it last was corrected by hand and stays, whatever is run again; where its
