@@ -18,8 +18,17 @@ evaluation = ["matplotlib>=3.7"]  # plots and reports: bag-eval, plot, eval --pl
 depth = ["transformers>=4.45"]  # depth estimators saved by transformers
 export = ["onnx>=1.15"]  # `skd_core export`
 nuscenes = ["nuscenes-devkit>=1.2", "shapely>=2.0"]  # the devkit pins numpy below 2: not in "all"
+ray = ["ray>=2.9"]  # `skd_core many`
 rerun = ["rerun-sdk>=0.23"]  # on numpy below 2 also pyarrow below 21, which does not say so itself
-test = ["hypothesis>=6.90", "onnx>=1.15", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "shapely>=2.0"]
+test = [
+    *ray,
+    "hypothesis>=6.90",
+    "onnx>=1.15",
+    "pytest>=7.4",
+    "pytest-timeout>=2.2",
+    "pytest-xdist>=3.5",
+    "shapely>=2.0",
+]
 docs = (ROOT / "tools" / "requirements-docs.txt").read_text(encoding="utf-8").split()  # `make docs`
 dev = [*test, "colcon-common-extensions", "mypy>=1.10", "ruff>=0.6", "types-PyYAML"]
 
@@ -75,11 +84,12 @@ setup(
         "depth": depth,
         "export": export,
         "nuscenes": nuscenes,
+        "ray": ray,
         "rerun": rerun,
         "test": test,
         "docs": docs,
         "dev": dev,
-        "all": [*train, *synth, *evaluation, *depth, *export, *rerun],
+        "all": [*train, *synth, *evaluation, *depth, *export, *ray, *rerun],
     },
     zip_safe=False,
     entry_points={

@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 EXTRAS = {
     "lightning": "train", "matplotlib": "eval", "numba": "synth", "nuscenes": "nuscenes", "onnx": "export",
-    "rerun": "rerun", "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
+    "ray": "ray", "rerun": "rerun", "shapely": "nuscenes", "tensorboard": "train", "transformers": "depth",
 }  # fmt: skip
 """Module -> the extra of this package that installs it."""
 
@@ -479,6 +479,24 @@ def bag_eval(
         camera_file=camera,
     )
     run(bag, weights, out, options)
+
+
+@app.command(cls=CheckedCommand)
+def many(
+    command: Annotated[
+        str, typer.Argument(help='Quoted, such as "bag-eval {} --out out/{name}": {} is a path, {name} its name.')
+    ],
+    recordings: Annotated[list[Path], typer.Argument(help="Recordings or folders.")],
+    ray: Annotated[
+        str | None, typer.Option(help="A Ray cluster: HOST:PORT, ray://HOST:PORT or auto. Default: this machine.")
+    ] = None,
+    cores: Annotated[int, typer.Option(min=1, help="CPU cores for each.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="JSON file: what became of each, and merged scores.")] = None,
+) -> None:
+    """Run a command for each of many recordings. Ray spreads them over cores or machines."""
+    from skd_core.many import run_many
+
+    run_many(command, recordings, ray, cores, json)
 
 
 @app.command(cls=CheckedCommand)

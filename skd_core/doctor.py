@@ -35,7 +35,7 @@ PACKAGE = "skd_wm3d_ros"
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 PYTHON = (3, 10)
 """Oldest Python."""
-EXTRAS = ("train", "synth", "eval", "depth", "export", "nuscenes", "rerun")
+EXTRAS = ("train", "synth", "eval", "depth", "export", "nuscenes", "ray", "rerun")
 """Extras that users choose; the others are for developers."""
 FREE_WARN, FREE_FAIL = 5.0, 0.1
 """GB that should be free for training and recordings, and without which not even a report can be written [ours]."""

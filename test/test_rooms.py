@@ -45,6 +45,7 @@ ROOMS = (
     "skd_core.evaluation",
     "skd_core.training",
     "skd_core.synthetic",
+    "skd_core.many",
     "skd_core.benchmark_report",
     "skd_core.benchmark_backends",
     "skd_core.benchmark_machine",

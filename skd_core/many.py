@@ -1,0 +1,233 @@
+"""`skd_core many`: one command over many recordings, spread over the cores of a machine or of a Ray cluster [ours].
+
+Each recording is a task of Ray's and a process of its own. A task whose worker is lost with its machine is done again
+elsewhere; commands resume or replace what the lost one has left. The files are those of the commands themselves, so
+machines need the same paths (a shared file system) and this package.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from skd_core.console import output_console
+from skd_core.cores import usable_cores
+from skd_core.errors import UserError
+from skd_core.evaluation.kitti import Scores, evaluate, label_counts, read_folders
+from skd_core.evaluation.report import headline_table
+from skd_core.files import check_outputs, write_atomic
+
+COMMANDS = ("autolabel", "bag-eval", "depth", "lift", "predict", "pseudo")
+"""What can be done for each recording."""
+RETRIES = 3
+"""Times that the task of a lost worker is done again."""
+STORE_BYTES = 100_000_000
+"""Of Ray's object store, the least that it takes: results are lines of text."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One recording's command.
+
+    Attributes:
+        name: of the recording, unique.
+        words: of the command line, without the program.
+        folder: to run it in.
+        cores: threads that it may use.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    folder: str
+    cores: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: exit status, its last lines on stdout and stderr, and how long it took, seconds."""
+
+    status: int
+    said: str
+    error: str
+    seconds: float
+
+
+def tasks_of(command: str, recordings: Sequence[Path], cores: int) -> list[Task]:
+    """The command lines.
+
+    Args:
+        command: such as "bag-eval {} --out out/{name}"; {} stands for a recording's path, {name} for its name.
+        recordings: files and folders.
+
+    Raises:
+        UserError: another command, a placeholder is missing, a recording is missing, or two have one name.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"many: {command!r}: {error}") from None
+    words = words[words[:1] == ["skd_core"] :]
+    if not words or words[0] not in COMMANDS:
+        raise UserError(f"many: {command!r}: begin with one of {', '.join(COMMANDS)}")
+    if not any("{}" in word for word in words):
+        raise UserError(f"many: {command!r}: write {{}} where the recording's path belongs")
+    if len(recordings) > 1 and "--out" in words and not any("{name}" in word for word in words):
+        raise UserError(f"many: {command!r}: all would write to one --out; write {{name}} for the recording's name")
+    names = [path.name if path.is_dir() else path.stem for path in map(Path.resolve, recordings)]
+    for path, name in zip(recordings, names, strict=True):
+        if not path.exists():
+            raise UserError(f"{path}: no such recording")
+        if names.count(name) > 1:
+            raise UserError(f"{path}: another recording is called {name} too; run them by two commands")
+    return [
+        Task(
+            name,
+            tuple(word.replace("{}", str(path.resolve())).replace("{name}", name) for word in words),
+            os.getcwd(),
+            cores,
+        )
+        for path, name in zip(recordings, names, strict=True)
+    ]
+
+
+def run_task(task: Task) -> Outcome:
+    """Run one command as a process that ends with this one."""
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "skd_core.cli", *task.words],
+        cwd=task.folder,
+        env={**os.environ, "OMP_NUM_THREADS": str(task.cores)},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        preexec_fn=_end_with_parent,
+    )
+    return Outcome(done.returncode, _last(done.stdout), _last(done.stderr), time.monotonic() - start)
+
+
+def _end_with_parent() -> None:
+    """Else a lost worker's command would go on beside the one that takes its place."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def spread(
+    work: Callable[[Item], Result], items: Sequence[Item], address: str | None, cores: int
+) -> Iterator[tuple[int, Result | str]]:
+    """Do work by Ray: the number of each item and its result as they come, or why there is none.
+
+    Args:
+        address: of a cluster, as ``ray.init`` takes it; None: this machine alone.
+        cores: of each item.
+
+    Raises:
+        UserError: no cluster there, or none of its machines has so many cores.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        options |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    try:
+        ray.init(address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"--ray {address}: no Ray cluster can be reached there ({_last(str(error))})") from None
+    try:
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        most = max((node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]), default=0)
+        if most < cores:
+            raise UserError(f"--cores {cores}: the largest machine has {most:g}")
+        remote = ray.remote(num_cpus=cores, max_retries=RETRIES)(work)
+        pending = {remote.remote(item): number for number, item in enumerate(items)}
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            try:
+                yield pending[done], ray.get(done)
+            except ray.exceptions.RayError as error:
+                yield pending[done], f"lost {RETRIES + 1} times: {_last(str(error))}"
+            del pending[done]
+    finally:
+        ray.shutdown()
+
+
+def run_many(
+    command: str, recordings: Sequence[Path], address: str | None, cores: int, json_file: Path | None = None
+) -> None:
+    """Run a command for each recording, print what each said, and merge the scores of bag-eval.
+
+    The JSON file gets for each recording its name, command, exit status, seconds and last line; of bag-eval its scores
+    too, and under "kitti" the AP of all recordings together, where all hold label lines.
+
+    Args:
+        command: see :func:`tasks_of`; address, cores: see :func:`spread`.
+
+    Raises:
+        UserError: see there; or a recording failed: the others are done first, and the message names the first.
+    """
+    check_outputs([json_file], recordings)
+    tasks = tasks_of(command, recordings, cores)
+    outcomes: list[Outcome] = [Outcome(-1, "", "", 0.0)] * len(tasks)
+    for number, found in tqdm(
+        spread(run_task, tasks, address, cores), total=len(tasks), unit="recording", disable=None
+    ):
+        outcomes[number] = found if isinstance(found, Outcome) else Outcome(-1, "", found, 0.0)
+    console = output_console()
+    rows = []
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        failed = outcome.status != 0
+        said = outcome.error if failed else outcome.said
+        console.print(f"{task.name}: {'failed: ' if failed else ''}{said}", soft_wrap=True, markup=False)
+        rows.append({"name": task.name, "command": shlex.join(task.words), **asdict(outcome)})
+    done = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome.status == 0]
+    result: dict[str, Any] = {"recordings": rows}
+    if tasks[0].words[0] == "bag-eval":
+        folders = {task.name: _out_of(task) for task in done}
+        for row in rows:
+            if row["name"] in folders:
+                row["scores"] = json.loads((folders[row["name"]] / "scores.json").read_text(encoding="utf-8"))
+        if (together := _together(list(folders.values()))) is not None:
+            result["kitti"] = together[0]
+            console.print(f"{len(folders)} recordings together:")
+            console.print(headline_table(*together))
+    if json_file is not None:
+        write_atomic(json_file, json.dumps(result, indent=1) + "\n")
+    faults = [f"{task.name}: {outcome.error}" for task, outcome in zip(tasks, outcomes, strict=True) if outcome.status]
+    if faults:
+        raise UserError(f"{len(faults)} of {len(tasks)} recordings failed, first {faults[0]}")
+
+
+def _out_of(task: Task) -> Path:
+    """Folder of a command's results."""
+    words = list(task.words)
+    joined = [word.removeprefix("--out=") for word in words if word.startswith("--out=")]
+    return Path(task.folder) / (joined[-1] if joined else words[words.index("--out") + 1])
+
+
+def _together(folders: Sequence[Path]) -> tuple[Scores, dict[str, list[int]]] | None:
+    """AP of all recordings as of one data set; None where one holds no label lines."""
+    if not folders or not all((folder / "labels").is_dir() for folder in folders):
+        return None
+    read = [read_folders(folder / "labels", folder / "results") for folder in folders]
+    labels = [frame for part in read for frame in part.labels]
+    return evaluate(labels, [frame for part in read for frame in part.results]), label_counts(labels)
