@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ COMMANDS = ("autolabel", "bag-eval", "depth", "lift", "predict", "pseudo")
 """What can be done for each recording."""
 RETRIES = 3
 """Times that the task of a lost worker is done again."""
+CONNECT_SECONDS = 10.0
 STORE_BYTES = 100_000_000
 """Of Ray's object store, the least that it takes: results are lines of text."""
 
@@ -150,8 +152,9 @@ def spread(
     if address is None:
         options |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
+        _knock(address)
         ray.init(address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--ray {address}: no Ray cluster can be reached there ({_last(str(error))})") from None
     try:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -169,6 +172,17 @@ def spread(
             del pending[done]
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Ray itself tries for minutes where nobody listens.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 def run_many(

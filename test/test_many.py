@@ -82,6 +82,8 @@ def test_a_lost_workers_work_is_done_again(tmp_path: Path) -> None:
 
     assert dict(spread(square, [0, 1, 2, 3], None, 1)) == {0: 0, 1: 1, 2: 4, 3: 9}
     assert sorted((tmp_path / "tries").read_text().split()) == ["0", "1", "1", "2", "3"]
+    with pytest.raises(UserError, match=r"--ray 127\.0\.0\.1:1: no Ray cluster can be reached there"):
+        next(spread(square, [0], "127.0.0.1:1", 1))
     with pytest.raises(UserError, match="--cores 10000: the largest machine has"):
         next(spread(square, [0], None, 10000))
 
