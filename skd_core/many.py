@@ -90,20 +90,21 @@ def tasks_of(command: str, recordings: Sequence[Path], cores: int) -> list[Task]
         raise UserError(f"many: {command!r}: write {{}} where the recording's path belongs")
     if len(recordings) > 1 and "--out" in words and not any("{name}" in word for word in words):
         raise UserError(f"many: {command!r}: all would write to one --out; write {{name}} for the recording's name")
-    names = [path.name if path.is_dir() else path.stem for path in map(Path.resolve, recordings)]
+    places = [Path(os.path.realpath(path)) for path in recordings]
+    names = [place.name if place.is_dir() else place.stem for place in places]
     for path, name in zip(recordings, names, strict=True):
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"{path}: no such recording")
         if names.count(name) > 1:
             raise UserError(f"{path}: another recording is called {name} too; run them by two commands")
     return [
         Task(
             name,
-            tuple(word.replace("{}", str(path.resolve())).replace("{name}", name) for word in words),
+            tuple(word.replace("{}", str(place)).replace("{name}", name) for word in words),
             os.getcwd(),
             cores,
         )
-        for path, name in zip(recordings, names, strict=True)
+        for place, name in zip(places, names, strict=True)
     ]
 
 

@@ -132,7 +132,8 @@ def chosen() -> list[str]:
 
 def test_every_command_is_in_the_table() -> None:
     spoken_of = {" ".join(words.split()[: 2 if words.startswith("eval") else 1]) for words in COMMANDS.values()}
-    assert commands_there() - {"eval"} <= spoken_of
+    own_tests = {"many"}  # a recording's faults are those of the command that it runs
+    assert commands_there() - {"eval"} - own_tests <= spoken_of
 
 
 def files_under(folder: Path) -> set[str]:

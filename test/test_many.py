@@ -51,6 +51,8 @@ def test_command_lines_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("lift --out out/{name}", ["a"], "write {} where"),
         ("lift {} --out out", ["a", "b"], "write {name} for"),
         ("lift {} --out out/{name}", ["a", "none"], "none: no such recording"),
+        ("lift {} --out out/{name}", ["loop"], "loop: "),
+        ("lift {} --out out/{name}", ["pipe"], "pipe: is a pipe"),
         ("lift {} --out out/{name}", ["a", "b/a"], "another recording is called a"),
     ],
 )
@@ -60,6 +62,8 @@ def test_command_lines_that_cannot_be(
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b/a"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=said):
         CliRunner().invoke(app, ["many", command, *recordings], catch_exceptions=False)
 
