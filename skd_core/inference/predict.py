@@ -83,7 +83,9 @@ def predict_images(
         return detector.predict(pixels, sample.camera, threshold, boxes2d=given)
 
     note = domain_warning(detector.metadata)
-    return _write(ImageFolder(images, camera, rectified), find, out, draw, source, detector.class_numbers, note)
+    return _write(
+        ImageFolder(images, camera, rectified), find, out, draw, source, check=detector.class_numbers, note=note
+    )
 
 
 def lift_images(
@@ -111,7 +113,7 @@ def lift_images(
     def find(sample: Sample, pixels: NDArray[np.uint8]) -> Boxes3D:
         return lift(source.find(sample.name, pixels), sample.camera)
 
-    return _write(samples, find, out, draw, source, lambda boxes: priors_of(boxes.labels))
+    return _write(samples, find, out, draw, source, check=lambda boxes: priors_of(boxes.labels))
 
 
 def _write(
@@ -120,6 +122,7 @@ def _write(
     out: Path,
     draw: bool,
     source: Source | None,
+    *,
     check: Callable[[Boxes2D], object],
     note: str = "",
 ) -> Summary:
