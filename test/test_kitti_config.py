@@ -61,6 +61,7 @@ def test_kittis_config_trains_evaluates_and_exports(tmp_path: Path) -> None:
     (report,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     taught = {"student/projection", "student/distillation", "teacher/depth_map", "teacher/points"}
     assert taught <= report.keys()
+    assert "teacher/feedback" not in report  # GTM is off by default
     assert {"student", "teacher"} == report["val"].keys()
     detector = Detector.load(tmp_path / "run" / "student.safetensors", "cpu")
     sample = KittiDataset(root, "val", ("Car",))[0]
