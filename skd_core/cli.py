@@ -182,6 +182,11 @@ def ablate(
     rows: Annotated[str, typer.Option(help="Comma-separated, or 'all'.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per row.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs in parallel; they share the CPU cores.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster, HOST:PORT or auto; a run takes as many cores there as it would get here."),
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs that each run has for itself.")] = 0,
     stop_after: Annotated[
         float | None, typer.Option(help="Minutes after which to stop; runs keep checkpoints.")
     ] = None,
@@ -191,11 +196,17 @@ def ablate(
     from skd_core.config import load_config
     from skd_core.files import lock_folder
     from skd_core.training.ablation import rows_of, run_ablation, table
+    from skd_core.training.ablation_runs import Place
 
+    if gpus and ray is None:
+        raise UserError(
+            f"--gpus {gpus:g}: goes with --ray; without it, runs share the GPUs that CUDA_VISIBLE_DEVICES names"
+        )
     base = load_config(config, set_)
     chosen = list(rows_of(base)) if rows == "all" else [row.strip() for row in rows.split(",")]
     with lock_folder(out):
-        print(table(run_ablation(base, out, chosen, seeds, jobs, stop_after=stop_after, device=device)))
+        where = Place(jobs, device, ray, gpus)
+        print(table(run_ablation(base, out, chosen, seeds, where, stop_after=stop_after)))
 
 
 @app.command(cls=CheckedCommand)

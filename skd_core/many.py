@@ -7,24 +7,22 @@ machines need the same paths (a shared file system) and this package.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shlex
-import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
+from skd_core.cluster import end_with_parent, last_line, spread, wait
 from skd_core.console import output_console
-from skd_core.cores import usable_cores
 from skd_core.errors import UserError
 from skd_core.evaluation.kitti import Scores, evaluate, label_counts, read_folders
 from skd_core.evaluation.report import headline_table
@@ -32,14 +30,6 @@ from skd_core.files import check_outputs, write_atomic
 
 COMMANDS = ("autolabel", "bag-eval", "depth", "lift", "predict", "pseudo")
 """What can be done for each recording."""
-RETRIES = 3
-"""Times that the task of a lost worker is done again."""
-CONNECT_SECONDS = 10.0
-STORE_BYTES = 100_000_000
-"""Of Ray's object store, the least that it takes: results are lines of text."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -111,79 +101,20 @@ def tasks_of(command: str, recordings: Sequence[Path], cores: int) -> list[Task]
 def run_task(task: Task) -> Outcome:
     """Run one command as a process that ends with this one."""
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "skd_core.cli", *task.words],
-        cwd=task.folder,
-        env={**os.environ, "OMP_NUM_THREADS": str(task.cores)},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        preexec_fn=_end_with_parent,
-    )
-    return Outcome(done.returncode, _last(done.stdout), _last(done.stderr), time.monotonic() - start)
-
-
-def _end_with_parent() -> None:
-    """Else a lost worker's command would go on beside the one that takes its place."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _last(text: str) -> str:
-    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
-def spread(
-    work: Callable[[Item], Result], items: Sequence[Item], address: str | None, cores: int
-) -> Iterator[tuple[int, Result | str]]:
-    """Do work by Ray: the number of each item and its result as they come, or why there is none.
-
-    Args:
-        address: of a cluster, as ``ray.init`` takes it; None: this machine alone.
-        cores: of each item.
-
-    Raises:
-        UserError: no cluster there, or none of its machines has so many cores.
-    """
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        options |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
-    try:
-        _knock(address)
-        ray.init(address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--ray {address}: no Ray cluster can be reached there ({_last(str(error))})") from None
-    try:
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        most = max((node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]), default=0)
-        if most < cores:
-            raise UserError(f"--cores {cores}: the largest machine has {most:g}")
-        remote = ray.remote(num_cpus=cores, max_retries=RETRIES)(work)
-        pending = {remote.remote(item): number for number, item in enumerate(items)}
-        while pending:
-            (done,), _ = ray.wait(list(pending), num_returns=1)
-            try:
-                yield pending[done], ray.get(done)
-            except ray.exceptions.RayError as error:
-                yield pending[done], f"lost {RETRIES + 1} times: {_last(str(error))}"
-            del pending[done]
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str | None) -> None:
-    """Ray itself tries for minutes where nobody listens.
-
-    Raises:
-        OSError: nobody does.
-    """
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as error:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "skd_core.cli", *task.words],
+            cwd=task.folder,
+            env={**os.environ, "OMP_NUM_THREADS": str(task.cores)},
+            stdout=said,
+            stderr=error,
+            preexec_fn=end_with_parent,
+        )
+        status = wait(process)
+        said.seek(0)
+        error.seek(0)
+        lines = [last_line(file.read().decode("utf-8", "replace")) for file in (said, error)]
+    return Outcome(status, lines[0], lines[1], time.monotonic() - start)
 
 
 def run_many(

@@ -9,6 +9,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,14 +17,17 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from skd_core import cli
-from skd_core.config import TrainConfig
+from skd_core.config import TrainConfig, load_config
 from skd_core.errors import UserError
-from skd_core.training import ablation, evaluate_runs
+from skd_core.locks import acquire, release
+from skd_core.training import ablation, ablation_runs, evaluate_runs
 from skd_core.training.ablation import MEASURES, REAL_ROWS, ROWS, collect, row_config, run_ablation, table
+from skd_core.training.ablation_runs import Place, run_all
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,7 @@ def test_runs_get_no_more_threads_than_there_are_cores_for_them(
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     for cores, jobs in ((1, 1), (4, 1), (4, 2), (4, 8)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
-        ablation._run_all(tmp_path, [("full", 0)], jobs, None, "cpu")
+        run_all(tmp_path, [("full", 0)], Place(jobs, "cpu"), None)
     assert given == ["1", "4", "2", "1"]
 
 
@@ -150,11 +154,11 @@ def test_the_result_file_alone_is_enough_to_go_on(
         for row, seed in pending:
             _finish(config, out, row, seed, student=10.0 + seed, teacher=5)
 
-    monkeypatch.setattr(ablation, "_run_all", run_all)
-    first = run_ablation(_base(config), out, ["full"], 2, 1, device="cpu")
+    monkeypatch.setattr(ablation, "run_all", run_all)
+    first = run_ablation(_base(config), out, ["full"], 2, Place(1, "cpu"))
     for folder in (p for p in out.iterdir() if p.is_dir()):
         shutil.rmtree(folder)
-    second = run_ablation(_base(config), out, ["full", "dsn"], 3, 1, device="cpu")
+    second = run_ablation(_base(config), out, ["full", "dsn"], 3, Place(1, "cpu"))
     assert asked == [[("full", 0), ("full", 1)], [("dsn", 0), ("dsn", 1), ("full", 2), ("dsn", 2)]]
     assert second["rows"]["full"]["ap3d_50_moderate"]["seeds"] == [10, 11, 12]
     assert first["rows"]["full"]["depth_median"]["seeds"] == second["rows"]["full"]["depth_median"]["seeds"][:2]
@@ -181,7 +185,7 @@ def test_a_config_that_the_rows_do_not_fit_is_refused(
     for section, values in change.items():
         raw[section].update(values)
     with pytest.raises(UserError, match=message):
-        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["full"], 1, 1, device="cpu")
+        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["full"], 1, Place(1, "cpu"))
     assert not (tmp_path / "out").exists()
 
 
@@ -189,8 +193,8 @@ def test_a_row_named_twice_runs_once_and_what_is_missing_is_said(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
-    monkeypatch.setattr(ablation, "_run_all", lambda out, pending, *rest: asked.append(pending))
-    run_ablation(_base(config), tmp_path, ["full", "dsn", "full"], 2, 2, stop_after=0, device="cpu")
+    monkeypatch.setattr(ablation, "run_all", lambda out, pending, *rest: asked.append(pending))
+    run_ablation(_base(config), tmp_path, ["full", "dsn", "full"], 2, Place(2, "cpu"), stop_after=0)
     assert asked == [[("full", 0), ("dsn", 0), ("full", 1), ("dsn", 1)]]
     assert "4 of 4 runs are missing; run the same command to resume" in capsys.readouterr().out
 
@@ -223,17 +227,17 @@ def test_without_a_validation_set_it_says_so(root: Path, tmp_path: Path) -> None
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tiny.make_config(root).model_dump(mode="json")))
     with pytest.raises(UserError, match=r"data\.val"):
-        run_ablation(_base(path), tmp_path / "out", ["full"], 1, 1, device="cpu")
+        run_ablation(_base(path), tmp_path / "out", ["full"], 1, Place(1, "cpu"))
 
 
 def test_a_place_that_cannot_be_written_is_named(config: Path) -> None:
     with pytest.raises(UserError, match=r"/proc/nowhere.*cannot make this folder"):
-        run_ablation(_base(config), Path("/proc/nowhere"), ["full"], 1, 1, device="cpu")
+        run_ablation(_base(config), Path("/proc/nowhere"), ["full"], 1, Place(1, "cpu"))
 
 
 def test_two_rows_are_trained_for_real(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = run_ablation(_base(config), out, ["mdn_proj", "full"], 1, 2, device="cpu")
+    result = run_ablation(_base(config), out, ["mdn_proj", "full"], 1, Place(2, "cpu"))
     for row in ("mdn_proj", "full"):
         assert (out / row / "0" / "student.safetensors").exists()
         assert result["rows"][row]["seeds"] == [0]
@@ -247,7 +251,7 @@ def test_whoever_stops_it_stops_its_runs(config: Path, tmp_path: Path, monkeypat
     lines = ("#!/bin/sh", f"trap 'touch {tmp_path}/stopped; exit 0' TERM", f"touch {tmp_path}/begun")
     script.write_text("\n".join([*lines, "while :; do sleep .05; done", ""]))
     script.chmod(0o755)
-    monkeypatch.setattr(ablation.sys, "executable", str(script))
+    monkeypatch.setattr(ablation_runs.sys, "executable", str(script))
 
     def stop() -> None:
         while not (tmp_path / "begun").exists():
@@ -257,11 +261,37 @@ def test_whoever_stops_it_stops_its_runs(config: Path, tmp_path: Path, monkeypat
     thread = threading.Thread(target=stop)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run_ablation(_base(config), tmp_path / "out", ["full"], 1, 1, device="cpu")
+        run_ablation(_base(config), tmp_path / "out", ["full"], 1, Place(1, "cpu"))
     thread.join()
     assert (tmp_path / "stopped").exists()
     assert signal.getsignal(signal.SIGTERM) != signal.default_int_handler
     assert json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"] == {}
+
+
+def test_runs_by_ray_stop_with_a_checkpoint_and_resume(config: Path, tmp_path: Path) -> None:
+    out, longer = tmp_path / "out", ["schedule.epochs=8", "schedule.eval_every=8"]
+    words = [sys.executable, "-m", "skd_core.cli", "ablate", str(config), "--out", str(out), "--device", "cpu"]
+    words += ["--rows", "mdn_proj", "--seeds", "1", "--ray", "local"]
+    words += [word for change in longer for word in ("--set", change)]
+    run = out / "mdn_proj" / "0"
+    first = subprocess.Popen(words)
+    try:
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+            assert first.poll() is None
+            time.sleep(0.1)
+        first.terminate()
+        assert first.wait() == 130
+    finally:
+        first.kill()
+    lock = acquire(run)
+    assert lock is not None  # it has ended too
+    release(lock)
+    step = torch.load(run / "checkpoint.pt", weights_only=False)["step"]
+    assert step > 0
+    result = run_ablation(load_config(config, longer), out, ["mdn_proj"], 1, Place(1, "cpu", "local"))
+    assert result["rows"]["mdn_proj"]["seeds"] == [0]
+    assert f"interrupted at step {step}" in (run / "log.txt").read_text()
+    assert not list(run.glob("*.previous"))  # it went on
 
 
 def test_a_run_that_fails_names_its_log(config: Path, tmp_path: Path) -> None:
@@ -269,7 +299,7 @@ def test_a_run_that_fails_names_its_log(config: Path, tmp_path: Path) -> None:
     raw["schedule"]["batch_size"] = 64
     config.write_text(yaml.safe_dump(raw))
     with pytest.raises(UserError, match=r"log\.txt"):
-        run_ablation(_base(config), tmp_path / "out", ["full"], 1, 1, device="cpu")
+        run_ablation(_base(config), tmp_path / "out", ["full"], 1, Place(1, "cpu"))
     assert "batch_size" in (tmp_path / "out" / "full" / "0" / "log.txt").read_text()
 
 
@@ -282,6 +312,14 @@ def test_the_command_takes_values_over_the_files(config: Path, tmp_path: Path, m
     assert base == _base(config).model_copy(update={"method": base.method})
     assert base.method.student_targets == "teacher"
     assert (out, rows, seeds) == (tmp_path / "out", ["full", "dsn"], 2)
+
+
+def test_gpus_of_a_cluster_need_one(config: Path, tmp_path: Path) -> None:
+    words = ["ablate", str(config), "--out", str(tmp_path / "out"), "--gpus", "1"]
+    with pytest.raises(UserError, match="--gpus 1: goes with --ray"):
+        CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    with pytest.raises(UserError, match=r"--ray 127\.0\.0\.1:1: no Ray cluster can be reached"):
+        CliRunner().invoke(cli.app, [*words, "--ray", "127.0.0.1:1"], catch_exceptions=False)
 
 
 # -- on real frames ----------------------------------------------------------------------------------------------------
@@ -329,7 +367,7 @@ def test_a_config_that_is_no_benchmark_on_real_frames_is_refused(
     raw = real.model_dump(mode="json")
     raw[section].update(change)
     with pytest.raises(UserError, match=message):
-        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["weak"], 1, 1, device="cpu")
+        run_ablation(TrainConfig.model_validate(raw), tmp_path / "out", ["weak"], 1, Place(1, "cpu"))
     assert not (tmp_path / "out").exists()
 
 
@@ -348,12 +386,12 @@ def test_runs_on_real_frames_are_measured_once_and_kept_in_a_file(
         bev = {"weak": 0.27, "supervised": 0.3}[asked[-1][0]] + 0.03 * int(asked[-1][1])
         return {"a:val": {"bev_50": bev, "recall_50": 0.5, "depth_error": math.nan, "on_nothing": 0.25}}
 
-    monkeypatch.setattr(ablation, "_run_all", run_all)
+    monkeypatch.setattr(ablation, "run_all", run_all)
     monkeypatch.setattr(evaluate_runs, "measure_weights", measured)
-    run_ablation(real, out, ["weak", "supervised"], 1, 1, device="cpu")
+    run_ablation(real, out, ["weak", "supervised"], 1, Place(1, "cpu"))
     for folder in (p for p in out.iterdir() if p.is_dir()):
         shutil.rmtree(folder)
-    run_ablation(real, out, ["weak"], 2, 1, device="cpu")
+    run_ablation(real, out, ["weak"], 2, Place(1, "cpu"))
     assert asked == [("weak", "0"), ("supervised", "0"), ("weak", "1")]
     result = json.loads((out / "test_sets.json").read_text())
     assert {row: list(runs) for row, runs in result["runs"].items() if runs} == {
@@ -375,7 +413,7 @@ def test_runs_on_real_frames_are_measured_once_and_kept_in_a_file(
 
 
 def test_a_run_on_real_frames_from_end_to_end(real: TrainConfig, tmp_path: Path) -> None:
-    result = run_ablation(real, tmp_path, ["supervised"], 1, 1, device="cpu")
+    result = run_ablation(real, tmp_path, ["supervised"], 1, Place(1, "cpu"))
     assert result["rows"]["supervised"]["seeds"] == [0]
     assert REAL_ROWS["supervised"][0] in (tmp_path / "ablation.md").read_text()
     kept = json.loads((tmp_path / "test_sets.json").read_text())

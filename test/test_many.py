@@ -16,9 +16,10 @@ import tiny
 from typer.testing import CliRunner
 
 from skd_core.cli import app
+from skd_core.cluster import spread
 from skd_core.errors import UserError
 from skd_core.evaluation.kitti import evaluate, read_folders
-from skd_core.many import _together, spread, tasks_of
+from skd_core.many import _together, tasks_of
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +89,17 @@ def test_a_lost_workers_work_is_done_again(tmp_path: Path) -> None:
     assert sorted((tmp_path / "tries").read_text().split()) == ["0", "1", "1", "2", "3"]
     with pytest.raises(UserError, match=r"--ray 127\.0\.0\.1:1: no Ray cluster can be reached there"):
         next(spread(square, [0], "127.0.0.1:1", 1))
-    with pytest.raises(UserError, match="--cores 10000: the largest machine has"):
+    with pytest.raises(UserError, match="10000 CPU cores for each: the largest machine has"):
         next(spread(square, [0], None, 10000))
+    with pytest.raises(UserError, match="100 GPUs for each: the largest machine has"):
+        next(spread(square, [0], None, 1, 100))
 
 
 def test_a_command_ends_with_its_worker(tmp_path: Path) -> None:
     """Else it would write beside the one that takes its place."""
     code = (
-        "import subprocess, time; from skd_core.many import _end_with_parent\n"
-        "child = subprocess.Popen(['sleep', '600'], preexec_fn=_end_with_parent)\n"
+        "import subprocess, time; from skd_core.cluster import end_with_parent\n"
+        "child = subprocess.Popen(['sleep', '600'], preexec_fn=end_with_parent)\n"
         "print(child.pid, flush=True); time.sleep(600)"
     )
     worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

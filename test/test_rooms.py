@@ -31,6 +31,7 @@ ROOMS = (
     "skd_core.geometry",
     "skd_core.iou",
     "skd_core.cores",
+    "skd_core.cluster",
     "skd_core.devices",
     "skd_core.priors",
     "skd_core.visualize",

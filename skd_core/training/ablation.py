@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +11,9 @@ from typing import Any
 import yaml
 
 from skd_core.config import SetConfig, TrainConfig, load_config, parse_config
-from skd_core.cores import usable_cores
 from skd_core.errors import UserError
 from skd_core.files import make_folder, write_atomic
+from skd_core.training.ablation_runs import Place, run_all
 from skd_core.training.evaluate_runs import check_test_sets, measure_runs
 from skd_core.training.records import read_records
 
@@ -130,10 +124,9 @@ def run_ablation(
     out: Path,
     rows: Sequence[str],
     seeds: int,
-    jobs: int,
+    where: Place,
     *,
     stop_after: float | None = None,
-    device: str = "auto",
 ) -> dict[str, Any]:
     """Run what is missing, then write ``out/ablation.json`` and ``out/ablation.md``: all rows and seeds there are.
 
@@ -143,7 +136,7 @@ def run_ablation(
     Args:
         base: the training config that the rows differ from.
         out: gets a folder ROW/SEED for each run.
-        seeds: 0 to seeds - 1; jobs: runs at a time.
+        seeds: 0 to seeds - 1; where: they run.
         stop_after: minutes after which to stop; run the same command to resume.
 
     Raises:
@@ -163,12 +156,12 @@ def run_ablation(
         text = yaml.safe_dump(configs[row, seed].model_dump(mode="json"), sort_keys=False)
         write_atomic(folder / "row.yaml", text)
     try:
-        _run_all(out, pending, jobs, stop_after, device)
+        run_all(out, pending, where, stop_after)
     finally:
         result = collect(out, base)
         write_atomic(out / "ablation.json", json.dumps(result, indent=1) + "\n")
         write_atomic(out / "ablation.md", table(result))
-    measure_runs(base, out, {row: [out / row / str(s) for s in range(seeds)] for row in rows_of(base)}, device)
+    measure_runs(base, out, {row: [out / row / str(s) for s in range(seeds)] for row in rows_of(base)}, where.device)
     if missing := len(_missing(result, todo)):
         print(f"{missing} of {len(todo)} runs are missing; run the same command to resume", flush=True)
     return result
@@ -199,50 +192,6 @@ def _check_base(base: TrainConfig) -> None:
     if missing:
         needs = ", ".join(missing)
         raise UserError(f"ablation: its rows start from the method without GTM; the config needs {needs}")
-
-
-def _run_all(out: Path, pending: list[tuple[str, int]], jobs: int, stop_after: float | None, device: str) -> None:
-    """Run trainings as processes of their own, ``jobs`` at a time; an interrupt stops them with a checkpoint each."""
-    end = math.inf if stop_after is None else time.monotonic() + 60 * stop_after
-    threads = str(max(usable_cores() // jobs, 1))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    running: dict[subprocess.Popen[bytes], Path] = {}
-    queue = list(pending)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # else it would leave the runs behind
-    try:
-        while queue or running:
-            while queue and len(running) < jobs and time.monotonic() < end - 30:
-                row, seed = queue.pop(0)
-                folder = out / row / str(seed)
-                print(f"{row} seed {seed}: {folder / 'log.txt'}", flush=True)
-                command = [
-                    sys.executable,
-                    "-m",
-                    "skd_core.cli",
-                    "train",
-                    str(folder / "row.yaml"),
-                    "--out",
-                    str(folder),
-                ]
-                command += ["--device", device]
-                if math.isfinite(end):
-                    command += ["--stop-after", f"{(end - time.monotonic()) / 60:.2f}"]
-                with open(folder / "log.txt", "ab") as log:
-                    running[subprocess.Popen(command, stdout=log, stderr=log, env=environment)] = folder
-            if not running:
-                break
-            time.sleep(1)
-            for process, folder in list(running.items()):
-                if process.poll() is not None:
-                    del running[process]
-                    if process.returncode:
-                        raise UserError(f"ablation: a run failed; see {folder / 'log.txt'}")
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-        signal.signal(signal.SIGTERM, before)
 
 
 def _complete(folder: Path) -> bool:
