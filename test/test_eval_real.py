@@ -22,6 +22,7 @@ from skd_core.cli import main
 from skd_core.data.kitti import KittiObjects, read_objects
 from skd_core.evaluation.real import PARTS, Tally, join, tally_frame
 from skd_core.evaluation.real_report import choose_threshold, split_of
+from skd_core.export.command import ExportOptions, export_weights
 from skd_core.inference.weights import load_weights
 from skd_core.iou import covered
 
@@ -362,7 +363,10 @@ def test_the_threshold_is_chosen_and_stored(tree: Path, weights: Path, run: Run,
     assert json.loads((tmp_path / "r.json").read_text())["threshold"] == 0
     link = tmp_path / "link.safetensors"
     link.symlink_to(copy.name)
-    assert run(tree, "--weights", link, "--choose-threshold", "--store")[0] == 0
+    export_weights(ExportOptions(str(copy)), tmp_path / "w.onnx")
+    code, said, _ = run(tree, "--weights", link, "--choose-threshold", "--store")
+    assert code == 0
+    assert "w.onnx has them beside these weights only" in said
     assert link.is_symlink()
 
 

@@ -537,6 +537,10 @@ def remove(relative: str) -> Callable[[Path], None]:
         (remove("ImageSets/all.txt"), r"all.txt: no such split; there are: train, val"),
         (lambda tree: (tree / "ImageSets/all.txt").write_text("\n"), r"all.*no frames"),
         (lambda tree: (tree / "ImageSets/all.txt").write_text("000000\n1 2\n"), r"all.txt:2: expected one frame name"),
+        (
+            lambda tree: (tree / "ImageSets/all.txt").write_text("1\n\n0\n1\n"),
+            r"all.txt:4: frame 1 again, as in line 1",
+        ),
         (lambda tree: shutil.rmtree(tree / "training/calib"), r"calib: no such folder; the standard KITTI tree has"),
         (lambda tree: shutil.rmtree(tree / "training"), r"image_2: no such folder"),
     ],

@@ -102,6 +102,21 @@ def test_a_cut_object_keeps_the_targets_of_the_whole(root: Path) -> None:
                 assert z in whole[index]
 
 
+def test_a_focal_length_by_median_is_that_of_sets_that_teach_depth(root: Path, tmp_path: Path) -> None:
+    """``only_2d`` is for sets whose focal length is uncertain."""
+    tree = shutil.copytree(root, tmp_path / "guessed")
+    for path in (tree / "training" / "calib").iterdir():
+        words = path.read_text().split("P2: ")[1].split()
+        words[0] = words[5] = str(3 * float(words[0]))
+        path.write_text(f"P2: {' '.join(words[:12])}\n")
+    guessed = {"root": str(tree), "only_2d": True}
+    train = [{"root": str(root), "depth_dir": "depth"}, guessed, guessed]
+    plain = {"focal": None, "input_size": [96, 64]}
+    config = tiny.make_config(root, model=plain, data={"train": train, "depth_dir": None})
+    alone = tiny.make_config(root, model=plain)
+    assert training_set(config).focal == training_set(alone).focal
+
+
 def test_cuts_are_asked_for(root: Path) -> None:
     """With crop_cuts 1 most windows cut their object; without, and far from the border, few do."""
 

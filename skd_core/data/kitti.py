@@ -305,19 +305,21 @@ def read_split(folder: Path, split: str) -> list[str]:
     """The frame names of ``folder/split.txt``.
 
     Raises:
-        UserError: no such split, or a line that is not one name.
+        UserError: no such split, a line that is not one name, or a name that is there twice.
     """
     path = folder / f"{split}.txt"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise UserError(f"{path}: no such split; there are: {there}")
-    names = []
+    first: dict[str, int] = {}
     for number, line in enumerate(read_text(path, kind="split").splitlines(), 1):
         words = line.split()
         if len(words) > 1:
             raise UserError(f"{path}:{number}: expected one frame name per line, got {line.strip()!r}")
-        names += words
-    return names
+        if words and words[0] in first:
+            raise UserError(f"{path}:{number}: frame {words[0]} again, as in line {first[words[0]]}; leave it out")
+        first |= dict.fromkeys(words, number)
+    return list(first)
 
 
 def _read_lines(path: str | Path) -> list[list[str]]:

@@ -178,6 +178,9 @@ def report_real(
         file = store_weights(options.weights, **changes)
         what = [f"threshold {threshold:g}"] * wanted.threshold + ["calibration"] * wanted.calibration
         console.print(f"wrote {' and '.join(what)} into {file}", soft_wrap=True)
+        exported = file.with_suffix(".onnx")
+        if exported.is_file():
+            console.print(f"{exported.name} has them beside these weights only; export it again to use it alone")
 
 
 def _check(options: EvalOptions, wanted: CalibrationOptions) -> None:

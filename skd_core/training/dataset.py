@@ -79,7 +79,7 @@ class TrainingSet(Dataset[Item]):
 
     Attributes:
         focal: (fx, fy) of the network's input, pixels: ``model.focal``, or what ``model.input_size`` makes of the
-            images, by the median.
+            images, by the median; without those of ``only_2d`` sets, whose focal lengths may be uncertain.
     """
 
     def __init__(self, sources: Dataset[Sample] | Sequence[Dataset[Sample]], config: TrainConfig) -> None:
@@ -106,7 +106,8 @@ class TrainingSet(Dataset[Item]):
         if self.config.model.focal is not None:
             return self.config.model.focal, self.config.model.focal
         width, height = self.config.model.input_size
-        cameras = [source[i].camera for source in self.sources for i in range(min(len(source), 200))]
+        trusted = [source for source in self.sources if not source.config.only_2d] or self.sources
+        cameras = [source[i].camera for source in trusted for i in range(min(len(source), 200))]
         found = [(c.fx * width / c.width, c.fy * height / c.height) for c in cameras]
         fx, fy = torch.tensor(found).median(0).values.tolist()
         return fx, fy
