@@ -18,7 +18,7 @@ evaluation = ["matplotlib>=3.7"]  # plots and reports: bag-eval, plot, eval --pl
 depth = ["transformers>=4.45"]  # depth estimators saved by transformers
 export = ["onnx>=1.15"]  # `skd_core export`
 nuscenes = ["nuscenes-devkit>=1.2", "shapely>=2.0"]  # the devkit pins numpy below 2: not in "all"
-ray = ["ray>=2.9"]  # `skd_core many`
+ray = ["ray>=2.9"]  # `skd_core many`, `ablate --ray`
 rerun = ["rerun-sdk>=0.23"]  # on numpy below 2 also pyarrow below 21, which does not say so itself
 test = [
     *ray,

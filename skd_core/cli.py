@@ -184,9 +184,13 @@ def ablate(
     jobs: Annotated[int, typer.Option(min=1, help="Runs in parallel; they share the CPU cores.")] = 1,
     ray: Annotated[
         str | None,
-        typer.Option(help="A Ray cluster, HOST:PORT or auto; a run takes as many cores there as it would get here."),
+        typer.Option(
+            help="A Ray cluster: HOST:PORT, ray://HOST:PORT or auto. A run takes this machine's cores / jobs there."
+        ),
     ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs that each run has for itself.")] = 0,
+    gpus: Annotated[
+        float, typer.Option(min=0, help="With --ray: GPUs that each run has for itself; 0: they share.")
+    ] = 0,
     stop_after: Annotated[
         float | None, typer.Option(help="Minutes after which to stop; runs keep checkpoints.")
     ] = None,
@@ -502,12 +506,13 @@ def many(
         str | None, typer.Option(help="A Ray cluster: HOST:PORT, ray://HOST:PORT or auto. Default: this machine.")
     ] = None,
     cores: Annotated[int, typer.Option(min=1, help="CPU cores for each.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that each has for itself, such as 0.25; 0: they share.")] = 0,
     json: Annotated[Path | None, typer.Option(help="JSON file: what became of each, and merged scores.")] = None,
 ) -> None:
     """Run a command for each of many recordings. Ray spreads them over cores or machines."""
     from skd_core.many import run_many
 
-    run_many(command, recordings, ray, cores, json)
+    run_many(command, recordings, ray, cores, gpus, json)
 
 
 @app.command(cls=CheckedCommand)

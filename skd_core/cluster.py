@@ -7,6 +7,7 @@ its worker.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -32,58 +33,70 @@ Result = TypeVar("Result")
 
 
 def spread(
-    work: Callable[[Item], Result], items: Sequence[Item], address: str | None, cores: int, gpus: float = 0
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    address: str | None,
+    cores: int,
+    gpus: float = 0,
+    *,
+    cure: str = "",
+    end: float = math.inf,
 ) -> Generator[tuple[int, Result | str], None, None]:
     """Do work by Ray: the number of each item and its result as they come, or why there is none.
 
     Where the caller stops early or is interrupted, a KeyboardInterrupt is raised in the work that is under way.
 
     Args:
-        address: of a cluster, as ``ray.init`` takes it; None: this machine alone.
-        cores: of each item; gpus: likewise, which it then has for itself.
+        address: of a cluster, as ``ray.init`` takes it; None: this machine alone, also where a cluster runs on it.
+        cores: of each item; gpus: likewise, which it then has for itself, or 0.
+        cure: what to do where no machine has so many, for the message.
+        end: when to stop, by ``time.time``.
 
     Raises:
-        UserError: Ray is not installed, no cluster there, or none of its machines has so many cores and GPUs.
+        UserError: no cluster there, or none of its machines has so many cores and GPUs.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UserError("Ray is not installed: pip install '.[ray]'") from None
+    import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
+    if address in (None, "local"):
         options |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _knock(address)
-        ray.init(address, **options)
+        ray.init(address or "local", **options)
     except (OSError, ValueError, RuntimeError) as error:
+        if "ersion mismatch" in str(error):
+            raise UserError(f"--ray {address}: Ray or Python there is of another version than here") from None
         raise UserError(f"--ray {address}: no Ray cluster can be reached there ({last_line(str(error))})") from None
     for number, handler in handlers.items():  # Ray's own of SIGTERM aborts the process
         signal.signal(number, handler)
     pending: dict[Any, int] = {}
     try:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        for kind, needed, name in (("CPU", cores, "CPU cores"), ("GPU", gpus, "GPUs")):
-            most = max((node["Resources"].get(kind, 0) for node in nodes if node["Alive"]), default=0)
-            if most < needed:
-                raise UserError(f"{needed:g} {name} for each: the largest machine has {most:g}")
+        machines = [node["Resources"] for node in nodes if node["Alive"]]
+        if not any(have.get("CPU", 0) >= cores and have.get("GPU", 0) >= gpus for have in machines):
+            needed = f"{cores} CPU cores" + (f" and {gpus:g} GPUs" if gpus else "")
+            raise UserError(f"each takes {needed}, and no machine has so many; {cure}")
         remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=RETRIES)(work)
         pending.update((remote.remote(item), number) for number, item in enumerate(items))
         while pending:
-            (done,), _ = ray.wait(list(pending), num_returns=1)
+            left = None if end == math.inf else max(end - time.time(), 0.0)
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=left)
+            if not done:
+                break
             try:
-                yield pending[done], ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                yield pending[done], last_line(str(error))
+                yield pending[done[0]], ray.get(done[0])
+            except ray.exceptions.WorkerCrashedError:
+                yield pending[done[0]], f"its worker was lost {RETRIES + 1} times"
             except ray.exceptions.RayError as error:
-                yield pending[done], f"lost {RETRIES + 1} times: {last_line(str(error))}"
-            del pending[done]
+                yield pending[done[0]], last_line(str(error))
+            del pending[done[0]]
     finally:
-        for task in pending:
-            ray.cancel(task)
         if pending:
+            print(f"stopping {len(pending)} under way or waiting", file=sys.stderr)
+            for task in pending:
+                ray.cancel(task)
             ray.wait(list(pending), num_returns=len(pending), timeout=STOPPING)
         ray.shutdown()
 

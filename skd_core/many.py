@@ -7,9 +7,12 @@ machines need the same paths (a shared file system) and this package.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,9 +81,14 @@ def tasks_of(command: str, recordings: Sequence[Path], cores: int) -> list[Task]
         raise UserError(f"many: {command!r}: begin with one of {', '.join(COMMANDS)}")
     if not any("{}" in word for word in words):
         raise UserError(f"many: {command!r}: write {{}} where the recording's path belongs")
-    if len(recordings) > 1 and "--out" in words and not any("{name}" in word for word in words):
-        raise UserError(f"many: {command!r}: all would write to one --out; write {{name}} for the recording's name")
-    places = [Path(os.path.realpath(path)) for path in recordings]
+    words = [_expanded(word) for word in words]
+    for option in ("--out", "--json"):
+        for value in _values(words, option):
+            if len(recordings) > 1 and "{name}" not in value and "{}" not in value:
+                raise UserError(
+                    f"many: {command!r}: all would write to one {option}; write {{name}} for the recording's name"
+                )
+    places = [Path(os.path.abspath(path)) for path in recordings]
     names = [place.name if place.is_dir() else place.stem for place in places]
     for path, name in zip(recordings, names, strict=True):
         if not os.path.exists(path):
@@ -95,6 +103,19 @@ def tasks_of(command: str, recordings: Sequence[Path], cores: int) -> list[Task]
             cores,
         )
         for place, name in zip(places, names, strict=True)
+    ]
+
+
+def _expanded(word: str) -> str:
+    """With ~ as a shell makes it: in quotes it does not."""
+    option, equals, value = word.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") else os.path.expanduser(word)
+
+
+def _values(words: Sequence[str], option: str) -> list[str]:
+    """What an option is set to, as two words or by =."""
+    return [after for word, after in itertools.pairwise(words) if word == option] + [
+        word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")
     ]
 
 
@@ -114,60 +135,72 @@ def run_task(task: Task) -> Outcome:
         said.seek(0)
         error.seek(0)
         lines = [last_line(file.read().decode("utf-8", "replace")) for file in (said, error)]
+    if status < 0:
+        lines[1] = f"killed by signal {-status}" + (", perhaps for lack of memory" if status == -signal.SIGKILL else "")
     return Outcome(status, lines[0], lines[1], time.monotonic() - start)
 
 
 def run_many(
-    command: str, recordings: Sequence[Path], address: str | None, cores: int, json_file: Path | None = None
+    command: str,
+    recordings: Sequence[Path],
+    address: str | None,
+    cores: int,
+    gpus: float = 0,
+    json_file: Path | None = None,
 ) -> None:
     """Run a command for each recording, print what each said, and merge the scores of bag-eval.
 
-    The JSON file gets for each recording its name, command, exit status, seconds and last line; of bag-eval its scores
-    too, and under "kitti" the AP of all recordings together, where all hold label lines.
+    The JSON file gets for each recording its name, command, exit status, seconds and last lines; of bag-eval its
+    scores too, and under "kitti" the AP of all recordings together, where all hold label lines. It is written after an
+    interrupt too: the status of what had not ended is null.
 
     Args:
-        command: see :func:`tasks_of`; address, cores: see :func:`spread`.
+        command: see :func:`tasks_of`; address, cores, gpus: see :func:`skd_core.cluster.spread`.
 
     Raises:
         UserError: see there; or a recording failed: the others are done first, and the message names the first.
     """
     check_outputs([json_file], recordings)
     tasks = tasks_of(command, recordings, cores)
-    outcomes: list[Outcome] = [Outcome(-1, "", "", 0.0)] * len(tasks)
-    for number, found in tqdm(
-        spread(run_task, tasks, address, cores), total=len(tasks), unit="recording", disable=None
-    ):
-        outcomes[number] = found if isinstance(found, Outcome) else Outcome(-1, "", found, 0.0)
+    outcomes: dict[int, Outcome] = {}
     console = output_console()
-    rows = []
-    for task, outcome in zip(tasks, outcomes, strict=True):
-        failed = outcome.status != 0
-        said = outcome.error if failed else outcome.said
-        console.print(f"{task.name}: {'failed: ' if failed else ''}{said}", soft_wrap=True, markup=False)
-        rows.append({"name": task.name, "command": shlex.join(task.words), **asdict(outcome)})
-    done = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome.status == 0]
-    result: dict[str, Any] = {"recordings": rows}
+    complete = False
+    try:
+        with contextlib.closing(spread(run_task, tasks, address, cores, gpus, cure="lower --cores")) as ended:
+            for number, found in tqdm(ended, total=len(tasks), unit="recording", disable=None):
+                outcome = outcomes[number] = found if isinstance(found, Outcome) else Outcome(-1, "", found, 0.0)
+                said = f"failed: {outcome.error}" if outcome.status else outcome.said
+                with tqdm.external_write_mode():
+                    console.print(f"{tasks[number].name}: {said}", soft_wrap=True, markup=False)
+        complete = True
+    finally:
+        result: dict[str, Any] = {"recordings": [_row(task, outcomes.get(n)) for n, task in enumerate(tasks)]}
+        if json_file is not None and outcomes and not complete:
+            write_atomic(json_file, json.dumps(result, indent=1) + "\n")
     if tasks[0].words[0] == "bag-eval":
-        folders = {task.name: _out_of(task) for task in done}
-        for row in rows:
-            if row["name"] in folders:
-                row["scores"] = json.loads((folders[row["name"]] / "scores.json").read_text(encoding="utf-8"))
-        if (together := _together(list(folders.values()))) is not None:
+        folders = [_out_of(task) for number, task in enumerate(tasks) if outcomes[number].status == 0]
+        if (together := _together(folders)) is not None:
             result["kitti"] = together[0]
             console.print(f"{len(folders)} recordings together:")
             console.print(headline_table(*together))
     if json_file is not None:
         write_atomic(json_file, json.dumps(result, indent=1) + "\n")
-    faults = [f"{task.name}: {outcome.error}" for task, outcome in zip(tasks, outcomes, strict=True) if outcome.status]
+    faults = [f"{task.name}: {outcomes[n].error}" for n, task in enumerate(tasks) if outcomes[n].status]
     if faults:
         raise UserError(f"{len(faults)} of {len(tasks)} recordings failed, first {faults[0]}")
 
 
+def _row(task: Task, outcome: Outcome | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": task.name, "command": shlex.join(task.words)}
+    row |= {"status": None} if outcome is None else asdict(outcome)
+    if outcome is not None and outcome.status == 0 and task.words[0] == "bag-eval":
+        row["scores"] = json.loads((_out_of(task) / "scores.json").read_text(encoding="utf-8"))
+    return row
+
+
 def _out_of(task: Task) -> Path:
     """Folder of a command's results."""
-    words = list(task.words)
-    joined = [word.removeprefix("--out=") for word in words if word.startswith("--out=")]
-    return Path(task.folder) / (joined[-1] if joined else words[words.index("--out") + 1])
+    return Path(task.folder) / _values(task.words, "--out")[-1]
 
 
 def _together(folders: Sequence[Path]) -> tuple[Scores, dict[str, list[int]]] | None:

@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
 from typer.testing import CliRunner
 
+from skd_core import many
 from skd_core.cli import app
 from skd_core.cluster import spread
 from skd_core.errors import UserError
 from skd_core.evaluation.kitti import evaluate, read_folders
-from skd_core.many import _together, tasks_of
+from skd_core.many import Outcome, Task, _together, run_many, run_task, tasks_of
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,10 @@ def test_command_lines_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     first, second = tasks_of(command, [Path("a b"), Path("c.mcap")], 2)
     assert first.words == ("bag-eval", f"{tmp_path}/a b", "--labels", f"{tmp_path}/a b/labels of", "--out", "out/a b")
     assert (second.name, second.words[-1], second.folder, second.cores) == ("c", "out/c", str(tmp_path), 2)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "link").symlink_to("a b")
+    (linked,) = tasks_of("lift {} --out=~/{name} --camera ~/c.yaml", [Path("link")], 1)
+    assert linked.words == ("lift", f"{tmp_path}/link", f"--out={tmp_path}/link", "--camera", f"{tmp_path}/c.yaml")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,8 @@ def test_command_lines_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("lift 'a", ["a"], "No closing quotation"),
         ("lift --out out/{name}", ["a"], "write {} where"),
         ("lift {} --out out", ["a", "b"], "write {name} for"),
+        ("lift {} --out=out", ["a", "b"], "write {name} for"),
+        ("pseudo {} --json x.json", ["a", "b"], "all would write to one --json"),
         ("lift {} --out out/{name}", ["a", "none"], "none: no such recording"),
         ("lift {} --out out/{name}", ["loop"], "loop: "),
         ("lift {} --out out/{name}", ["pipe"], "pipe: is a pipe"),
@@ -89,9 +97,9 @@ def test_a_lost_workers_work_is_done_again(tmp_path: Path) -> None:
     assert sorted((tmp_path / "tries").read_text().split()) == ["0", "1", "1", "2", "3"]
     with pytest.raises(UserError, match=r"--ray 127\.0\.0\.1:1: no Ray cluster can be reached there"):
         next(spread(square, [0], "127.0.0.1:1", 1))
-    with pytest.raises(UserError, match="10000 CPU cores for each: the largest machine has"):
-        next(spread(square, [0], None, 10000))
-    with pytest.raises(UserError, match="100 GPUs for each: the largest machine has"):
+    with pytest.raises(UserError, match="each takes 10000 CPU cores, and no machine has so many; buy some"):
+        next(spread(square, [0], None, 10000, cure="buy some"))
+    with pytest.raises(UserError, match="each takes 1 CPU cores and 100 GPUs"):
         next(spread(square, [0], None, 1, 100))
 
 
@@ -112,6 +120,34 @@ def test_a_command_ends_with_its_worker(tmp_path: Path) -> None:
     while time.monotonic() < end and child.exists() and "Z" not in (child / "stat").read_text().split()[2]:
         time.sleep(0.05)
     assert not child.exists() or "Z" in (child / "stat").read_text().split()[2]
+
+
+def test_an_interrupt_keeps_what_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spread_two(*arguments: object, **options: object) -> Iterator[tuple[int, Outcome | str]]:
+        yield 1, Outcome(0, "wrote b", "", 2.0)
+        yield 0, "its worker was lost 4 times"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(many, "spread", spread_two)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    recordings = [tmp_path / name for name in "abc"]
+    with pytest.raises(KeyboardInterrupt):
+        run_many("pseudo {}", recordings, None, 1, json_file=tmp_path / "all.json")
+    assert capsys.readouterr().out == "b: wrote b\na: failed: its worker was lost 4 times\n"
+    rows = json.loads((tmp_path / "all.json").read_text())["recordings"]
+    assert [(row["name"], row["status"]) for row in rows] == [("a", -1), ("b", 0), ("c", None)]
+
+
+def test_a_killed_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho half a line >&2\nkill -9 $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(many.sys, "executable", str(script))
+    found = run_task(Task("a", ("pseudo", "a"), str(tmp_path), 1))
+    assert (found.status, found.error) == (-9, "killed by signal 9, perhaps for lack of memory")
 
 
 def test_recordings_that_fail_are_named_after_the_others_are_done(trees: Path, tmp_path: Path) -> None:

@@ -161,7 +161,8 @@ def run_ablation(
         result = collect(out, base)
         write_atomic(out / "ablation.json", json.dumps(result, indent=1) + "\n")
         write_atomic(out / "ablation.md", table(result))
-    measure_runs(base, out, {row: [out / row / str(s) for s in range(seeds)] for row in rows_of(base)}, where.device)
+    device = where.device if where.ray is None else "auto"  # this machine may have no GPU
+    measure_runs(base, out, {row: [out / row / str(s) for s in range(seeds)] for row in rows_of(base)}, device)
     if missing := len(_missing(result, todo)):
         print(f"{missing} of {len(todo)} runs are missing; run the same command to resume", flush=True)
     return result

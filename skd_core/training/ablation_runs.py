@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skd_core.cluster import STOPPING, end_with_parent, spread, wait
+from skd_core.cluster import end_with_parent, spread, wait
 from skd_core.cores import usable_cores
 from skd_core.errors import UserError
 from skd_core.locks import acquire, release
@@ -131,21 +131,22 @@ def _run_here(runs: list[Run], jobs: int) -> None:
 def _run_there(runs: list[Run], where: Place) -> None:
     for run in runs:
         print(f"{run.name}: {run.folder / 'log.txt'}", flush=True)
-    with contextlib.closing(spread(train, runs, where.ray, runs[0].threads, where.gpus)) as ended:
+    cores, end = runs[0].threads, runs[0].end
+    cure = f"raise --jobs {where.jobs}, by which the cores of this machine are divided"
+    with contextlib.closing(spread(train, runs, where.ray, cores, where.gpus, cure=cure, end=end)) as ended:
         for number, status in ended:
-            _check(runs[number], status)
-            print(f"{runs[number].name}: ended", flush=True)
+            if status is not None:
+                _check(runs[number], status)
+                print(f"{runs[number].name}: ended", flush=True)
 
 
-def train(run: Run) -> int:
-    """As a task of Ray's: a whole training; its exit status."""
-    end = time.monotonic() + STOPPING
-    while (lock := acquire(run.cwd / run.folder)) is None and time.monotonic() < end:
+def train(run: Run) -> int | None:
+    """As a task of Ray's: a whole training; its exit status, or None where there was no time for it."""
+    while (lock := acquire(run.cwd / run.folder)) is None:
         time.sleep(0.5)  # where a worker was lost, its run may still be writing its checkpoint
-    if lock is not None:
-        release(lock)
+    release(lock)
     process = start(run)
-    return 0 if process is None else wait(process)
+    return None if process is None else wait(process)
 
 
 def _check(run: Run, status: int | str) -> None:
