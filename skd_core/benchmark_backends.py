@@ -59,7 +59,8 @@ def measure_backends(detector: Detector, images: Images, rounds: int) -> dict[st
     Returns:
         Name, such as "onnx fp32, 1 thread" -> median_ms, p95_ms, speedup_vs_eager_fp32 (median of the rounds' ratios),
         max_box_difference (as :data:`skd_core.export.command.TOLERANCE` measures it) and missing_boxes. "torch fp32" is
-        PyTorch with the weights as they are, "torch fp32 without denormals" what :meth:`Detector.load` makes of them.
+        PyTorch with the weights as they are, "torch fp32 without denormals" what :meth:`Detector.load` makes of them;
+        on a GPU "torch fp32, CUDA graph".
     """
     most = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
@@ -69,10 +70,13 @@ def measure_backends(detector: Detector, images: Images, rounds: int) -> dict[st
         for threads in [0] if on_gpu else sorted({1, most}):
             label = "" if on_gpu else f", {threads} thread{'s' if threads > 1 else ''}"
             eager = Detector(detector.student, detector.metadata, str(detector.device))
+            eager.graphs = None
             rows[EAGER + label] = Row(threads, eager, _threads(threads))
             flushed = Detector(copy.deepcopy(detector.student), detector.metadata, str(detector.device))
             flush_tiny(flushed.student)
-            rows["torch fp32 without denormals" + label] = Row(threads, flushed, _threads(threads))
+            rows[("torch fp32, CUDA graph" if on_gpu else "torch fp32 without denormals") + label] = Row(
+                threads, flushed, _threads(threads)
+            )
             if detector.precision != "fp32":
                 rows[f"torch {detector.precision}{label}"] = Row(threads, detector, _threads(threads))
             for precision, file in files.items():

@@ -24,6 +24,7 @@ from skd_core.inference.onnx_file import OnnxNetwork, has_provider
 from skd_core.notes import warn_once
 
 if TYPE_CHECKING:  # imported when used: onnxruntime needs none of it, and timm and torchvision take seconds
+    from skd_core.inference.cuda_graph import CudaGraphs
     from skd_core.models.student import Detections, Student
 
 BACKENDS = ("auto", "torch", "onnx")
@@ -61,11 +62,13 @@ class Detector:
         metadata: what the weights file says about itself; its ``network`` is "mdn", the student, or "dsn", the
             depth-guided teacher.
         calibration: what was measured of it, which its boxes carry: depth_std, across_std, yaw_std, flip_odds.
+        graphs: on a CUDA device, see :mod:`skd_core.inference.cuda_graph`; None: the network runs without.
         slow_because: why PyTorch runs it on a CPU although onnxruntime is faster there; "" otherwise.
     """
 
     backend = "torch"
     slow_because = ""
+    graphs: CudaGraphs | None = None
 
     def __init__(
         self, student: Student, metadata: dict[str, Any], device: str = "auto", precision: str = "fp32"
@@ -78,6 +81,10 @@ class Detector:
         self.classes: tuple[str, ...] = student.config.classes
         measured = metadata.get("calibration", {})
         self.calibration = Calibration.of(self.classes, measured, student.config.direction)
+        if self.device.type == "cuda":
+            from skd_core.inference.cuda_graph import CudaGraphs
+
+            self.graphs = CudaGraphs(self.student, self._computing)
 
     @staticmethod
     def load(
@@ -157,9 +164,15 @@ class Detector:
 
     def _find(self, image: NDArray[np.uint8], camera: Camera, min_score: float) -> Boxes3D:
         """The network's own boxes, best first; some may score below ``min_score``."""
+        heat = min_score**2  # a score is at most the root of the heat
+        if self.graphs is not None:
+            check_image(image, camera)
+            target = self.network_camera(camera)
+            found = self.graphs(image, target, heat)
+            if found is not None:
+                return self._boxes(found, camera.width / target.width, camera.height / target.height)
         pixels, target, P = self._input(image, camera)
         with self._computing():
-            heat = min_score**2  # a score is at most the root of the heat
             found = self.student.detect(pixels, P, min_heat=heat)[0]
         return self._boxes(found, camera.width / target.width, camera.height / target.height)
 
@@ -226,8 +239,9 @@ class Detector:
     def _computing(self) -> Iterator[None]:
         """No gradients, and the precision of this detector."""
         dtype = PRECISIONS[self.precision]
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            yield
+        kind, used = self.device.type, dtype is not None
+        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=used, cache_enabled=False):
+            yield  # without a cache: a CUDA graph would read converted weights that are gone when the cache is
 
     def warmup(self, width: int | None = None, height: int | None = None) -> None:
         """One prediction on an empty image, so that the first real one is not slow."""

@@ -57,7 +57,7 @@ class Rois:
     @property
     def cut_vertically(self) -> Tensor:
         """shape (N,), bool: the border cuts the box at top or bottom, so that its height means nothing."""
-        return self.cut[:, [1, 3]].any(-1)
+        return self.cut[:, 1::2].any(-1)
 
     def conditions(self, config: ModelConfig) -> Tensor:
         """shape (N, :func:`condition_channels`, R, R): what both 3D heads are told besides features.
@@ -175,15 +175,9 @@ class Student(nn.Module):
                 at most the root of the heat: ask for its square, and for the score afterwards.
         """
         features = self.features(images)
-        boxes, heat, classes = decode_2d(self.maps_2d(features), limit)
-        height, width = images.shape[-2:]
-        boxes = clip_boxes_to_image(boxes, (height, width))
-        size = boxes[..., 2:] - boxes[..., :2]
-        keep = (heat > min_heat) & (size.amin(-1) > MIN_SIDE)  # (B, K)
-        image = torch.arange(len(images), device=boxes.device)[:, None].expand_as(keep)
-        group = image[keep] * len(self.config.classes) + classes[keep]
-        single = batched_nms(boxes[keep].float(), heat[keep], group, NMS_IOU)  # by heat, best first
-        boxes, heat, classes, index = (part[keep][single] for part in (boxes, heat, classes, image))
+        boxes, heat, classes, image = self._peaks(features, images, limit)
+        kept = distinct(boxes, heat, image * len(self.config.classes) + classes, min_heat)
+        boxes, heat, classes, index = (part[kept] for part in (boxes, heat, classes, image))
         rois = _rois_of(images, P, index, boxes, classes)
         found = self._detections(features, P, rois, heat)
         result = []
@@ -191,6 +185,30 @@ class Student(nn.Module):
             at = (index == b).nonzero()[:, 0]
             result.append(found[at[found.scores[at].argsort(descending=True)]])
         return result
+
+    @torch.no_grad()
+    def detect_all(self, images: Tensor, P: Tensor, limit: int = 50) -> tuple[Detections, Tensor]:
+        """Every peak with its 3D box, weak and doubled ones too: what :meth:`detect` chooses from.
+
+        All shapes depend on the input's alone, and nothing waits for the device, so that a CUDA graph can hold it.
+
+        Args:
+            images, P, limit: as of :meth:`detect`.
+
+        Returns:
+            detections in the order of heat, image by image, and shape (N,), their heat.
+        """
+        features = self.features(images)
+        boxes, heat, classes, image = self._peaks(features, images, limit)
+        return self._detections(features, P, _rois_of(images, P, image, boxes, classes), heat), heat
+
+    def _peaks(self, features: Tensor, images: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes (N, 4) clipped to the images, heat, classes, and the image of each peak; N = B min(limit, cells)."""
+        boxes, heat, classes = decode_2d(self.maps_2d(features), limit)
+        height, width = images.shape[-2:]
+        boxes = clip_boxes_to_image(boxes, (height, width))
+        image = torch.arange(len(images), device=boxes.device)[:, None].expand_as(heat)
+        return boxes.flatten(0, 1), heat.flatten(), classes.flatten(), image.flatten()
 
     @torch.no_grad()
     def place(
@@ -215,9 +233,24 @@ class Student(nn.Module):
         return Detections(rois.boxes, joint_score(scores, found.log_sigma), rois.classes, found)
 
 
+def distinct(boxes: Tensor, heat: Tensor, group: Tensor, min_heat: float) -> Tensor:
+    """Which peaks are objects: above a heat, larger than a pixel, one of those of a group that overlap.
+
+    Args:
+        boxes: shape (N, 4), pixels; heat: shape (N,); group: shape (N,), long, such as the class.
+
+    Returns:
+        indexes, shape (M,), by heat, best first.
+    """
+    size = boxes[:, 2:] - boxes[:, :2]
+    kept = ((heat > min_heat) & (size.amin(-1) > MIN_SIDE)).nonzero()[:, 0]
+    return kept[batched_nms(boxes[kept].float(), heat[kept], group[kept], NMS_IOU)]
+
+
 def _rois_of(images: Tensor, P: Tensor, index: Tensor, boxes: Tensor, classes: Tensor) -> Rois:
     height, width = images.shape[-2:]
-    return Rois(index, boxes, classes, P[index].to(boxes), boxes.new_tensor([width, height]).expand(len(index), 2))
+    size = torch.stack([boxes.new_full((len(index),), side) for side in (width, height)], -1)
+    return Rois(index, boxes, classes, P[index].to(boxes), size)
 
 
 def joint_score(score_2d: Tensor, log_sigma: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class Teacher(nn.Module):
     """DSN without what it shares with the student."""
 
     prior: Tensor
+    scale: Tensor
 
     def __init__(self, config: ModelConfig, prior: Tensor) -> None:
         super().__init__()
@@ -57,6 +58,7 @@ class Teacher(nn.Module):
         self.fusion = nn.Sequential(conv_bn_relu(fused, 128, 1), nn.Conv2d(128, 2 * channels, 3, padding=1))
         self.head_3d = Head3D(channels + conditions, config.head_channels)
         self.register_buffer("prior", prior, persistent=False)
+        self.register_buffer("scale", torch.tensor([40.0, 5.0, 80.0]).view(3, 1, 1), persistent=False)  # of X, Y, Z
 
     def depth_map(self, features: Tensor, P: Tensor) -> DepthMap:
         """F_G (B, C_g, H, W) -> D_p = exp(-o) with its scale, and F_D.
@@ -88,8 +90,7 @@ class Teacher(nn.Module):
         pooled = roi_features(torch.cat([features, depth.features], 1), rois.batch_index, rois.boxes, size)
         xyz = roi_features(depth_to_points(z, P), rois.batch_index, rois.boxes, size).float()  # (N, 3, R, R)
         ratio = (xyz[:, 2].clamp(min=MIN_DEPTH) / self.geometric_depth(rois)[:, None, None]).log().clamp(-1, 1)
-        scale = xyz.new_tensor([40.0, 5.0, 80.0]).view(3, 1, 1)
-        geometry = torch.cat([xyz / scale, 2 * ratio[:, None]], 1)
+        geometry = torch.cat([xyz / self.scale, 2 * ratio[:, None]], 1)
         conditions = rois.conditions(self.config)
         shift, gain = self._fuse(torch.cat([pooled, geometry, conditions], 1))
         image_features = pooled[:, : self.config.neck_channels]
