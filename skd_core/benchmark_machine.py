@@ -99,11 +99,13 @@ def stage_marks(detector: Detector, picture: RGB, camera: Camera) -> list[float]
     head_3d = student.teacher if hasattr(student, "teacher") else student
     for part in (student.backbone, student.heads_2d, head_3d.head_3d):
         hooks += [part.register_forward_pre_hook(mark), part.register_forward_hook(mark)]
+    graphs, detector.graphs = detector.graphs, None  # in a graph there is nothing to hook into
     try:
         mark()
         detector.predict(picture, camera)
         mark()
     finally:
+        detector.graphs = graphs
         for hook in hooks:
             hook.remove()
     return marks

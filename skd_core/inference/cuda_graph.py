@@ -6,6 +6,7 @@ Weak and doubled peaks are sorted out on the CPU: for 50 of them that takes micr
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -30,10 +31,19 @@ COLUMNS = {
 """Of the table: of :class:`Detections`, the heat, and of :class:`Prediction3D`."""
 SIZES = 4
 """Graphs that are kept: each holds memory of the device."""
+PATIENCE = 3
+"""Images of a size in a row before its graph is recorded, which takes about as long as many predictions."""
 WARM_UP = 3
 """Runs before a graph is recorded, in which libraries choose their kernels."""
-TOLERANCE = 0.02
-"""By how much a graph's heat may differ from the same network's without one: half precision, other kernels."""
+HEAT_TOLERANCE, BOX_TOLERANCE, DEPTH_TOLERANCE = 0.02, 1.0, 0.05
+"""By how much a graph's heat, its best box (pixels) and that one's log depth may differ from those of the same network
+without a graph: half precision, other kernels."""
+
+Run = Callable[[NDArray[np.uint8], Tensor], Tensor]
+"""Image (H, W, 3) and P (3, 4) of the network's input -> the table, on the CPU."""
+
+_one_records = threading.Lock()
+"""What another thread does to the device while a graph is recorded can spoil it, above all another recording."""
 
 
 def table_of(student: Student, image: Tensor, P: Tensor, width: int, height: int) -> Tensor:
@@ -65,7 +75,7 @@ def detections_of(table: Tensor, min_heat: float) -> Detections:
 
 @dataclass
 class Recording:
-    """A graph with its memory on both sides."""
+    """A graph with its memory on both sides, and the weights that it reads."""
 
     graph: torch.cuda.CUDAGraph
     image: Tensor
@@ -74,9 +84,11 @@ class Recording:
     image_up: Tensor
     P_up: Tensor
     table_down: Tensor
+    weights: list[Tensor]
 
+    @torch.inference_mode()
     def __call__(self, image: NDArray[np.uint8], P: Tensor) -> Tensor:
-        """Upload, one launch, download; the table on the CPU, valid until the next call."""
+        """Upload, one launch, download; the table is valid until the next call."""
         np.copyto(self.image_up.numpy(), image)
         self.P_up.copy_(P)
         with torch.cuda.device(self.image.device):
@@ -89,88 +101,125 @@ class Recording:
 
 
 class CudaGraphs:
-    """The graphs of a network, recorded as sizes of images come.
+    """The graphs of a network, recorded as sizes of images come. After one that fails no other is tried.
 
     Args:
         student: in evaluation mode, on the device.
         computing: gives the context that the network runs in.
-        record: what records a graph; for tests.
+        patience: see :data:`PATIENCE`.
+        record: what records a graph for a shape of image and a camera of the network's input; for tests.
     """
 
     def __init__(
         self,
         student: Student,
         computing: Callable[[], AbstractContextManager[None]],
-        record: Callable[..., Callable[[NDArray[np.uint8], Tensor], Tensor]] | None = None,
+        patience: int = PATIENCE,
+        record: Callable[[tuple[int, ...], Camera], Run] | None = None,
     ) -> None:
         self.student = student
         self.computing = computing
+        self.patience = patience
         self.record = record or self._record
-        self.recordings: OrderedDict[tuple[int, ...], Callable[[NDArray[np.uint8], Tensor], Tensor] | None]
-        self.recordings = OrderedDict()
+        self.recordings: OrderedDict[tuple[int, ...], Run] = OrderedDict()
+        self.stream: torch.cuda.Stream | None = None
+        self.failed = False
+        self.in_a_row: tuple[tuple[int, ...], int] = ((), 0)
+        self.lock = threading.Lock()
 
     def __call__(self, image: NDArray[np.uint8], target: Camera, min_heat: float) -> Detections | None:
-        """Detections on the CPU, in pixels of the network's input; None where no graph can be recorded, which is said.
+        """Detections on the CPU, in pixels of the network's input; None where there is no graph for this size.
 
         Args:
             image: shape (H, W, 3), uint8; target: camera of the network's input; min_heat: as of ``Student.detect``.
         """
-        P = target.P.float()
-        weights = next(self.student.parameters()).data_ptr()  # a graph reads them where they were when it was recorded
-        key = (*image.shape[:2], target.width, target.height, weights)
-        if key not in self.recordings:
-            self.recordings[key] = self._try(image, P, target)
-            while len(self.recordings) > SIZES:
-                self.recordings.popitem(last=False)
-        self.recordings.move_to_end(key)
-        recording = self.recordings[key]
-        return None if recording is None else detections_of(recording(image, P), min_heat)
+        with self.lock:
+            run = self._run_for(image.shape, target)
+            return None if run is None else detections_of(run(image, target.P.float()), min_heat)
 
-    def _try(
-        self, image: NDArray[np.uint8], P: Tensor, target: Camera
-    ) -> Callable[[NDArray[np.uint8], Tensor], Tensor] | None:
-        """Record, and compare with the network as it runs without a graph."""
+    def _run_for(self, shape: tuple[int, ...], target: Camera) -> Run | None:
+        weights = next(self.student.parameters()).data_ptr()  # a graph reads them where they were when it was recorded
+        key = (*shape[:2], target.width, target.height, weights)
+        if key not in self.recordings:
+            before, count = self.in_a_row
+            self.in_a_row = (key, count + 1 if key == before else 1)
+            if self.failed or self.in_a_row[1] < self.patience:
+                return None
+            while len(self.recordings) >= SIZES:
+                self.recordings.popitem(last=False)
+            run = self._try(shape, target)
+            if run is None:
+                self.failed = True
+                return None
+            self.recordings[key] = run
+        self.recordings.move_to_end(key)
+        return self.recordings[key]
+
+    def _try(self, shape: tuple[int, ...], target: Camera) -> Run | None:
+        """Record a graph, and compare it with the network as it runs without."""
         try:
-            recording = self.record(image.shape, target)
-            device = next(self.student.parameters()).device
-            with self.computing():
-                plain = table_of(
-                    self.student, torch.from_numpy(image.copy()).to(device), P.to(device), target.width, target.height
-                ).cpu()
-            apart = _heat(recording(image, P)) - _heat(plain)
-            if not bool((apart.abs() <= TOLERANCE).all()):
-                raise RuntimeError(f"its heat differs by {apart.abs().max():.2g}")
+            with _one_records:
+                run = self.record(shape, target)
+            why = self._difference(run, shape, target)
         except torch.cuda.OutOfMemoryError:
-            raise
+            self.recordings.clear()
+            torch.cuda.empty_cache()
+            why = "there is no memory for it"
         except RuntimeError as error:
             why = " ".join(str(error).split())[:200]
+        if why:
             warn_once(("graph", why), f"the network runs without a CUDA graph, which is slower: {why}")
             return None
-        return recording
+        return run
+
+    def _difference(self, run: Run, shape: tuple[int, ...], target: Camera) -> str:
+        """What a graph makes of another image and camera than it was recorded with is wrong; "" where nothing is."""
+        image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        P = target.P.float().clone()
+        P[:2, :2] *= 1.3  # by which depths scale
+        device = next(self.student.parameters()).device
+        with self.computing():
+            pixels = torch.from_numpy(image).to(device)
+            plain = _by_heat(table_of(self.student, pixels, P.to(device), target.width, target.height).cpu())
+        found = {name: part.clone() for name, part in _by_heat(run(image, P)).items()}
+        apart = (found["heat"] - plain["heat"]).abs().max()
+        if not bool(apart <= HEAT_TOLERANCE):
+            return f"its heat differs by {apart:.2g}"
+        distance = (found["boxes"] - plain["boxes"][:1]).abs().amax(-1)  # to the best box: equal peaks may be swapped
+        nearest = distance.argmin()
+        if not bool(distance[nearest] <= BOX_TOLERANCE):
+            return f"its best box differs by {distance[nearest]:.2g} pixels"
+        apart = (found["log_z"][nearest] - plain["log_z"][0]).abs()
+        return "" if bool(apart <= DEPTH_TOLERANCE) else f"its log depth differs by {float(apart):.2g}"
 
     def _record(self, shape: tuple[int, ...], target: Camera) -> Recording:
         device = next(self.student.parameters()).device
         image = torch.zeros(shape, dtype=torch.uint8, device=device)
         P = target.P.to(device, torch.float32)
-        stream = torch.cuda.current_stream(device)
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         graph = torch.cuda.CUDAGraph()
+        stream = self._stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         cudnn = torch.backends.cudnn.flags(
             enabled=True, benchmark=True, deterministic=False, allow_tf32=torch.backends.cudnn.allow_tf32
         )
-        with torch.cuda.device(device), cudnn, self.computing():
-            side.wait_stream(stream)
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    table_of(self.student, image, P, target.width, target.height)
-            stream.wait_stream(side)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device too
+        with torch.cuda.device(device), torch.cuda.stream(stream), cudnn, self.computing():
+            for _ in range(WARM_UP):
+                table_of(self.student, image, P, target.width, target.height)
+            # by thread: others may use the device; on the stream in use, which is restored if recording fails
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 table = table_of(self.student, image, P, target.width, target.height)
-        pinned = [torch.zeros(part.shape, dtype=part.dtype, pin_memory=True) for part in (image, P, table)]
-        return Recording(graph, image, P, table, *pinned)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        up, P_up, down = (torch.zeros(part.shape, dtype=part.dtype, pin_memory=True) for part in (image, P, table))
+        weights = [part.detach() for part in (*self.student.parameters(), *self.student.buffers())]
+        return Recording(graph, image, P, table, up, P_up, down, weights)
+
+    def _stream(self, device: torch.device) -> torch.cuda.Stream:
+        if self.stream is None or self.stream.device != device:
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return self.stream
 
 
-def _heat(table: Tensor) -> Tensor:
-    """shape (N,), the heat, best first: equal peaks may come in another order."""
-    at = list(COLUMNS).index("heat")
-    return table[:, sum(list(COLUMNS.values())[:at])].sort(descending=True).values
+def _by_heat(table: Tensor) -> dict[str, Tensor]:
+    parts = dict(zip(COLUMNS, torch.split(table, list(COLUMNS.values()), 1), strict=True))
+    order = parts["heat"][:, 0].argsort(descending=True)
+    return {name: part[order] for name, part in parts.items()}

@@ -251,7 +251,8 @@ class Detector:
         camera = Camera(P, w, h)
         if width and height:
             camera = camera.resize(width, height)
-        self.predict(np.zeros((camera.height, camera.width, 3), np.uint8), camera)
+        for _ in range(1 if self.graphs is None else self.graphs.patience):
+            self.predict(np.zeros((camera.height, camera.width, 3), np.uint8), camera)
 
 
 def check_image(image: NDArray[np.uint8], camera: Camera) -> None:
