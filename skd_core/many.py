@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,6 @@ def run_many(
     tasks = tasks_of(command, recordings, cores)
     outcomes: dict[int, Outcome] = {}
     console = output_console()
-    complete = False
     try:
         with contextlib.closing(spread(run_task, tasks, address, cores, gpus, cure="lower --cores")) as ended:
             for number, found in tqdm(ended, total=len(tasks), unit="recording", disable=None):
@@ -172,22 +171,30 @@ def run_many(
                 said = f"failed: {outcome.error}" if outcome.status else outcome.said
                 with tqdm.external_write_mode():
                     console.print(f"{tasks[number].name}: {said}", soft_wrap=True, markup=False)
-        complete = True
-    finally:
-        result: dict[str, Any] = {"recordings": [_row(task, outcomes.get(n)) for n, task in enumerate(tasks)]}
-        if json_file is not None and outcomes and not complete:
-            write_atomic(json_file, json.dumps(result, indent=1) + "\n")
+    except BaseException:
+        if outcomes:
+            _write(json_file, _result(tasks, outcomes))
+        raise
+    result = _result(tasks, outcomes)
     if tasks[0].words[0] == "bag-eval":
         folders = [_out_of(task) for number, task in enumerate(tasks) if outcomes[number].status == 0]
         if (together := _together(folders)) is not None:
             result["kitti"] = together[0]
             console.print(f"{len(folders)} recordings together:")
             console.print(headline_table(*together))
-    if json_file is not None:
-        write_atomic(json_file, json.dumps(result, indent=1) + "\n")
+    _write(json_file, result)
     faults = [f"{task.name}: {outcomes[n].error}" for n, task in enumerate(tasks) if outcomes[n].status]
     if faults:
         raise UserError(f"{len(faults)} of {len(tasks)} recordings failed, first {faults[0]}")
+
+
+def _write(json_file: Path | None, result: dict[str, Any]) -> None:
+    if json_file is not None:
+        write_atomic(json_file, json.dumps(result, indent=1) + "\n")
+
+
+def _result(tasks: Sequence[Task], outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
+    return {"recordings": [_row(task, outcomes.get(number)) for number, task in enumerate(tasks)]}
 
 
 def _row(task: Task, outcome: Outcome | None) -> dict[str, Any]:

@@ -19,14 +19,13 @@ from torch.utils._pytree import tree_leaves
 
 from skd_core import Camera, Detector, notes
 from skd_core.config import ModelConfig
-from skd_core.inference.cuda_graph import COLUMNS, SIZES, CudaGraphs, _one_records, table_of
+from skd_core.inference.cuda_graph import COLUMNS, SIZES, CudaGraphs, Run, _one_records, table_of
 from skd_core.models.student import Student
 from skd_core.models.teacher import DepthGuidedNetwork
 
 CONFIG = ModelConfig(
     backbone="mobilenetv3_small_100", neck_channels=16, head_channels=16, depth_channels=16, input_size=(160, 96)
 )
-Record = Callable[[tuple[int, ...], Camera], Callable[[NDArray[np.uint8], Tensor], Tensor]]
 
 
 def detectors(device: str = "cpu") -> list[Detector]:
@@ -41,10 +40,10 @@ def detectors(device: str = "cpu") -> list[Detector]:
     return [Detector(network.eval(), {"focal": [186.0, 186.0]}, device) for network in networks]
 
 
-def recorder(detector: Detector, spoil: str = "") -> Record:
+def recorder(detector: Detector, spoil: str = "") -> Callable[[tuple[int, ...], Camera], Run]:
     """What records, without CUDA: runs the network each time, with a fault if one is asked for."""
 
-    def record(shape: tuple[int, ...], target: Camera) -> Callable[[NDArray[np.uint8], Tensor], Tensor]:
+    def record(shape: tuple[int, ...], target: Camera) -> Run:
         def run(image: NDArray[np.uint8], P: Tensor) -> Tensor:
             assert image.shape == shape
             if spoil == "image":
@@ -143,7 +142,7 @@ def test_where_it_fails_the_network_runs_without(
     detector = detectors()[0]
     tried = []
 
-    def record(shape: tuple[int, ...], target: Camera) -> Callable[[NDArray[np.uint8], Tensor], Tensor]:
+    def record(shape: tuple[int, ...], target: Camera) -> Run:
         tried.append(shape)
         if fault == "memory":
             raise torch.cuda.OutOfMemoryError
@@ -164,7 +163,7 @@ def test_graphs_are_recorded_for_sizes_that_stay() -> None:
     detector = detectors()[0]
     recorded = []
 
-    def record(shape: tuple[int, ...], target: Camera) -> Callable[[NDArray[np.uint8], Tensor], Tensor]:
+    def record(shape: tuple[int, ...], target: Camera) -> Run:
         assert _one_records.locked()
         recorded.append(shape[1])
         return recorder(detector)(shape, target)

@@ -64,11 +64,10 @@ def table_of(student: Student, image: Tensor, P: Tensor, width: int, height: int
 
 def detections_of(table: Tensor, min_heat: float) -> Detections:
     """What :meth:`skd_core.models.student.Student.detect` finds, from a table on the CPU."""
-    parts = dict(zip(COLUMNS, torch.split(table, list(COLUMNS.values()), 1), strict=True))
-    flat = {name: part[:, 0] if COLUMNS[name] == 1 and name != "boxes" else part for name, part in parts.items()}
-    boxes, scores, heat = flat.pop("boxes"), flat.pop("scores"), flat.pop("heat")
-    classes = flat.pop("classes").long()
-    found = Detections(boxes, scores, classes, Prediction3D(**flat))
+    parts = _columns(table)
+    boxes, scores, heat = parts.pop("boxes"), parts.pop("scores"), parts.pop("heat")
+    classes = parts.pop("classes").long()
+    found = Detections(boxes, scores, classes, Prediction3D(**parts))
     found = found[distinct(boxes, heat, classes, min_heat)]
     return found[found.scores.argsort(descending=True)]
 
@@ -181,7 +180,7 @@ class CudaGraphs:
         with self.computing():
             pixels = torch.from_numpy(image).to(device)
             plain = _by_heat(table_of(self.student, pixels, P.to(device), target.width, target.height).cpu())
-        found = {name: part.clone() for name, part in _by_heat(run(image, P)).items()}
+        found = _by_heat(run(image, P))
         apart = (found["heat"] - plain["heat"]).abs().max()
         if not bool(apart <= HEAT_TOLERANCE):
             return f"its heat differs by {apart:.2g}"
@@ -219,7 +218,14 @@ class CudaGraphs:
         return self.stream
 
 
+def _columns(table: Tensor) -> dict[str, Tensor]:
+    """The parts of a table by name, (N,) where they have one column; they share its memory."""
+    parts = zip(COLUMNS, torch.split(table, list(COLUMNS.values()), 1), strict=True)
+    return {name: part[:, 0] if COLUMNS[name] == 1 else part for name, part in parts}
+
+
 def _by_heat(table: Tensor) -> dict[str, Tensor]:
-    parts = dict(zip(COLUMNS, torch.split(table, list(COLUMNS.values()), 1), strict=True))
-    order = parts["heat"][:, 0].argsort(descending=True)
+    """Copies of the parts of a table, the highest heat first."""
+    parts = _columns(table)
+    order = parts["heat"].argsort(descending=True)
     return {name: part[order] for name, part in parts.items()}

@@ -164,16 +164,14 @@ class Detector:
 
     def _find(self, image: NDArray[np.uint8], camera: Camera, min_score: float) -> Boxes3D:
         """The network's own boxes, best first; some may score below ``min_score``."""
+        check_image(image, camera)
+        target = self.network_camera(camera)
         heat = min_score**2  # a score is at most the root of the heat
-        if self.graphs is not None:
-            check_image(image, camera)
-            target = self.network_camera(camera)
-            found = self.graphs(image, target, heat)
-            if found is not None:
-                return self._boxes(found, camera.width / target.width, camera.height / target.height)
-        pixels, target, P = self._input(image, camera)
-        with self._computing():
-            found = self.student.detect(pixels, P, min_heat=heat)[0]
+        found = None if self.graphs is None else self.graphs(image, target, heat)
+        if found is None:
+            pixels, P = self._input(image, target)
+            with self._computing():
+                found = self.student.detect(pixels, P, min_heat=heat)[0]
         return self._boxes(found, camera.width / target.width, camera.height / target.height)
 
     def place(self, image: NDArray[np.uint8], camera: Camera, boxes2d: Boxes2D) -> tuple[Boxes3D, Tensor]:
@@ -196,7 +194,9 @@ class Detector:
                 outside [0, 1]; the image as in :meth:`predict`.
         """
         classes = self.class_numbers(boxes2d)
-        pixels, target, P = self._input(image, camera)
+        check_image(image, camera)
+        target = self.network_camera(camera)
+        pixels, P = self._input(image, target)
         sx, sy = camera.width / target.width, camera.height / target.height
         given = boxes2d.to(self.device, torch.float32).scale(1 / sx, 1 / sy).clip(target.width, target.height)
         sides = given.xyxy[:, 2:] - given.xyxy[:, :2]
@@ -226,14 +226,12 @@ class Detector:
         boxes.check()
         return torch.tensor([numbers[name.lower()] for name in boxes.labels], dtype=torch.long)
 
-    def _input(self, image: NDArray[np.uint8], camera: Camera) -> tuple[Tensor, Camera, Tensor]:
-        """The network's input (1, 3, H, W), its camera, and that one's P (1, 3, 4), on the device."""
-        check_image(image, camera)
-        target = self.network_camera(camera)
+    def _input(self, image: NDArray[np.uint8], target: Camera) -> tuple[Tensor, Tensor]:
+        """The network's input (1, 3, H, W) for its camera, and that one's P (1, 3, 4), on the device."""
         own = np.require(image, requirements=["C", "W"])  # torch takes neither mirrored nor read-only memory
         pixels = torch.from_numpy(own).to(self.device).permute(2, 0, 1)
         pixels = scale_pixels(pixels, target.width, target.height)
-        return pixels[None], target, target.P.to(self.device, torch.float32)[None]
+        return pixels[None], target.P.to(self.device, torch.float32)[None]
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
@@ -244,7 +242,7 @@ class Detector:
             yield  # without a cache: a CUDA graph would read converted weights that are gone when the cache is
 
     def warmup(self, width: int | None = None, height: int | None = None) -> None:
-        """One prediction on an empty image, so that the first real one is not slow."""
+        """Predict on an empty image, so that the first real one is not slow; on a GPU until a graph is recorded."""
         w, h = self.config.input_size
         fx, fy = self.metadata["focal"]
         P = torch.tensor([[fx, 0, w / 2, 0], [0, fy, h / 2, 0], [0, 0, 1, 0]], dtype=torch.float64)
