@@ -44,8 +44,11 @@ def recorder(detector: Detector, spoil: str = "") -> Callable[[tuple[int, ...], 
     """What records, without CUDA: runs the network each time, with a fault if one is asked for."""
 
     def record(shape: tuple[int, ...], target: Camera) -> Run:
+        weights = [part.detach() for part in detector.student.parameters()]  # as a graph does
+
         def run(image: NDArray[np.uint8], P: Tensor) -> Tensor:
             assert image.shape == shape
+            assert weights
             if spoil == "image":
                 image = np.zeros_like(image)
             if spoil == "P":
