@@ -48,7 +48,8 @@ def bev_iou(a: Tensor, b: Tensor, aligned: bool = False, validate: bool = True) 
         shape (N, M), or (N,) if ``aligned``, in [0, 1].
 
     Raises:
-        UserError: wrong shape or dtype, a size that is not positive, NaN or infinity.
+        UserError: wrong shape or dtype, NaN, infinity, a size that is not positive or whose products the dtype
+            cannot hold.
     """
     a, b = _pairs(a, b, 5, aligned, validate)
     inter = _intersection(a, b)
@@ -125,11 +126,13 @@ def _pairs(a: Tensor, b: Tensor, width: int, aligned: bool, validate: bool) -> t
 
 def _check_values(name: str, boxes: Tensor) -> None:
     size = boxes[:, 2:4] if boxes.shape[1] == 5 else boxes[:, 3:6]
-    good = boxes.isfinite().all(-1) & (size > 0).all(-1)  # NaN > 0 is false
+    smallest = torch.finfo(boxes.dtype).tiny ** 0.25  # products of three sizes and of their ratios can be told from 0
+    good = boxes.isfinite().all(-1) & ((size >= smallest) & (size <= 1 / smallest)).all(-1)
     if not bool(good.all()):
         index = int((~good).nonzero()[0])
         values = ", ".join(f"{value:g}" for value in boxes[index].tolist())
-        raise UserError(f"iou: box {index} of {name} needs finite values and sizes above 0, got ({values})")
+        limits = f"{smallest:.0e} to {1 / smallest:.0e} m in {str(boxes.dtype).removeprefix('torch.')}"
+        raise UserError(f"iou: box {index} of {name} needs finite values and sizes above 0 ({limits}), got ({values})")
 
 
 def _footprint(boxes: Tensor) -> Tensor:

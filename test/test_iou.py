@@ -302,12 +302,34 @@ def test_impossible_boxes_are_named(column: int, value: float) -> None:
     a, b = random_bev(4, 14), random_bev(4, 15)
     b[2, column] = value
     for function in (bev_iou, bev_giou, bev_intersection):
-        with pytest.raises(UserError, match=r"box 2 of b needs finite values and sizes above 0, got \("):
+        with pytest.raises(UserError, match=r"box 2 of b needs finite values and sizes above 0 \(.*\), got \("):
             function(a, b)
     volumes = random_3d(4, 16)
     volumes[1, 5] = 0
     with pytest.raises(UserError, match="box 1 of a"):
         iou_3d(volumes, volumes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("function", "width"), FUNCTIONS)
+def test_sizes_are_named_or_give_a_number(function, width: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    """From what a dtype can barely hold up: none is refused that a sensor could see, and none gives NaN."""
+    columns = [0, 1, 2, 3, 4, 5, 6] if width == 7 else [0, 2, 3, 4, 6]
+    sizes = [10.0**k for k in range(-36, 37, 3)]
+    boxes = [torch.tensor([[1, 0.5, 20, s, 0.5 * s, 0.3 * s, 0.1]], dtype=dtype)[:, columns] for s in sizes]
+    for size_a, a in zip(sizes, boxes, strict=True):
+        for b in boxes:
+            try:
+                found = function(a, b)
+            except UserError:
+                assert size_a < 1e-8 or size_a > 1e8 or not 1e-8 < b[0, -2] / 0.3 < 1e8
+            else:
+                assert found.isfinite().all()
+                assert found.abs().max() <= 1 + 1e-5
+    with pytest.raises(
+        UserError, match=r"sizes above 0 \(3e-10 to 3e\+09 m in float32\), got \(1, 20, 1e-30, 1e-30, 0\)"
+    ):
+        bev_iou(*2 * [torch.tensor([[1, 20, 1e-30, 1e-30, 0]])])
 
 
 def test_wrong_shapes_and_types_are_named() -> None:
