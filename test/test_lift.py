@@ -274,8 +274,14 @@ def test_lift_command_on_a_tree_and_on_images(tree: Path, known: Path, run: Run,
     assert run("lift", tree, "--boxes", known, "--out", tmp_path / "a")[0] == 0
     assert run("lift", images, "--camera", calib, "--boxes", known, "--out", tmp_path / "b", "--draw")[0] == 0
     sample = KittiDataset(tree)[0]
+    bare = tmp_path / "bare"  # the boxes come from elsewhere
+    shutil.copytree(tree, bare, ignore=shutil.ignore_patterns("label_2"))
+    assert run("lift", bare, "--boxes", known, "--out", tmp_path / "c")[0] == 0
+    assert len(KittiDataset(bare, labels=False, with_3d=True)[0].boxes2d) == 0
+    with pytest.raises(UserError, match="label_2: no such folder"):
+        KittiDataset(bare)
     expected = lift(read_given_boxes2d(known / "000000.txt"), sample.camera)
-    for name in "ab":
+    for name in "abc":
         found = result(tmp_path / name)
         assert found.labels == expected.labels
         torch.testing.assert_close(found.center, expected.center.double(), rtol=0, atol=1e-6)

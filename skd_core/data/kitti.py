@@ -217,6 +217,7 @@ class KittiDataset(Dataset[Sample]):
         classes: the classes to learn; objects of all others become :attr:`Sample.ignore`.
         depth_dir: folder of depth maps, relative to ``root/training`` or absolute.
         with_3d: read the 3D labels too, for evaluation. Without it they are not even parsed.
+        labels: without them ``label_2`` is not looked for, and no frame has 2D boxes.
 
     Raises:
         UserError: a folder, a split or a frame's file is missing, or there are no frames; found when the data set is
@@ -230,23 +231,23 @@ class KittiDataset(Dataset[Sample]):
         classes: Sequence[str] = ("Car", "Pedestrian", "Cyclist"),
         depth_dir: str | None = None,
         with_3d: bool = False,
+        *,
+        labels: bool = True,
     ) -> None:
-        self.root, self.classes, self.with_3d = Path(root), tuple(classes), with_3d
+        self.root, self.classes, self.with_3d = Path(root), tuple(classes), with_3d and labels
         training = self.root / "training"
         self._images = _files_by_name(training / "image_2", IMAGE_SUFFIXES)
         self._calibs = _files_by_name(training / "calib", (".txt",))
-        self._labels = _files_by_name(training / "label_2", (".txt",))
+        self._labels = _files_by_name(training / "label_2", (".txt",)) if labels else None
         self._depths = None if depth_dir is None else _files_by_name(training / depth_dir, (".png", ".npy"))
         self.names = sorted(self._images) if split is None else read_split(self.root / "ImageSets", split)
         if not self.names:
             place = training / "image_2" if split is None else self.root / "ImageSets" / f"{split}.txt"
             raise UserError(f"{place}: no frames")
-        found = {"image_2": self._images, "calib": self._calibs, "label_2": self._labels}
-        if depth_dir is not None and self._depths is not None:
-            found[depth_dir] = self._depths
+        found = {"image_2": self._images, "calib": self._calibs, "label_2": self._labels, depth_dir: self._depths}
         for folder, files in found.items():
-            missing = [name for name in self.names if name not in files]
-            if missing:
+            missing = [name for name in self.names if files is not None and name not in files]
+            if folder is not None and missing:
                 raise UserError(
                     f"{training / folder}: {len(missing)} of {len(self.names)} frames have no file, first {missing[0]}"
                 )
@@ -274,8 +275,12 @@ class KittiDataset(Dataset[Sample]):
     def _sample(self, index: int, image: Tensor) -> Sample:
         name = self.names[index]
         camera = Camera.from_kitti(self._calibs[name], image.shape[2], image.shape[1])
-        objects = read_objects(self._labels[name]) if self.with_3d else None
-        boxes2d = read_boxes2d(self._labels[name]) if objects is None else objects.boxes2d()
+        label = None if self._labels is None else self._labels[name]
+        objects = read_objects(label) if self.with_3d and label is not None else None
+        if objects is not None:
+            boxes2d = objects.boxes2d()
+        else:
+            boxes2d = Boxes2D.empty() if label is None else read_boxes2d(label)
         boxes2d = boxes2d.to(torch.float32).clip(camera.width, camera.height)
         inside = (boxes2d.xyxy[:, 2:] > boxes2d.xyxy[:, :2]).all(-1)
         wanted = torch.tensor([label in self.classes for label in boxes2d.labels], dtype=torch.bool)

@@ -108,7 +108,7 @@ def lift_images(
         raise UserError(f"{images[0]}: a KITTI tree has its own calibrations; leave out --camera, or name its image_2")
     if not tree and (camera is None or split is not None):
         raise UserError("lift: images need --camera and have no --split; a KITTI tree (with training/) has both itself")
-    samples = KittiDataset(images[0], split) if camera is None else ImageFolder(images, camera)
+    samples = KittiDataset(images[0], split, labels=False) if camera is None else ImageFolder(images, camera)
 
     def find(sample: Sample, pixels: NDArray[np.uint8]) -> Boxes3D:
         return lift(source.find(sample.name, pixels), sample.camera)
