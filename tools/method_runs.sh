@@ -46,12 +46,13 @@ gtm-long) # 1800 steps of one form, such as: gtm-long "method.gtm_form=lift_stud
     ablate $SYNTHETIC runs/long_form full "$seeds" schedule.epochs=9 schedule.eval_every=9 $2
     compare runs/long_none:distill_uad runs/long_form
     ;;
-gap) # one cause at a time, without GTM, 400 steps from data/street/first.safetensors (see real.yaml): a screen of one seed
+gap) # one cause at a time, without GTM, 400 steps (long: 800) from data/street/first.safetensors (see real.yaml): a screen of one seed
     seeds=${2:-1}
     ablate $SYNTHETIC runs/gap_base distill_uad "$seeds" initial.weights=data/street/first.safetensors schedule.epochs=2 schedule.eval_every=2
     ablate $SYNTHETIC runs/gap_ema distill_uad "$seeds" initial.weights=data/street/first.safetensors schedule.epochs=2 schedule.eval_every=2 method.ema_teacher=true
     ablate $SYNTHETIC runs/gap_cosine distill_uad "$seeds" initial.weights=data/street/first.safetensors schedule.epochs=2 schedule.eval_every=2 method.features=cosine
-    compare runs/gap_base:distill_uad runs/gap_ema:distill_uad runs/gap_cosine:distill_uad
+    ablate $SYNTHETIC runs/gap_long distill_uad "$seeds" initial.weights=data/street/first.safetensors schedule.epochs=4 schedule.eval_every=4
+    compare runs/gap_base:distill_uad runs/gap_ema:distill_uad runs/gap_cosine:distill_uad runs/gap_long:distill_uad
     ;;
 real) # 720 steps each: weak and supervised over SEEDS, the two other rows over one
     ablate config/train/real.yaml runs/real weak,supervised "${2:-3}"
