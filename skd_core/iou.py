@@ -48,8 +48,8 @@ def bev_iou(a: Tensor, b: Tensor, aligned: bool = False, validate: bool = True) 
         shape (N, M), or (N,) if ``aligned``, in [0, 1].
 
     Raises:
-        UserError: wrong shape or dtype, NaN, infinity, a size that is not positive or whose products the dtype
-            cannot hold.
+        UserError: wrong shape or dtype, NaN, infinity, a size that is not positive, or values too large or small for
+            products of the dtype (float32: sizes from 1e-9, all up to 1e9).
     """
     a, b = _pairs(a, b, 5, aligned, validate)
     inter = _intersection(a, b)
@@ -126,13 +126,18 @@ def _pairs(a: Tensor, b: Tensor, width: int, aligned: bool, validate: bool) -> t
 
 def _check_values(name: str, boxes: Tensor) -> None:
     size = boxes[:, 2:4] if boxes.shape[1] == 5 else boxes[:, 3:6]
-    smallest = torch.finfo(boxes.dtype).tiny ** 0.25  # products of three sizes and of their ratios can be told from 0
-    good = boxes.isfinite().all(-1) & ((size >= smallest) & (size <= 1 / smallest)).all(-1)
+    smallest = _smallest(boxes.dtype)
+    good = (boxes.abs() <= 1 / smallest).all(-1) & (size >= smallest).all(-1)  # of NaN both are false
     if not bool(good.all()):
         index = int((~good).nonzero()[0])
         values = ", ".join(f"{value:g}" for value in boxes[index].tolist())
-        limits = f"{smallest:.0e} to {1 / smallest:.0e} m in {str(boxes.dtype).removeprefix('torch.')}"
+        limits = f"in {str(boxes.dtype).removeprefix('torch.')} at least {smallest:.0e}, all at most {1 / smallest:.0e}"
         raise UserError(f"iou: box {index} of {name} needs finite values and sizes above 0 ({limits}), got ({values})")
+
+
+def _smallest(dtype: torch.dtype) -> float:
+    """The power of ten whose fourth power the dtype can tell from 0, as it can the inverse of that from infinity."""
+    return 10.0 ** math.ceil(math.log10(torch.finfo(dtype).tiny) / 4)
 
 
 def _footprint(boxes: Tensor) -> Tensor:

@@ -312,24 +312,32 @@ def test_impossible_boxes_are_named(column: int, value: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("function", "width"), FUNCTIONS)
-def test_sizes_are_named_or_give_a_number(function, width: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+def test_values_are_named_or_give_a_number(function, width: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
     """From what a dtype can barely hold up: none is refused that a sensor could see, and none gives NaN."""
     columns = [0, 1, 2, 3, 4, 5, 6] if width == 7 else [0, 2, 3, 4, 6]
-    sizes = [10.0**k for k in range(-36, 37, 3)]
-    boxes = [torch.tensor([[1, 0.5, 20, s, 0.5 * s, 0.3 * s, 0.1]], dtype=dtype)[:, columns] for s in sizes]
-    for size_a, a in zip(sizes, boxes, strict=True):
-        for b in boxes:
+    taken = []
+    for size in (10.0**k for k in range(-36, 37, 3)):
+        for at in (1.0, 1e6, 1e30):
+            box = torch.tensor([[at, 0.5, 20, size, 0.5 * size, 0.3 * size, 0.1]], dtype=dtype)[:, columns]
             try:
-                found = function(a, b)
+                function(box, box)
             except UserError:
-                assert size_a < 1e-8 or size_a > 1e8 or not 1e-8 < b[0, -2] / 0.3 < 1e8
+                assert size < 1e-8 or max(size, at) > 1e8
             else:
-                assert found.isfinite().all()
-                assert found.abs().max() <= 1 + 1e-5
-    with pytest.raises(
-        UserError, match=r"sizes above 0 \(3e-10 to 3e\+09 m in float32\), got \(1, 20, 1e-30, 1e-30, 0\)"
-    ):
-        bev_iou(*2 * [torch.tensor([[1, 20, 1e-30, 1e-30, 0]])])
+                taken.append(box)
+    boxes = torch.cat(taken)
+    found = function(boxes, boxes)
+    assert found.shape[0] >= 10
+    assert found.isfinite().all()
+    assert found.abs().max() <= 1 + 1e-5
+
+
+def test_values_out_of_range_are_named() -> None:
+    limits = r"sizes above 0 \(in float32 at least 1e-09, all at most 1e\+09\), got"
+    for wrong in ([1, 20, 1e-30, 1e-30, 0], [1e20, 20, 4, 2, 0]):
+        with pytest.raises(UserError, match=limits):
+            bev_iou(*2 * [torch.tensor([wrong])])
+    assert bev_iou(*2 * [torch.tensor([[1, 20, 1e-9, 1e-9, 0]])]).item() == 1
 
 
 def test_wrong_shapes_and_types_are_named() -> None:

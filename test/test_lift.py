@@ -277,6 +277,13 @@ def test_lift_command_on_a_tree_and_on_images(tree: Path, known: Path, run: Run,
     bare = tmp_path / "bare"  # the boxes come from elsewhere
     shutil.copytree(tree, bare, ignore=shutil.ignore_patterns("label_2"))
     assert run("lift", bare, "--boxes", known, "--out", tmp_path / "c")[0] == 0
+    labels = tree / "training" / "label_2"  # where there are, they are not written over
+    before = {path.name: path.read_text() for path in labels.iterdir()}
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "results").symlink_to(labels)
+    code, line = run("lift", tree, "--boxes", known, "--out", tmp_path / "d")
+    assert (code, "would write over an input" in line) == (2, True), line
+    assert {path.name: path.read_text() for path in labels.iterdir()} == before
     assert len(KittiDataset(bare, labels=False, with_3d=True)[0].boxes2d) == 0
     with pytest.raises(UserError, match="label_2: no such folder"):
         KittiDataset(bare)

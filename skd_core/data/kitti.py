@@ -217,7 +217,7 @@ class KittiDataset(Dataset[Sample]):
         classes: the classes to learn; objects of all others become :attr:`Sample.ignore`.
         depth_dir: folder of depth maps, relative to ``root/training`` or absolute.
         with_3d: read the 3D labels too, for evaluation. Without it they are not even parsed.
-        labels: without them ``label_2`` is not looked for, and no frame has 2D boxes.
+        labels: without them ``label_2`` is not read, no frame has 2D boxes, and ``with_3d`` has no effect.
 
     Raises:
         UserError: a folder, a split or a frame's file is missing, or there are no frames; found when the data set is
@@ -256,9 +256,14 @@ class KittiDataset(Dataset[Sample]):
         return len(self.names)
 
     def files(self, index: int) -> dict[str, Path]:
-        """What a frame is read from: "image", "calib", "label", and "depth" where there is one."""
+        """The files of a frame: "image", "calib", "label", and "depth" where there is one.
+
+        "label" is named without ``labels`` too, whether or not it exists: nothing may be written over it.
+        """
+        name = self.names[index]
         kinds = {"image": self._images, "calib": self._calibs, "label": self._labels, "depth": self._depths}
-        return {kind: paths[self.names[index]] for kind, paths in kinds.items() if paths is not None}
+        unread = {"label": self.root / "training" / "label_2" / f"{name}.txt"}
+        return unread | {kind: paths[name] for kind, paths in kinds.items() if paths is not None}
 
     def __getitem__(self, index: int) -> Sample:
         """Read one frame.
