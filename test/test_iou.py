@@ -336,8 +336,9 @@ def test_values_out_of_range_are_named() -> None:
     limits = r"sizes above 0 \(in float32 at least 1e-09, all at most 1e\+09\), got"
     for wrong in ([1, 20, 1e-30, 1e-30, 0], [1e20, 20, 4, 2, 0]):
         with pytest.raises(UserError, match=limits):
-            bev_iou(*2 * [torch.tensor([wrong])])
-    assert bev_iou(*2 * [torch.tensor([[1, 20, 1e-9, 1e-9, 0]])]).item() == 1
+            bev_iou(torch.tensor([wrong]), torch.tensor([wrong]))
+    smallest = torch.tensor([[1, 20, 1e-9, 1e-9, 0]])
+    assert bev_iou(smallest, smallest).item() == 1
 
 
 def test_wrong_shapes_and_types_are_named() -> None:
