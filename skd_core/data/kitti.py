@@ -246,8 +246,10 @@ class KittiDataset(Dataset[Sample]):
             raise UserError(f"{place}: no frames")
         found = {"image_2": self._images, "calib": self._calibs, "label_2": self._labels, depth_dir: self._depths}
         for folder, files in found.items():
-            missing = [name for name in self.names if files is not None and name not in files]
-            if folder is not None and missing:
+            if folder is None or files is None:
+                continue
+            missing = [name for name in self.names if name not in files]
+            if missing:
                 raise UserError(
                     f"{training / folder}: {len(missing)} of {len(self.names)} frames have no file, first {missing[0]}"
                 )
